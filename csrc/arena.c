@@ -1,0 +1,367 @@
+/* arena.c - segregated lists with immediate coalescing, and the gap that compacts. */
+#include "arena.h"
+
+#define LISTED 3u /* granules: the smallest block with room for links */
+#define END_MARK (1u | ((uint32_t)GB_KIND_PENDING << 10)) /* stands at `end`: never free */
+#define LOOKS 8u  /* members of a request's own class that are looked at */
+
+static inline uint32_t *word_at(const struct gb_arena *a, gb_ref ref) {
+    return (uint32_t *)gb_at(a->base, ref);
+}
+static inline gb_ref head_ref(const struct gb_arena *a, uint32_t class) {
+    return (gb_ref)((size_t)((uint8_t *)&a->root->heads[class] - a->base) / GB_GRANULE);
+}
+
+/* Blocks of a class are at least its floor; the last class takes everything larger. */
+static uint32_t class_of(uint32_t granules) {
+    if (granules < GB_ARENA_EXACT) return granules;
+    uint32_t top = 31u - (uint32_t)__builtin_clz(granules); /* 5.. */
+    uint32_t class = GB_ARENA_EXACT + (top - 5u) * 16u + ((granules >> (top - 4u)) & 15u);
+    return class < GB_ARENA_CLASSES ? class : GB_ARENA_CLASSES - 1u;
+}
+
+/* The first class at or above `class` with a member, or GB_ARENA_CLASSES. */
+static uint32_t class_from(const struct gb_arena_root *r, uint32_t class) {
+    for (uint32_t w = class >> 6; w < 2; w++) {
+        uint64_t bits = r->bits[w];
+        if (w == class >> 6) bits &= ~(uint64_t)0 << (class & 63u);
+        if (bits) return w * 64u + (uint32_t)__builtin_ctzll(bits);
+    }
+    return GB_ARENA_CLASSES;
+}
+
+static void list_in(struct gb_arena *a, gb_ref ref, uint32_t granules) {
+    if (granules < LISTED) return;
+    uint32_t class = class_of(granules);
+    gb_list_link(a->base, head_ref(a, class), ref + 1u);
+    a->root->bits[class >> 6] |= (uint64_t)1 << (class & 63u);
+}
+
+static void list_out(struct gb_arena *a, gb_ref ref, uint32_t granules) {
+    if (granules < LISTED) return;
+    uint32_t class = class_of(granules);
+    gb_list_unlink(a->base, ref + 1u);
+    if (gb_list_empty(a->base, head_ref(a, class)))
+        a->root->bits[class >> 6] &= ~((uint64_t)1 << (class & 63u));
+}
+
+/* Writes a free block's three words; its neighbours are the caller's. */
+static void write_free(struct gb_arena *a, gb_ref ref, uint32_t granules, uint32_t flags) {
+    uint32_t *w = word_at(a, ref);
+    w[0] = ((uint32_t)GB_KIND_FREE << 10) | flags;
+    w[1] = granules;
+    word_at(a, ref + granules)[-1] = granules;
+}
+
+/* The block behind [.., next) learns whether a free one lies before it. */
+static void tell_next(struct gb_arena *a, gb_ref next, bool is_free) {
+    uint32_t *w = word_at(a, next);
+    *w = is_free ? *w | GB_WORD_PREV_FREE : *w & ~GB_WORD_PREV_FREE;
+}
+
+void gb_arena_format(struct gb_arena *a, uint32_t head_granules, uint32_t end) {
+    struct gb_arena_root *r = a->root;
+    memset(r, 0, sizeof *r);
+    for (uint32_t i = 0; i < GB_ARENA_CLASSES; i++) gb_list_format(a->base, head_ref(a, i));
+    r->first = r->hand = head_granules;
+    r->end = end;
+    r->ledger[GB_KIND_HEAD] = head_granules + 1u;
+    r->ledger[GB_KIND_FREE] = end - head_granules;
+    write_free(a, r->first, end - head_granules, 0);
+    word_at(a, end)[0] = END_MARK | GB_WORD_PREV_FREE;
+    list_in(a, r->first, end - head_granules);
+}
+
+/* Cuts [at, at + granules) out of the free block `ref`, which is out of its list already. What is
+ * left before and behind becomes free blocks of their own. A rest of one or two granules behind is
+ * in no list, but is found again when a neighbour is freed. */
+static gb_ref carve(struct gb_arena *a, gb_ref ref, gb_ref at, uint32_t granules,
+                    enum gb_kind kind) {
+    uint32_t size = word_at(a, ref)[1], before = at - ref, behind = size - before - granules;
+    uint32_t prev = before ? GB_WORD_PREV_FREE : 0u;
+    if (before) {
+        write_free(a, ref, before, word_at(a, ref)[0] & GB_WORD_PREV_FREE);
+        list_in(a, ref, before);
+    }
+    word_at(a, at)[0] = granules | ((uint32_t)kind << 10) | prev;
+    if (behind) {
+        write_free(a, at + granules, behind, 0);
+        list_in(a, at + granules, behind);
+    } else {
+        tell_next(a, at + granules, false);
+    }
+    a->root->ledger[GB_KIND_FREE] -= granules;
+    a->root->ledger[kind] += granules;
+    a->work.steps++;
+    return at;
+}
+
+gb_ref gb_arena_alloc(struct gb_arena *a, uint32_t granules, enum gb_kind kind) {
+    struct gb_arena_root *r = a->root;
+    uint32_t class = class_of(granules);
+    if (granules >= GB_ARENA_EXACT) { /* a class spans several sizes: look for one that fits */
+        gb_ref head = head_ref(a, class), at = gb_list_at(a->base, head)->next;
+        for (uint32_t n = 0; at != head && n < LOOKS; n++, at = gb_list_at(a->base, at)->next) {
+            uint32_t size = word_at(a, at - 1u)[1];
+            if (size < granules) continue;
+            list_out(a, at - 1u, size);
+            return carve(a, at - 1u, at - 1u, granules, kind);
+        }
+        class++;
+    }
+    class = class_from(r, class);
+    if (class >= GB_ARENA_CLASSES) return 0;
+    gb_ref ref = gb_list_at(a->base, head_ref(a, class))->next - 1u;
+    list_out(a, ref, word_at(a, ref)[1]);
+    return carve(a, ref, ref, granules, kind);
+}
+
+gb_ref gb_arena_alloc_between(struct gb_arena *a, uint32_t least, uint32_t most,
+                              enum gb_kind kind) {
+    gb_ref ref = gb_arena_alloc(a, most, kind);
+    if (ref || least >= most) return ref;
+    uint32_t floor = class_of(least) + 1u;
+    for (uint32_t w = 2; w-- > 0;) { /* the highest class with a member */
+        uint64_t bits = a->root->bits[w];
+        if (!bits) continue;
+        uint32_t class = w * 64u + 63u - (uint32_t)__builtin_clzll(bits);
+        if (class < floor) return 0;
+        ref = gb_list_at(a->base, head_ref(a, class))->next - 1u;
+        uint32_t size = word_at(a, ref)[1];
+        list_out(a, ref, size);
+        return carve(a, ref, ref, size < most ? size : most, kind);
+    }
+    return 0;
+}
+
+gb_ref gb_arena_alloc_window(struct gb_arena *a, enum gb_kind kind) {
+    uint32_t class = class_from(a->root, class_of(GB_BLOCK_MAX)), looks = 0;
+    while (class < GB_ARENA_CLASSES) {
+        gb_ref head = head_ref(a, class), at = gb_list_at(a->base, head)->next;
+        for (; at != head && looks < 2u * LOOKS; looks++, at = gb_list_at(a->base, at)->next) {
+            gb_ref ref = at - 1u;
+            uint32_t size = word_at(a, ref)[1];
+            gb_ref aligned = (ref + GB_BLOCK_MAX - 1u) & ~(GB_BLOCK_MAX - 1u);
+            if (aligned - ref + GB_BLOCK_MAX > size) continue;
+            list_out(a, ref, size);
+            return carve(a, ref, aligned, GB_BLOCK_MAX, kind);
+        }
+        class = class_from(a->root, class + 1u);
+    }
+    return 0;
+}
+
+/* Frees [ref, ref + size): joins free neighbours; joins the gap if a neighbour is the gap. */
+static void release(struct gb_arena *a, gb_ref ref, uint32_t size, uint32_t prev_free) {
+    struct gb_arena_root *r = a->root;
+    gb_ref start = ref, behind = ref + size;
+    bool held = false;
+    uint32_t flags = 0;
+    if (prev_free) {
+        uint32_t before = word_at(a, ref)[-1];
+        start = ref - before;
+        flags = word_at(a, start)[0] & GB_WORD_PREV_FREE;
+        if (start == r->gap) held = true;
+        else list_out(a, start, before);
+        size += before;
+    }
+    if (gb_word_kind(word_at(a, behind)[0]) == GB_KIND_FREE) {
+        uint32_t more = word_at(a, behind)[1];
+        if (behind == r->gap) held = true;
+        else list_out(a, behind, more);
+        size += more;
+    }
+    write_free(a, start, size, flags | (held ? GB_WORD_HELD : 0u));
+    if (held) r->gap = start;
+    else list_in(a, start, size);
+    /* The hand must stay on a block's start, and the gap must end there. */
+    if (held || (r->hand > start && r->hand < start + size))
+        r->hand = held ? start + size : start;
+    tell_next(a, start + size, true);
+}
+
+void gb_arena_free(struct gb_arena *a, gb_ref ref) {
+    uint32_t word = word_at(a, ref)[0], size = gb_word_granules(word);
+    GB_ASSERT(gb_word_kind(word) != GB_KIND_FREE);
+    a->root->ledger[gb_word_kind(word)] -= size;
+    a->root->ledger[GB_KIND_FREE] += size;
+    a->work.steps++;
+    GB_POISON(word_at(a, ref), (size_t)size * GB_GRANULE);
+    release(a, ref, size, word & GB_WORD_PREV_FREE);
+}
+
+void gb_arena_rekind(struct gb_arena *a, gb_ref ref, enum gb_kind kind) {
+    uint32_t *w = word_at(a, ref), size = gb_word_granules(*w);
+    a->root->ledger[gb_word_kind(*w)] -= size;
+    a->root->ledger[kind] += size;
+    *w = (*w & ~(7u << 10)) | ((uint32_t)kind << 10);
+}
+
+/* Gives the gap to the lists. The hand stays where it is, on the block behind. */
+static void gap_close(struct gb_arena *a) {
+    struct gb_arena_root *r = a->root;
+    if (r->gap) {
+        uint32_t *w = word_at(a, r->gap);
+        w[0] &= ~GB_WORD_HELD;
+        list_in(a, r->gap, w[1]);
+        r->gap = 0;
+    }
+    if (r->hand >= r->end) r->hand = r->first;
+}
+
+static bool gap_enough(const struct gb_arena_root *r, enum gb_gap want) {
+    if (!r->gap) return false;
+    gb_ref from = r->gap;
+    if (want == GB_GAP_WINDOW) from = (from + GB_BLOCK_MAX - 1u) & ~(GB_BLOCK_MAX - 1u);
+    return want != GB_GAP_TAIL && from + GB_BLOCK_MAX <= r->hand;
+}
+
+gb_ref gb_arena_gap_next(struct gb_arena *a, enum gb_gap want) {
+    struct gb_arena_root *r = a->root;
+    a->work.steps++;
+    for (;;) {
+        if (gap_enough(r, want)) {
+            gap_close(a);
+            return 0;
+        }
+        if (r->hand >= r->end) {
+            if (want == GB_GAP_TAIL) return 0;
+            gap_close(a); /* around: the hand is at the first block again */
+        }
+        uint32_t *w = word_at(a, r->hand);
+        if (gb_word_kind(w[0]) != GB_KIND_FREE) return r->hand;
+        /* Only where a gap begins: inside one, release() has joined what is free behind. */
+        GB_ASSERT(!r->gap);
+        list_out(a, r->hand, w[1]);
+        w[0] |= GB_WORD_HELD;
+        r->gap = r->hand;
+        r->hand += w[1];
+    }
+}
+
+gb_ref gb_arena_gap_slide(struct gb_arena *a) {
+    struct gb_arena_root *r = a->root;
+    gb_ref from = r->hand, to = r->gap;
+    if (!to) return 0;
+    uint32_t hole = word_at(a, to)[1], before = word_at(a, to)[0] & GB_WORD_PREV_FREE;
+    uint32_t size = gb_word_granules(word_at(a, from)[0]);
+    GB_ASSERT(to + hole == from && size);
+    memmove(gb_at(a->base, to), gb_at(a->base, from), (size_t)size * GB_GRANULE);
+    word_at(a, to)[0] = (word_at(a, to)[0] & ~GB_WORD_PREV_FREE) | before;
+    r->gap = to + size;
+    r->hand = r->gap + hole;
+    if (gb_word_kind(word_at(a, r->hand)[0]) == GB_KIND_FREE) {
+        uint32_t more = word_at(a, r->hand)[1];
+        list_out(a, r->hand, more);
+        hole += more;
+        r->hand += more;
+    }
+    write_free(a, r->gap, hole, GB_WORD_HELD);
+    tell_next(a, r->hand, true);
+    r->moves++;
+    a->work.steps++;
+    return to;
+}
+
+void gb_arena_gap_skip(struct gb_arena *a) {
+    struct gb_arena_root *r = a->root;
+    gap_close(a);
+    r->hand += gb_arena_size(a, r->hand);
+    if (r->hand >= r->end) r->hand = r->first;
+    a->work.steps++;
+}
+
+void gb_arena_gap_rewind(struct gb_arena *a) {
+    gap_close(a);
+    a->root->hand = a->root->first;
+}
+
+void gb_arena_grow(struct gb_arena *a, gb_ref new_end) {
+    struct gb_arena_root *r = a->root;
+    gb_ref at = r->end;
+    gap_close(a);
+    uint32_t prev_free = word_at(a, at)[0] & GB_WORD_PREV_FREE;
+    r->end = new_end;
+    word_at(a, new_end)[0] = END_MARK;
+    r->ledger[GB_KIND_FREE] += new_end - at; /* the old end mark's granule goes, a new one comes */
+    release(a, at, new_end - at, prev_free);
+}
+
+bool gb_arena_shrink(struct gb_arena *a, gb_ref new_end) {
+    struct gb_arena_root *r = a->root;
+    if (!r->gap || r->hand != r->end || r->gap > new_end || new_end <= r->first) return false;
+    gb_ref at = r->gap;
+    uint32_t prev_free = word_at(a, at)[0] & GB_WORD_PREV_FREE, left = new_end - at;
+    r->ledger[GB_KIND_FREE] -= r->end - new_end;
+    r->end = new_end;
+    r->gap = 0;
+    r->hand = r->first;
+    word_at(a, new_end)[0] = END_MARK | (left ? GB_WORD_PREV_FREE : 0u);
+    if (left) {
+        write_free(a, at, left, prev_free);
+        list_in(a, at, left);
+    }
+    return true;
+}
+
+/* Lists hold what they should, and their bits say so. */
+static bool check_lists(const struct gb_arena *a, uint64_t listed, struct gb_fault *f) {
+    const struct gb_arena_root *r = a->root;
+    uint64_t found = 0;
+    for (uint32_t class = 0; class < GB_ARENA_CLASSES; class++) {
+        gb_ref head = head_ref(a, class);
+        uint64_t n = 0;
+        if (!gb_list_check(a->base, head, r->end, &n, f)) return false;
+        bool bit = (r->bits[class >> 6] >> (class & 63u)) & 1u;
+        if (bit != (n > 0))
+            return gb_broken(f, "arena 6: a class's bit says whether its list is empty", class,
+                             n > 0, bit);
+        gb_ref at = gb_list_at(a->base, head)->next;
+        for (; at != head; at = gb_list_at(a->base, at)->next)
+            if (class_of(word_at(a, at - 1u)[1]) != class)
+                return gb_broken(f, "arena 4: a free block lies in its class's list", at - 1u,
+                                 class, class_of(word_at(a, at - 1u)[1]));
+        found += n;
+    }
+    if (found != listed)
+        return gb_broken(f, "arena 4: every free block of three granules is listed", 0, listed,
+                         found);
+    return true;
+}
+
+bool gb_arena_check(const struct gb_arena *a, struct gb_fault *f) {
+    const struct gb_arena_root *r = a->root;
+    uint64_t sums[GB_KINDS] = {0}, listed = 0;
+    bool prev_free = false, hand_seen = r->hand == r->end;
+    gb_ref at = r->first;
+    while (at < r->end) {
+        uint32_t word = word_at(a, at)[0], size = gb_arena_size(a, at);
+        bool is_free = gb_word_kind(word) == GB_KIND_FREE, held = is_free && (word & GB_WORD_HELD);
+        if (!size || at + size > r->end)
+            return gb_broken(f, "arena 1: the blocks meet the end exactly", at, r->end, at + size);
+        if ((is_free && prev_free) || prev_free != !!(word & GB_WORD_PREV_FREE))
+            return gb_broken(f, "arena 2: no two free blocks touch, PREV_FREE is true", at,
+                             prev_free, word);
+        if (is_free && word_at(a, at + size)[-1] != size)
+            return gb_broken(f, "arena 3: the two size words agree", at, size,
+                             word_at(a, at + size)[-1]);
+        if (held != (is_free && at == r->gap) || (held && at + size != r->hand))
+            return gb_broken(f, "arena 7: the gap is one held block that ends at the hand", at,
+                             r->gap, r->hand);
+        if (is_free && !held && size >= LISTED) listed++;
+        hand_seen |= at == r->hand;
+        sums[gb_word_kind(word)] += size;
+        prev_free = is_free;
+        at += size;
+    }
+    if (at != r->end || prev_free != !!(word_at(a, r->end)[0] & GB_WORD_PREV_FREE))
+        return gb_broken(f, "arena 1: the blocks meet the end exactly", at, r->end, at);
+    if (!hand_seen)
+        return gb_broken(f, "arena 7: the hand is a block's start", r->hand, 1, 0);
+    sums[GB_KIND_HEAD] = (uint64_t)r->first + 1u;
+    for (uint32_t k = 0; k < GB_KINDS; k++)
+        if (sums[k] != r->ledger[k])
+            return gb_broken(f, "arena 5: the ledger is the sum over the blocks", k, sums[k],
+                             r->ledger[k]);
+    return check_lists(a, listed, f);
+}

@@ -1,0 +1,377 @@
+/* room.c - the superblock, the one door out, and the order in which room is made. */
+#include "room.h"
+
+static const uint32_t SLIDES_PER_EVICTION = 16; /* a gap that finds no holes asks for new ones */
+
+/* Changes with every size a reader of the bytes relies on. */
+static uint32_t layout_number(void) {
+    const uint64_t sizes[] = {GB_GRANULE, GB_WINDOW_BYTES, GB_WHEEL_BITS, GB_WHEEL_LEVELS,
+                              GB_DIR_ROOTS, GB_DIR_SHIFT, GB_ARENA_CLASSES, sizeof(struct gb_head),
+                              sizeof(struct gb_extra), sizeof(struct gb_counters), GB_KINDS};
+    uint64_t n = 0xCBF29CE484222325u; /* FNV-1a */
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) n = (n ^ sizes[i]) * 0x100000001B3u;
+    return (uint32_t)(n ^ (n >> 32));
+}
+
+static void point(struct gb_store *s, void *base) {
+    struct gb_index *ix = &s->index;
+    memset(s, 0, sizeof *s);
+    s->base = (uint8_t *)base;
+    s->head = (struct gb_head *)base;
+    ix->base = ix->arena.base = ix->table.base = ix->wheel.base = s->base;
+    ix->root = &s->head->index;
+    ix->arena.root = &s->head->arena;
+    ix->table.root = &s->head->table;
+    ix->table.arena = &ix->arena;
+    ix->wheel.root = &s->head->wheel;
+}
+
+static gb_ref end_of(uint64_t length) { return (gb_ref)(length / GB_GRANULE) - 1u; }
+
+uint64_t gb_room_smallest(void) {
+    uint64_t head = GB_ROOM_HEAD_GRANULES * GB_GRANULE;
+    return ((head + 8u * GB_WINDOW_BYTES) / 4096u + 1u) * 4096u;
+}
+
+enum gb_err gb_room_format(struct gb_store *s, void *base, uint64_t length, const uint64_t seed[2],
+                           uint64_t now) {
+    if (length < gb_room_smallest()) return GB_SMALL;
+    if (length / GB_GRANULE > UINT32_MAX) return GB_TOOBIG;
+    point(s, base);
+    struct gb_head *h = s->head;
+    memset(h, 0, sizeof *h);
+    h->version = GB_ROOM_VERSION;
+    h->layout = layout_number();
+    h->length = length;
+    memcpy(h->seed, seed, sizeof h->seed);
+    gb_digest_seed(&s->digest, h->seed);
+    enum gb_err err = gb_index_format(&s->index, GB_ROOM_HEAD_GRANULES, end_of(length), now);
+    h->magic = GB_ROOM_MAGIC;
+    return err;
+}
+
+enum gb_err gb_room_attach(struct gb_store *s, void *base, uint64_t length) {
+    const struct gb_head *h = (const struct gb_head *)base;
+    if (length < gb_room_smallest()) return GB_SMALL;
+    if (h->magic != GB_ROOM_MAGIC || h->version != GB_ROOM_VERSION ||
+        h->layout != layout_number() || h->length > length)
+        return GB_BADIMAGE;
+    point(s, base);
+    gb_digest_seed(&s->digest, h->seed);
+    return GB_OK;
+}
+
+enum gb_err gb_room_clear(struct gb_store *s, uint64_t now) {
+    if (s->pins) return GB_BUSY;
+    struct gb_head *h = s->head;
+    uint64_t epoch = h->index.epoch;
+    h->trash = 0;
+    h->key_bytes = h->value_bytes = 0;
+    h->counters.clears++;
+    s->slides = s->laps = 0;
+    enum gb_err err = gb_index_format(&s->index, GB_ROOM_HEAD_GRANULES, h->arena.end, now);
+    h->index.epoch = epoch + 1u;
+    return err;
+}
+
+uint64_t gb_room_capacity(const struct gb_store *s) {
+    const struct gb_arena_root *r = s->index.arena.root;
+    return r->end - r->first - 3u * GB_BLOCK_MAX - GB_TABLE_DIR_GRANULES;
+}
+
+static struct gb_pin *pin_of(struct gb_store *s, gb_ref block) {
+    for (uint32_t i = 0; s->pins && i < GB_ROOM_PINS; i++)
+        if (s->pin[i].used && (s->pin[i].entry == block || s->pin[i].extent == block))
+            return &s->pin[i];
+    return NULL;
+}
+
+void gb_room_drop(struct gb_store *s, gb_ref ref) {
+    uint32_t word = gb_entry_at(s->base, ref)->word;
+    gb_ref chain = word & GB_WORD_EXTRA ? gb_extra_at(s->base, ref, word)->chain : 0;
+    if (chain) {
+        gb_extent_at(s->base, chain)->prev = s->head->trash;
+        s->head->trash = chain;
+    }
+    gb_arena_free(&s->index.arena, ref);
+}
+
+void gb_room_born(struct gb_store *s, gb_ref ref) {
+    uint32_t word = gb_entry_at(s->base, ref)->word;
+    s->head->key_bytes += gb_key_len(s->base, ref, word);
+    s->head->value_bytes += gb_value_len(s->base, ref, word);
+}
+
+void gb_room_release(struct gb_store *s, gb_ref ref) {
+    uint32_t word = gb_entry_at(s->base, ref)->word;
+    s->head->key_bytes -= gb_key_len(s->base, ref, word);
+    s->head->value_bytes -= gb_value_len(s->base, ref, word);
+    if (GB_UNLIKELY(pin_of(s, ref))) gb_arena_rekind(&s->index.arena, ref, GB_KIND_PENDING);
+    else gb_room_drop(s, ref);
+}
+
+void gb_room_remove(struct gb_store *s, gb_ref ref, enum gb_cause cause) {
+    struct gb_counters *c = &s->head->counters;
+    gb_index_remove(&s->index, ref);
+    c->deletes += cause == GB_CAUSE_DELETE;
+    c->evictions += cause == GB_CAUSE_EVICT;
+    c->expirations += cause == GB_CAUSE_EXPIRE;
+    gb_room_release(s, ref);
+    if (gb_table_wants_shrink(&s->index.table)) (void)gb_table_shrink(&s->index.table);
+}
+
+static void trash_pop(struct gb_store *s) {
+    gb_ref ref = s->head->trash;
+    struct gb_extent *x = gb_extent_at(s->base, ref);
+    if (x->next) gb_extent_at(s->base, x->next)->prev = x->prev;
+    s->head->trash = x->next ? x->next : x->prev;
+    gb_arena_free(&s->index.arena, ref);
+}
+
+/* Tells everyone who named `from` that the block is at `to`; its bytes are there already. */
+static void moved(struct gb_store *s, gb_ref from, gb_ref to) {
+    uint32_t word = gb_entry_at(s->base, to)->word;
+    enum gb_kind kind = gb_word_kind(word);
+    s->head->counters.moves++;
+    s->index.arena.work.steps++;
+    if (kind == GB_KIND_ENTRY) {
+        gb_index_moved(&s->index, from, to);
+        gb_ref chain = word & GB_WORD_EXTRA ? gb_extra_at(s->base, to, word)->chain : 0;
+        if (chain) gb_extent_at(s->base, chain)->prev = to;
+    } else if (kind == GB_KIND_EXTENT) {
+        struct gb_extent *x = gb_extent_at(s->base, to);
+        uint32_t before = gb_entry_at(s->base, x->prev)->word;
+        if (gb_word_kind(before) == GB_KIND_EXTENT) gb_extent_at(s->base, x->prev)->next = to;
+        else gb_extra_at(s->base, x->prev, before)->chain = to;
+        if (x->next) gb_extent_at(s->base, x->next)->prev = to;
+    } else {
+        gb_table_moved(&s->index.table, from, to);
+    }
+}
+
+static bool movable(struct gb_store *s, gb_ref ref, enum gb_gap want) {
+    enum gb_kind kind = gb_word_kind(gb_entry_at(s->base, ref)->word);
+    if (kind == GB_KIND_PENDING || kind == GB_KIND_RING) return false;
+    if (kind == GB_KIND_BUCKETS) return want == GB_GAP_TAIL; /* it fills a window as it is */
+    return !pin_of(s, ref);
+}
+
+enum step { STEP_DONE, STEP_MOVED, STEP_SLID, STEP_STUCK };
+
+/* One step of the gap: the block at the hand moves to a hole elsewhere, else down to the gap's
+ * start, else the gap begins anew behind it. */
+static enum step gap_step(struct gb_store *s, enum gb_gap want) {
+    struct gb_arena *a = &s->index.arena;
+    gb_ref from = gb_arena_gap_next(a, want), to = 0;
+    if (!from) return STEP_DONE;
+    if (movable(s, from, want)) {
+        uint32_t word = gb_entry_at(s->base, from)->word, size = gb_word_granules(word);
+        enum gb_kind kind = gb_word_kind(word);
+        to = kind == GB_KIND_BUCKETS ? gb_arena_alloc_window(a, kind)
+                                     : gb_arena_alloc(a, size, kind);
+        if (to) {
+            uint32_t flag = gb_entry_at(s->base, to)->word & GB_WORD_PREV_FREE;
+            memcpy(gb_at(s->base, to), gb_at(s->base, from), (size_t)size * GB_GRANULE);
+            gb_entry_at(s->base, to)->word = (word & ~GB_WORD_PREV_FREE) | flag;
+            moved(s, from, to);
+            gb_arena_free(a, from);
+            return STEP_MOVED;
+        }
+        if (want != GB_GAP_TAIL) to = gb_arena_gap_slide(a); /* a tail must end below its mark */
+        if (to) {
+            moved(s, from, to);
+            return STEP_SLID;
+        }
+    }
+    if (want != GB_GAP_TAIL) gb_arena_gap_skip(a);
+    return STEP_STUCK;
+}
+
+/* Free granules above which compaction is tried before anything is evicted. */
+static uint32_t enough(const struct gb_store *s) {
+    const struct gb_arena_root *r = s->index.arena.root;
+    uint32_t total = r->end - r->first, share = total / 64u;
+    return share > 3u * GB_BLOCK_MAX ? share : 3u * GB_BLOCK_MAX;
+}
+
+enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
+    struct gb_index *ix = &s->index;
+    if (s->head->trash) {
+        trash_pop(s);
+        return GB_OK;
+    }
+    gb_ref victim = 0;
+    bool more;
+    if (ix->wheel.root->count && (now >> GB_WHEEL_TICK_SHIFT) >= ix->wheel.root->tick)
+        victim = gb_wheel_due(&ix->wheel, now, &ix->arena.work, gb_room_steps(s) + 8u, &more);
+    if (victim) {
+        gb_room_remove(s, victim, GB_CAUSE_EXPIRE);
+        return GB_OK;
+    }
+    victim = gb_index_victim(ix);
+    bool scattered = gb_arena_free_granules(&ix->arena) >= enough(s);
+    if (victim && !(scattered && s->slides < SLIDES_PER_EVICTION)) {
+        s->slides = 0;
+        gb_room_remove(s, victim, GB_CAUSE_EVICT);
+        return GB_OK;
+    }
+    gb_ref hand = ix->arena.root->hand;
+    enum step step = gap_step(s, window ? GB_GAP_WINDOW : GB_GAP_BLOCK);
+    s->slides += step == STEP_SLID || step == STEP_STUCK;
+    s->laps = step == STEP_DONE || victim ? 0u : s->laps + (ix->arena.root->hand < hand);
+    return s->laps > 2u ? GB_FULL : GB_OK;
+}
+
+void gb_room_tend(struct gb_store *s, uint64_t now) {
+    bool window = false;
+    if (!gb_table_wants_grow(&s->index.table)) return;
+    while (gb_room_steps(s) <= GB_ROOM_LAST - 8u) { /* a split reads every hash of a chain */
+        if (gb_table_grow(&s->index.table, &window) != GB_FULL) return;
+        if (gb_room_make(s, now, window) != GB_OK) return;
+    }
+}
+
+bool gb_room_work(struct gb_store *s, uint64_t now) {
+    struct gb_index *ix = &s->index;
+    bool more = false;
+    while (gb_room_steps(s) <= GB_ROOM_LAST) {
+        gb_ref ref = 0;
+        if (ix->wheel.root->count)
+            ref = gb_wheel_due(&ix->wheel, now, &ix->arena.work, GB_ROOM_LAST, &more);
+        if (ref) gb_room_remove(s, ref, GB_CAUSE_EXPIRE);
+        else if (more) return true;
+        else if (s->head->trash) trash_pop(s);
+        else return false;
+    }
+    return true;
+}
+
+void gb_room_grow(struct gb_store *s, uint64_t length) {
+    gb_arena_grow(&s->index.arena, end_of(length));
+    s->head->length = length;
+}
+
+enum gb_err gb_room_shrink(struct gb_store *s, uint64_t length) {
+    struct gb_arena *a = &s->index.arena;
+    const struct gb_arena_root *r = a->root;
+    if (length < gb_room_smallest()) return GB_SMALL;
+    gb_ref end = end_of(length);
+    while (gb_room_steps(s) <= GB_ROOM_LAST) {
+        if (gb_arena_shrink(a, end)) {
+            s->head->length = length;
+            return GB_OK;
+        }
+        if (s->head->trash) {
+            trash_pop(s);
+        } else if (r->gap > end || (!r->gap && r->hand > end)) {
+            gb_arena_gap_rewind(a); /* others used the gap meanwhile: begin again */
+        } else if (!r->gap && r->hand + gb_arena_size(a, r->hand) <= end) {
+            gb_arena_gap_skip(a); /* below the new end nothing has to move */
+        } else if (gap_step(s, GB_GAP_TAIL) == STEP_STUCK) {
+            gb_ref victim = gb_index_victim(&s->index);
+            if (victim) gb_room_remove(s, victim, GB_CAUSE_EVICT);
+            else if (s->pins) return GB_BUSY;
+        }
+    }
+    return GB_AGAIN;
+}
+
+enum gb_err gb_room_pin(struct gb_store *s, gb_ref entry, bool writing, uint32_t *id) {
+    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) {
+        if (s->pin[i].used) continue;
+        s->pin[i] = (struct gb_pin){entry, 0, true, writing};
+        s->pins++;
+        *id = i;
+        return GB_OK;
+    }
+    return GB_BUSY;
+}
+
+void gb_room_unpin(struct gb_store *s, uint32_t id) {
+    gb_ref entry = s->pin[id].entry;
+    bool writing = s->pin[id].writing;
+    s->pin[id].used = false;
+    s->pins--;
+    bool dead = gb_word_kind(gb_entry_at(s->base, entry)->word) == GB_KIND_PENDING;
+    if (dead && !writing && !pin_of(s, entry)) gb_room_drop(s, entry); /* the last reader out */
+}
+
+/* Adds up one chain; its extents name the one before, and hold `want` bytes. */
+static bool check_chain(const struct gb_store *s, gb_ref owner, gb_ref at, uint64_t want,
+                        uint64_t *granules, struct gb_fault *f) {
+    uint64_t held = 0;
+    for (gb_ref before = owner; at; at = gb_extent_at(s->base, at)->next) {
+        const struct gb_extent *x = gb_extent_at(s->base, at);
+        if (gb_word_kind(x->word) != GB_KIND_EXTENT || (before && x->prev != before))
+            return gb_broken(f, "room 3: an extent names the one before", at, before, x->prev);
+        held += x->used;
+        *granules += gb_word_granules(x->word);
+        before = at;
+    }
+    if (held != want)
+        return gb_broken(f, "room 3: a chain holds its value's length", owner, want, held);
+    return true;
+}
+
+static bool check_entry(const struct gb_store *s, gb_ref ref, uint64_t *extents,
+                        struct gb_fault *f) {
+    uint32_t word = gb_entry_at(s->base, ref)->word;
+    if (!(word & GB_WORD_EXTRA)) return true;
+    const struct gb_extra *x = gb_extra_at(s->base, ref, word);
+    if (!(x->flags & GB_EXTRA_CHAIN)) return true;
+    bool half = gb_word_kind(word) == GB_KIND_PENDING; /* a writer may be in the middle of it */
+    uint64_t want = x->val_len, held = 0;
+    for (gb_ref at = x->chain; half && at; at = gb_extent_at(s->base, at)->next)
+        held += gb_extent_at(s->base, at)->used;
+    return check_chain(s, ref, x->chain, half ? held : want, extents, f);
+}
+
+bool gb_room_check(const struct gb_store *s, struct gb_fault *f) {
+    const struct gb_head *h = s->head;
+    const struct gb_index *ix = &s->index;
+    uint64_t keys = 0, values = 0, extents = 0, pending = 0;
+    if (h->magic != GB_ROOM_MAGIC || h->version != GB_ROOM_VERSION || h->layout != layout_number())
+        return gb_broken(f, "room 5: magic, version and layout are this build's", 0, GB_ROOM_MAGIC,
+                         h->magic);
+    if (end_of(h->length) != h->arena.end)
+        return gb_broken(f, "room 5: the arena ends with the image", 0, end_of(h->length),
+                         h->arena.end);
+    if (!gb_index_check(ix, f)) return false;
+    gb_ref head = gb_index_list(ix), at = ix->root->lru.next;
+    for (; at != head; at = gb_list_at(s->base, at)->next) {
+        gb_ref ref = GB_ENTRY_OF_LRU(at);
+        uint32_t word = gb_entry_at(s->base, ref)->word;
+        keys += gb_key_len(s->base, ref, word);
+        values += gb_value_len(s->base, ref, word);
+        if (!check_entry(s, ref, &extents, f)) return false;
+    }
+    if (keys != h->key_bytes || values != h->value_bytes)
+        return gb_broken(f, "room 1: key and value bytes are the sums over the entries", keys,
+                         h->key_bytes, h->value_bytes);
+    for (gb_ref t = h->trash; t;) { /* a trashed chain's head names the next chain */
+        const struct gb_extent *x = gb_extent_at(s->base, t);
+        if (gb_word_kind(x->word) != GB_KIND_EXTENT)
+            return gb_broken(f, "room 2: the trash holds extents", t, GB_KIND_EXTENT, x->word);
+        gb_ref chain = x->prev;
+        for (; t; t = gb_extent_at(s->base, t)->next)
+            extents += gb_word_granules(gb_extent_at(s->base, t)->word);
+        t = chain;
+    }
+    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) {
+        gb_ref ref = s->pin[i].entry;
+        bool again = false;
+        for (uint32_t k = 0; k < i; k++) again |= s->pin[k].used && s->pin[k].entry == ref;
+        if (!s->pin[i].used || again) continue;
+        uint32_t word = gb_entry_at(s->base, ref)->word;
+        if (gb_word_kind(word) != GB_KIND_PENDING) continue;
+        pending += gb_word_granules(word);
+        if (!check_entry(s, ref, &extents, f)) return false;
+    }
+    if (pending != h->arena.ledger[GB_KIND_PENDING])
+        return gb_broken(f, "room 4: every pending block is pinned", 0, pending,
+                         h->arena.ledger[GB_KIND_PENDING]);
+    if (extents != h->arena.ledger[GB_KIND_EXTENT])
+        return gb_broken(f, "room 2: every extent is in a chain or the trash", 0, extents,
+                         h->arena.ledger[GB_KIND_EXTENT]);
+    return true;
+}
