@@ -8,7 +8,7 @@
 static inline uint32_t *word_at(const struct gb_arena *a, gb_ref ref) {
     return (uint32_t *)gb_at(a->base, ref);
 }
-static inline gb_ref head_ref(const struct gb_arena *a, uint32_t class) {
+static inline gb_ref class_head(const struct gb_arena *a, uint32_t class) {
     return (gb_ref)((size_t)((uint8_t *)&a->root->heads[class] - a->base) / GB_GRANULE);
 }
 
@@ -30,18 +30,18 @@ static uint32_t class_from(const struct gb_arena_root *r, uint32_t class) {
     return GB_ARENA_CLASSES;
 }
 
-static void list_in(struct gb_arena *a, gb_ref ref, uint32_t granules) {
+static void class_in(struct gb_arena *a, gb_ref ref, uint32_t granules) {
     if (granules < LISTED) return;
     uint32_t class = class_of(granules);
-    gb_list_link(a->base, head_ref(a, class), ref + 1u);
+    gb_list_link(a->base, class_head(a, class), ref + 1u);
     a->root->bits[class >> 6] |= (uint64_t)1 << (class & 63u);
 }
 
-static void list_out(struct gb_arena *a, gb_ref ref, uint32_t granules) {
+static void class_out(struct gb_arena *a, gb_ref ref, uint32_t granules) {
     if (granules < LISTED) return;
     uint32_t class = class_of(granules);
     gb_list_unlink(a->base, ref + 1u);
-    if (gb_list_empty(a->base, head_ref(a, class)))
+    if (gb_list_empty(a->base, class_head(a, class)))
         a->root->bits[class >> 6] &= ~((uint64_t)1 << (class & 63u));
 }
 
@@ -62,14 +62,14 @@ static void tell_next(struct gb_arena *a, gb_ref next, bool is_free) {
 void gb_arena_format(struct gb_arena *a, uint32_t head_granules, uint32_t end) {
     struct gb_arena_root *r = a->root;
     memset(r, 0, sizeof *r);
-    for (uint32_t i = 0; i < GB_ARENA_CLASSES; i++) gb_list_format(a->base, head_ref(a, i));
+    for (uint32_t i = 0; i < GB_ARENA_CLASSES; i++) gb_list_format(a->base, class_head(a, i));
     r->first = r->hand = head_granules;
     r->end = end;
     r->ledger[GB_KIND_HEAD] = head_granules + 1u;
     r->ledger[GB_KIND_FREE] = end - head_granules;
     write_free(a, r->first, end - head_granules, 0);
     word_at(a, end)[0] = END_MARK | GB_WORD_PREV_FREE;
-    list_in(a, r->first, end - head_granules);
+    class_in(a, r->first, end - head_granules);
 }
 
 /* Cuts [at, at + granules) out of the free block `ref`, which is out of its list already. What is
@@ -81,12 +81,12 @@ static gb_ref carve(struct gb_arena *a, gb_ref ref, gb_ref at, uint32_t granules
     uint32_t prev = before ? GB_WORD_PREV_FREE : 0u;
     if (before) {
         write_free(a, ref, before, word_at(a, ref)[0] & GB_WORD_PREV_FREE);
-        list_in(a, ref, before);
+        class_in(a, ref, before);
     }
     word_at(a, at)[0] = granules | ((uint32_t)kind << 10) | prev;
     if (behind) {
         write_free(a, at + granules, behind, 0);
-        list_in(a, at + granules, behind);
+        class_in(a, at + granules, behind);
     } else {
         tell_next(a, at + granules, false);
     }
@@ -100,19 +100,19 @@ gb_ref gb_arena_alloc(struct gb_arena *a, uint32_t granules, enum gb_kind kind) 
     struct gb_arena_root *r = a->root;
     uint32_t class = class_of(granules);
     if (granules >= GB_ARENA_EXACT) { /* a class spans several sizes: look for one that fits */
-        gb_ref head = head_ref(a, class), at = gb_list_at(a->base, head)->next;
+        gb_ref head = class_head(a, class), at = gb_list_at(a->base, head)->next;
         for (uint32_t n = 0; at != head && n < LOOKS; n++, at = gb_list_at(a->base, at)->next) {
             uint32_t size = word_at(a, at - 1u)[1];
             if (size < granules) continue;
-            list_out(a, at - 1u, size);
+            class_out(a, at - 1u, size);
             return carve(a, at - 1u, at - 1u, granules, kind);
         }
         class++;
     }
     class = class_from(r, class);
     if (class >= GB_ARENA_CLASSES) return 0;
-    gb_ref ref = gb_list_at(a->base, head_ref(a, class))->next - 1u;
-    list_out(a, ref, word_at(a, ref)[1]);
+    gb_ref ref = gb_list_at(a->base, class_head(a, class))->next - 1u;
+    class_out(a, ref, word_at(a, ref)[1]);
     return carve(a, ref, ref, granules, kind);
 }
 
@@ -126,9 +126,9 @@ gb_ref gb_arena_alloc_between(struct gb_arena *a, uint32_t least, uint32_t most,
         if (!bits) continue;
         uint32_t class = w * 64u + 63u - (uint32_t)__builtin_clzll(bits);
         if (class < floor) return 0;
-        ref = gb_list_at(a->base, head_ref(a, class))->next - 1u;
+        ref = gb_list_at(a->base, class_head(a, class))->next - 1u;
         uint32_t size = word_at(a, ref)[1];
-        list_out(a, ref, size);
+        class_out(a, ref, size);
         return carve(a, ref, ref, size < most ? size : most, kind);
     }
     return 0;
@@ -137,13 +137,13 @@ gb_ref gb_arena_alloc_between(struct gb_arena *a, uint32_t least, uint32_t most,
 gb_ref gb_arena_alloc_window(struct gb_arena *a, enum gb_kind kind) {
     uint32_t class = class_from(a->root, class_of(GB_BLOCK_MAX)), looks = 0;
     while (class < GB_ARENA_CLASSES) {
-        gb_ref head = head_ref(a, class), at = gb_list_at(a->base, head)->next;
+        gb_ref head = class_head(a, class), at = gb_list_at(a->base, head)->next;
         for (; at != head && looks < 2u * LOOKS; looks++, at = gb_list_at(a->base, at)->next) {
             gb_ref ref = at - 1u;
             uint32_t size = word_at(a, ref)[1];
             gb_ref aligned = (ref + GB_BLOCK_MAX - 1u) & ~(GB_BLOCK_MAX - 1u);
             if (aligned - ref + GB_BLOCK_MAX > size) continue;
-            list_out(a, ref, size);
+            class_out(a, ref, size);
             return carve(a, ref, aligned, GB_BLOCK_MAX, kind);
         }
         class = class_from(a->root, class + 1u);
@@ -162,18 +162,18 @@ static void release(struct gb_arena *a, gb_ref ref, uint32_t size, uint32_t prev
         start = ref - before;
         flags = word_at(a, start)[0] & GB_WORD_PREV_FREE;
         if (start == r->gap) held = true;
-        else list_out(a, start, before);
+        else class_out(a, start, before);
         size += before;
     }
     if (gb_word_kind(word_at(a, behind)[0]) == GB_KIND_FREE) {
         uint32_t more = word_at(a, behind)[1];
         if (behind == r->gap) held = true;
-        else list_out(a, behind, more);
+        else class_out(a, behind, more);
         size += more;
     }
     write_free(a, start, size, flags | (held ? GB_WORD_HELD : 0u));
     if (held) r->gap = start;
-    else list_in(a, start, size);
+    else class_in(a, start, size);
     /* The hand must stay on a block's start, and the gap must end there. */
     if (held || (r->hand > start && r->hand < start + size))
         r->hand = held ? start + size : start;
@@ -203,7 +203,7 @@ static void gap_close(struct gb_arena *a) {
     if (r->gap) {
         uint32_t *w = word_at(a, r->gap);
         w[0] &= ~GB_WORD_HELD;
-        list_in(a, r->gap, w[1]);
+        class_in(a, r->gap, w[1]);
         r->gap = 0;
     }
     if (r->hand >= r->end) r->hand = r->first;
@@ -232,7 +232,7 @@ gb_ref gb_arena_gap_next(struct gb_arena *a, enum gb_gap want) {
         if (gb_word_kind(w[0]) != GB_KIND_FREE) return r->hand;
         /* Only where a gap begins: inside one, release() has joined what is free behind. */
         GB_ASSERT(!r->gap);
-        list_out(a, r->hand, w[1]);
+        class_out(a, r->hand, w[1]);
         w[0] |= GB_WORD_HELD;
         r->gap = r->hand;
         r->hand += w[1];
@@ -252,7 +252,7 @@ gb_ref gb_arena_gap_slide(struct gb_arena *a) {
     r->hand = r->gap + hole;
     if (gb_word_kind(word_at(a, r->hand)[0]) == GB_KIND_FREE) {
         uint32_t more = word_at(a, r->hand)[1];
-        list_out(a, r->hand, more);
+        class_out(a, r->hand, more);
         hole += more;
         r->hand += more;
     }
@@ -299,7 +299,7 @@ bool gb_arena_shrink(struct gb_arena *a, gb_ref new_end) {
     word_at(a, new_end)[0] = END_MARK | (left ? GB_WORD_PREV_FREE : 0u);
     if (left) {
         write_free(a, at, left, prev_free);
-        list_in(a, at, left);
+        class_in(a, at, left);
     }
     return true;
 }
@@ -309,7 +309,7 @@ static bool check_lists(const struct gb_arena *a, uint64_t listed, struct gb_fau
     const struct gb_arena_root *r = a->root;
     uint64_t found = 0;
     for (uint32_t class = 0; class < GB_ARENA_CLASSES; class++) {
-        gb_ref head = head_ref(a, class);
+        gb_ref head = class_head(a, class);
         uint64_t n = 0;
         if (!gb_list_check(a->base, head, r->end, &n, f)) return false;
         bool bit = (r->bits[class >> 6] >> (class & 63u)) & 1u;

@@ -112,6 +112,7 @@ struct gb_extra {
     uint32_t flags;
     uint32_t stale; /* reserved: serve stale for so many ms */
     uint32_t spare;
+    uint32_t hard_low, hard_high; /* the deadline no use may pass, where idle is set; 0: none */
 };
 #define GB_EXTRA_WIDE 1u
 #define GB_EXTRA_CHAIN 2u
@@ -127,7 +128,7 @@ _Static_assert(sizeof(struct gb_link) == GB_GRANULE, "a link is a granule, so a 
 _Static_assert(sizeof(struct gb_entry) == 16, "an entry's header is 16 bytes");
 _Static_assert(offsetof(struct gb_entry, lru) == GB_GRANULE, "lru link = entry + 1");
 _Static_assert(sizeof(struct gb_timer) == 12, "a ttl costs 12 bytes");
-_Static_assert(sizeof(struct gb_extra) == 32, "extra words are 32 bytes");
+_Static_assert(sizeof(struct gb_extra) == 40, "extra words are 40 bytes");
 _Static_assert(sizeof(struct gb_extent) == 16, "an extent's header is 16 bytes");
 
 #define GB_LRU_OF(e) ((gb_ref)((e) + 1u))

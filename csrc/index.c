@@ -15,7 +15,7 @@ static bool has_timer(const struct gb_index *ix, gb_ref ref) {
     return gb_entry_at(ix->base, ref)->word & GB_WORD_TTL;
 }
 
-static void list_front(struct gb_index *ix, gb_ref ref) {
+static void order_front(struct gb_index *ix, gb_ref ref) {
     gb_list_link(ix->base, gb_index_list(ix), GB_LRU_OF(ref));
 }
 
@@ -30,7 +30,7 @@ void gb_index_walk_stir(struct gb_index *ix, gb_ref link) {
     ix->stirs++;
 }
 
-static void list_out(struct gb_index *ix, gb_ref ref) {
+static void order_out(struct gb_index *ix, gb_ref ref) {
     if (GB_UNLIKELY(ix->walks)) walks_leave(ix, GB_LRU_OF(ref));
     gb_list_unlink(ix->base, GB_LRU_OF(ref));
 }
@@ -39,7 +39,7 @@ enum gb_err gb_index_insert(struct gb_index *ix, uint64_t hash, gb_ref ref) {
     gb_entry_at(ix->base, ref)->hash = (uint32_t)hash;
     enum gb_err err = gb_table_insert(&ix->table, hash, ref);
     if (err) return err;
-    list_front(ix, ref);
+    order_front(ix, ref);
     if (has_timer(ix, ref)) gb_wheel_link(&ix->wheel, ref);
     ix->root->epoch++;
     return GB_OK;
@@ -47,7 +47,7 @@ enum gb_err gb_index_insert(struct gb_index *ix, uint64_t hash, gb_ref ref) {
 
 void gb_index_remove(struct gb_index *ix, gb_ref ref) {
     gb_table_remove(&ix->table, gb_entry_at(ix->base, ref)->hash, ref);
-    list_out(ix, ref);
+    order_out(ix, ref);
     if (has_timer(ix, ref)) gb_wheel_unlink(&ix->wheel, ref);
     ix->root->epoch++;
     ix->arena.work.steps++;
@@ -55,9 +55,9 @@ void gb_index_remove(struct gb_index *ix, gb_ref ref) {
 
 void gb_index_replace(struct gb_index *ix, gb_ref from, gb_ref to, bool use) {
     gb_table_replace(&ix->table, gb_entry_at(ix->base, from)->hash, from, to);
-    if (use) list_front(ix, to);
+    if (use) order_front(ix, to);
     else gb_list_link(ix->base, gb_list_at(ix->base, GB_LRU_OF(from))->prev, GB_LRU_OF(to));
-    list_out(ix, from);
+    order_out(ix, from);
     if (has_timer(ix, from)) gb_wheel_unlink(&ix->wheel, from);
     if (has_timer(ix, to)) gb_wheel_link(&ix->wheel, to);
     ix->root->epoch++;

@@ -86,6 +86,8 @@ static struct gb_pin *pin_of(struct gb_store *s, gb_ref block) {
     return NULL;
 }
 
+bool gb_room_pinned(struct gb_store *s, gb_ref block) { return pin_of(s, block) != NULL; }
+
 void gb_room_drop(struct gb_store *s, gb_ref ref) {
     uint32_t word = gb_entry_at(s->base, ref)->word;
     gb_ref chain = word & GB_WORD_EXTRA ? gb_extra_at(s->base, ref, word)->chain : 0;
@@ -297,7 +299,7 @@ void gb_room_unpin(struct gb_store *s, uint32_t id) {
 }
 
 /* Adds up one chain; its extents name the one before, and hold `want` bytes. */
-static bool check_chain(const struct gb_store *s, gb_ref owner, gb_ref at, uint64_t want,
+static bool check_extents(const struct gb_store *s, gb_ref owner, gb_ref at, uint64_t want,
                         uint64_t *granules, struct gb_fault *f) {
     uint64_t held = 0;
     for (gb_ref before = owner; at; at = gb_extent_at(s->base, at)->next) {
@@ -323,7 +325,7 @@ static bool check_entry(const struct gb_store *s, gb_ref ref, uint64_t *extents,
     uint64_t want = x->val_len, held = 0;
     for (gb_ref at = x->chain; half && at; at = gb_extent_at(s->base, at)->next)
         held += gb_extent_at(s->base, at)->used;
-    return check_chain(s, ref, x->chain, half ? held : want, extents, f);
+    return check_extents(s, ref, x->chain, half ? held : want, extents, f);
 }
 
 bool gb_room_check(const struct gb_store *s, struct gb_fault *f) {

@@ -137,6 +137,7 @@ void gb_room_grow(struct gb_store *s, uint64_t length);
 
 enum gb_err gb_room_pin(struct gb_store *s, gb_ref entry, bool writing, uint32_t *id);
 void gb_room_unpin(struct gb_store *s, uint32_t id);
+bool gb_room_pinned(struct gb_store *s, gb_ref block);
 bool gb_room_check(const struct gb_store *s, struct gb_fault *f);
 
 /* A lock hold begins and ends: its steps are counted under `op`. */

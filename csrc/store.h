@@ -31,6 +31,7 @@ struct gb_put {
     const uint8_t *value; /* inline puts copy it; a long write gives it in pieces */
     uint32_t value_len, value_type;
     uint64_t due;  /* ms; 0: no TTL */
+    uint64_t hard; /* ms; where idle is set, the deadline no use may pass; 0: none */
     uint32_t idle; /* ms a use adds; 0: none */
     bool add;      /* only if absent: else GB_EXISTS */
 };
@@ -82,13 +83,16 @@ static inline gb_ref gb_store_find(const struct gb_store *s, const struct gb_key
 bool gb_store_fits_inline(const struct gb_put *p);
 /* GB_OK, GB_AGAIN, GB_EXISTS, GB_LONGKEY, GB_FULL (only while pins hold the rest). */
 enum gb_err gb_store_put(struct gb_store *s, const struct gb_put *p, uint64_t now);
-/* What a put shares with a long write's commit: takes `ref` in for the key, in place of `old`. */
-enum gb_err gb_store_admit(struct gb_store *s, uint64_t hash, gb_ref ref, gb_ref old, uint64_t now);
-/* Room for one more entry, and for a new block beside it if `old` is 0: evicts one if it must. */
-bool gb_store_makes_count(struct gb_store *s);
-/* Fills a fresh block: header, key, and the value if it is inline. */
+/* What a put shares with a long write: a PENDING block of the right size, filled with header and
+ * key (and the value, unless it goes to a chain); then its admission in place of `old`, or 0.
+ * GB_FULL: the table lacks a block, the entry is still pending. */
+uint32_t gb_store_granules(const struct gb_store *s, const struct gb_put *p, bool chain);
 void gb_store_fill(struct gb_store *s, gb_ref ref, const struct gb_put *p, bool chain);
-uint32_t gb_store_granules(const struct gb_put *p, bool chain);
+enum gb_err gb_store_admit(struct gb_store *s, uint64_t hash, gb_ref ref, gb_ref old);
+/* The live entry of a key; a due one is removed first. */
+gb_ref gb_store_live(struct gb_store *s, const struct gb_key *k, uint64_t now);
+/* Whether one more entry is within max_entries; evicts at most one to make it so. */
+bool gb_store_counted(struct gb_store *s, uint64_t now);
 
 /* A use: to the front, and a sliding deadline slides. `now` counts only where idle is set. */
 void gb_store_use_slow(struct gb_store *s, gb_ref ref, uint64_t now);
@@ -98,10 +102,10 @@ static inline void gb_store_use(struct gb_store *s, gb_ref ref, uint64_t now) {
                     (GB_WORD_TTL | GB_WORD_EXTRA)))
         gb_store_use_slow(s, ref, now);
 }
-/* Gives the entry another deadline (0: none) and idle time; counts as a use. May need a larger
- * block: GB_AGAIN, GB_FULL as put. *ref is the entry's place afterwards. */
-enum gb_err gb_store_retime(struct gb_store *s, gb_ref *ref, uint64_t due, uint32_t idle,
-                            uint64_t now);
+/* Gives the entry other times (as in gb_put); counts as a use. Where the block cannot say them the
+ * entry gets another one: GB_AGAIN (look it up again), GB_FULL, GB_BUSY (pinned) as in put. */
+enum gb_err gb_store_retime(struct gb_store *s, gb_ref ref, uint64_t due, uint64_t hard,
+                            uint32_t idle, uint64_t now);
 /* The deadline in ms, 0 if none. */
 uint64_t gb_store_due(const struct gb_store *s, gb_ref ref);
 static inline bool gb_store_is_due(const struct gb_store *s, gb_ref ref, uint64_t now) {

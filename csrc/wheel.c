@@ -3,13 +3,13 @@
 
 #define SLOT_MASK ((uint64_t)GB_WHEEL_SLOTS - 1u)
 
-static gb_ref head_ref(const struct gb_wheel *w, uint32_t level, uint32_t slot) {
+static gb_ref slot_head(const struct gb_wheel *w, uint32_t level, uint32_t slot) {
     return (gb_ref)((size_t)((uint8_t *)&w->root->heads[level][slot] - w->base) / GB_GRANULE);
 }
 static uint64_t tick_of(uint64_t deadline) { /* rounded up: never early */
     return (deadline + (1u << GB_WHEEL_TICK_SHIFT) - 1u) >> GB_WHEEL_TICK_SHIFT;
 }
-static uint32_t slot_of(uint64_t tick, uint32_t level) {
+static uint32_t slot_at(uint64_t tick, uint32_t level) {
     return (uint32_t)((tick >> (level * GB_WHEEL_BITS)) & SLOT_MASK);
 }
 static uint32_t level_of(uint64_t clock, uint64_t tick) {
@@ -21,15 +21,15 @@ void gb_wheel_format(struct gb_wheel *w, uint64_t now) {
     memset(w->root, 0, sizeof *w->root);
     w->root->tick = now >> GB_WHEEL_TICK_SHIFT;
     for (uint32_t l = 0; l < GB_WHEEL_LEVELS; l++)
-        for (uint32_t s = 0; s < GB_WHEEL_SLOTS; s++) gb_list_format(w->base, head_ref(w, l, s));
+        for (uint32_t s = 0; s < GB_WHEEL_SLOTS; s++) gb_list_format(w->base, slot_head(w, l, s));
 }
 
 static void place(struct gb_wheel *w, gb_ref entry, uint64_t deadline) {
     uint64_t tick = tick_of(deadline), clock = w->root->tick;
     if (tick < clock) tick = clock;
-    uint32_t level = level_of(clock, tick), slot = slot_of(tick, level);
+    uint32_t level = level_of(clock, tick), slot = slot_at(tick, level);
     GB_ASSERT(level < GB_WHEEL_LEVELS);
-    gb_list_link(w->base, gb_list_at(w->base, head_ref(w, level, slot))->prev, GB_WHEEL_OF(entry));
+    gb_list_link(w->base, gb_list_at(w->base, slot_head(w, level, slot))->prev, GB_WHEEL_OF(entry));
     w->root->bits[level] |= (uint64_t)1 << slot;
 }
 
@@ -43,7 +43,7 @@ static void take(struct gb_wheel *w, gb_ref entry) {
     gb_ref prev = gb_list_at(w->base, GB_WHEEL_OF(entry))->prev;
     gb_list_unlink(w->base, GB_WHEEL_OF(entry));
     if (!gb_list_empty(w->base, prev)) return;
-    uint32_t n = prev - head_ref(w, 0, 0);
+    uint32_t n = prev - slot_head(w, 0, 0);
     w->root->bits[n / GB_WHEEL_SLOTS] &= ~((uint64_t)1 << (n % GB_WHEEL_SLOTS));
 }
 
@@ -59,7 +59,7 @@ void gb_wheel_moved(struct gb_wheel *w, gb_ref to) { gb_list_moved(w->base, GB_W
 static bool next_event(const struct gb_wheel *w, uint64_t *tick, uint32_t *level) {
     uint64_t clock = w->root->tick;
     for (uint32_t l = GB_WHEEL_LEVELS; l-- > 0;)
-        if ((w->root->bits[l] >> slot_of(clock, l)) & 1u) {
+        if ((w->root->bits[l] >> slot_at(clock, l)) & 1u) {
             *tick = clock;
             *level = l;
             return true;
@@ -89,7 +89,7 @@ gb_ref gb_wheel_due(struct gb_wheel *w, uint64_t now, struct gb_work *work, uint
             *more = true;
             return 0;
         }
-        gb_ref head = head_ref(w, level, slot_of(tick, level));
+        gb_ref head = slot_head(w, level, slot_at(tick, level));
         gb_ref entry = GB_ENTRY_OF_WHEEL(gb_list_at(w->base, head)->next);
         if (level == 0) return entry;
         uint64_t deadline = gb_wheel_deadline(w, entry);
@@ -107,7 +107,7 @@ uint64_t gb_wheel_next(const struct gb_wheel *w) {
 
 static bool check_slot(const struct gb_wheel *w, uint32_t level, uint32_t slot, uint64_t *count,
                        struct gb_fault *f) {
-    gb_ref head = head_ref(w, level, slot);
+    gb_ref head = slot_head(w, level, slot);
     uint64_t n = 0, clock = w->root->tick;
     if (!gb_list_check(w->base, head, w->root->count, &n, f)) return false;
     bool bit = (w->root->bits[level] >> slot) & 1u;
@@ -119,8 +119,8 @@ static bool check_slot(const struct gb_wheel *w, uint32_t level, uint32_t slot, 
         gb_ref entry = GB_ENTRY_OF_WHEEL(at);
         uint64_t deadline = gb_wheel_deadline(w, entry), tick = tick_of(deadline);
         if (tick < clock) tick = clock;
-        bool emptying = slot_of(clock, level) == slot;
-        if (!emptying && (level_of(clock, tick) != level || slot_of(tick, level) != slot))
+        bool emptying = slot_at(clock, level) == slot;
+        if (!emptying && (level_of(clock, tick) != level || slot_at(tick, level) != slot))
             return gb_broken(f, "wheel 2: a timer lies on the level where its tick differs", entry,
                              level, level_of(clock, tick));
         uint64_t ms = clock << GB_WHEEL_TICK_SHIFT;

@@ -1,0 +1,10 @@
+/* gb.c - the core as one translation unit, in floor order. */
+#include "digest.c"
+#include "lock.c"
+#include "arena.c"
+#include "table.c"
+#include "wheel.c"
+#include "index.c"
+#include "room.c"
+#include "store.c"
+#include "chain.c"
