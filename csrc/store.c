@@ -86,7 +86,7 @@ enum gb_err gb_store_admit(struct gb_store *s, uint64_t hash, gb_ref ref, gb_ref
 }
 
 /* A pending block, filled, for the put; *old is the entry it will replace. Making room may remove
- * that one, so it is looked for again whenever the index has changed. */
+ * that one or move it, so it is looked for again whenever either happened. */
 static enum gb_err prepare(struct gb_store *s, const struct gb_put *p, uint64_t now, gb_ref *ref,
                            gb_ref *old) {
     for (;;) {
@@ -94,13 +94,13 @@ static enum gb_err prepare(struct gb_store *s, const struct gb_put *p, uint64_t 
         if (*old && p->add) return GB_EXISTS;
         while (!*old && !gb_store_counted(s, now))
             if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
-        uint64_t epoch = s->index.root->epoch;
+        uint64_t epoch = s->index.root->epoch + s->head->counters.moves;
         uint32_t granules = gb_store_granules(s, p, false);
         while (!(*ref = gb_arena_alloc(&s->index.arena, granules, GB_KIND_PENDING))) {
             if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
             enum gb_err err = gb_room_make(s, now, false);
             if (err) return err;
-            if (s->index.root->epoch != epoch) break;
+            if (s->index.root->epoch + s->head->counters.moves != epoch) break;
         }
         if (!*ref) continue;
         gb_store_fill(s, *ref, p, false);

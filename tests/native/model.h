@@ -285,6 +285,7 @@ static void twin_step(struct twin *t, uint32_t value_most) {
             CHECK(!t->m[i].due || t->m[i].due + 8u > t->now ||
                   !gb_store_find(s, (gb_store_key(s, &key, bytes, model_key(t->m[i].key, bytes),
                                                   t->m[i].key & 3u), &key)));
+        gb_room_enter(s);
     } else if (what < 98) {
         twin_relocate(t, t->length);
     } else if (what < 99 || check_below(4)) {

@@ -11,7 +11,10 @@ static void run(uint64_t length, uint32_t steps, uint32_t max_entries, uint32_t 
         twin_step(&t, value_most);
         twin_compare(&t);
     }
-    for (uint32_t op = 0; op < GB_OPS; op++) CHECK(t.store.max_steps[op] <= GB_STEPS_MAX);
+    for (uint32_t op = 0; op < GB_OPS; op++) {
+        if (t.store.max_steps[op] > GB_STEPS_MAX) printf("op %u: %u steps\n", op, t.store.max_steps[op]);
+        CHECK(t.store.max_steps[op] <= GB_STEPS_MAX);
+    }
     twin_stop(&t);
 }
 
