@@ -239,24 +239,30 @@ gb_ref gb_arena_gap_next(struct gb_arena *a, enum gb_gap want) {
     }
 }
 
-gb_ref gb_arena_gap_slide(struct gb_arena *a) {
+gb_ref gb_arena_gap_slide(struct gb_arena *a, bool aligned, gb_ref limit) {
     struct gb_arena_root *r = a->root;
     gb_ref from = r->hand, to = r->gap;
     if (!to) return 0;
-    uint32_t hole = word_at(a, to)[1], before = word_at(a, to)[0] & GB_WORD_PREV_FREE;
+    uint32_t left = 0, before = word_at(a, to)[0] & GB_WORD_PREV_FREE;
     uint32_t size = gb_word_granules(word_at(a, from)[0]);
-    GB_ASSERT(to + hole == from && size);
+    if (aligned) left = (GB_BLOCK_MAX - to % GB_BLOCK_MAX) % GB_BLOCK_MAX;
+    if (to + left >= from || to + left + size > limit) return 0;
+    if (left) { /* what lies before the aligned place goes to the lists */
+        write_free(a, to, left, before);
+        class_in(a, to, left);
+        before = GB_WORD_PREV_FREE;
+        to += left;
+    }
     memmove(gb_at(a->base, to), gb_at(a->base, from), (size_t)size * GB_GRANULE);
     word_at(a, to)[0] = (word_at(a, to)[0] & ~GB_WORD_PREV_FREE) | before;
     r->gap = to + size;
-    r->hand = r->gap + hole;
+    r->hand = from + size;
     if (gb_word_kind(word_at(a, r->hand)[0]) == GB_KIND_FREE) {
         uint32_t more = word_at(a, r->hand)[1];
         class_out(a, r->hand, more);
-        hole += more;
         r->hand += more;
     }
-    write_free(a, r->gap, hole, GB_WORD_HELD);
+    write_free(a, r->gap, r->hand - r->gap, GB_WORD_HELD);
     tell_next(a, r->hand, true);
     r->moves++;
     a->work.steps++;

@@ -67,9 +67,10 @@ enum gb_gap { GB_GAP_BLOCK, GB_GAP_WINDOW, GB_GAP_TAIL };
 /* The next live block, which stands at the hand; 0 once the gap is as wanted (and, but for TAIL,
  * has been given to the lists). The caller moves that block away and frees it, or slides, or skips. */
 gb_ref gb_arena_gap_next(struct gb_arena *a, enum gb_gap want);
-/* Slides the block at the hand down to the gap's start, and returns its new place: its bytes are
- * there, whoever refers to it is the caller's to tell. 0 if there is no gap yet. */
-gb_ref gb_arena_gap_slide(struct gb_arena *a);
+/* Slides the block at the hand down to the gap's start (or the first window boundary behind it), and
+ * returns its new place: its bytes are there, whoever refers to it is the caller's to tell. 0 if
+ * there is no gap, or the block would not move down and end at or below `limit`. */
+gb_ref gb_arena_gap_slide(struct gb_arena *a, bool aligned, gb_ref limit);
 /* The block at the hand cannot move: give the gap to the lists and start behind it. */
 void gb_arena_gap_skip(struct gb_arena *a);
 

@@ -179,7 +179,7 @@ static enum step gap_step(struct gb_store *s, enum gb_gap want) {
             gb_arena_free(a, from);
             return STEP_MOVED;
         }
-        if (want != GB_GAP_TAIL) to = gb_arena_gap_slide(a); /* a tail must end below its mark */
+        to = gb_arena_gap_slide(a, kind == GB_KIND_BUCKETS, s->cut ? s->cut : a->root->end);
         if (to) {
             moved(s, from, to);
             return STEP_SLID;
@@ -211,7 +211,8 @@ enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
         return GB_OK;
     }
     victim = gb_index_victim(ix);
-    bool scattered = gb_arena_free_granules(&ix->arena) >= enough(s);
+    if (s->cut && !victim) return GB_AGAIN; /* a shrink has the gap: let it go on */
+    bool scattered = !s->cut && gb_arena_free_granules(&ix->arena) >= enough(s);
     if (victim && !(scattered && s->slides < SLIDES_PER_EVICTION)) {
         s->slides = 0;
         gb_room_remove(s, victim, GB_CAUSE_EVICT);
@@ -253,29 +254,38 @@ void gb_room_grow(struct gb_store *s, uint64_t length) {
     s->head->length = length;
 }
 
+/* The block at the hand found no place below the cut: give something up. */
+static enum gb_err shrink_stuck(struct gb_store *s) {
+    gb_ref victim = gb_index_victim(&s->index);
+    if (victim) gb_room_remove(s, victim, GB_CAUSE_EVICT);
+    else if (gb_table_wants_shrink(&s->index.table)) return gb_table_shrink(&s->index.table);
+    else return s->pins ? GB_BUSY : GB_FULL;
+    return GB_OK;
+}
+
+/* Empties all above the cut: the hand walks up to it, then the gap grows from there to the end. */
 enum gb_err gb_room_shrink(struct gb_store *s, uint64_t length) {
     struct gb_arena *a = &s->index.arena;
     const struct gb_arena_root *r = a->root;
     if (length < gb_room_smallest()) return GB_SMALL;
-    gb_ref end = end_of(length);
-    while (gb_room_steps(s) <= GB_ROOM_LAST) {
-        if (gb_arena_shrink(a, end)) {
+    if (end_of(length) >= r->end) return GB_OK;
+    if (s->cut != end_of(length)) {
+        gb_arena_gap_rewind(a);
+        s->cut = end_of(length);
+    }
+    enum gb_err err = GB_OK;
+    while (!err && gb_room_steps(s) <= GB_ROOM_LAST) {
+        if (gb_arena_shrink(a, s->cut)) {
             s->head->length = length;
+            s->cut = 0;
             return GB_OK;
         }
-        if (s->head->trash) {
-            trash_pop(s);
-        } else if (r->gap > end || (!r->gap && r->hand > end)) {
-            gb_arena_gap_rewind(a); /* others used the gap meanwhile: begin again */
-        } else if (!r->gap && r->hand + gb_arena_size(a, r->hand) <= end) {
-            gb_arena_gap_skip(a); /* below the new end nothing has to move */
-        } else if (gap_step(s, GB_GAP_TAIL) == STEP_STUCK) {
-            gb_ref victim = gb_index_victim(&s->index);
-            if (victim) gb_room_remove(s, victim, GB_CAUSE_EVICT);
-            else if (s->pins) return GB_BUSY;
-        }
+        if (s->head->trash) trash_pop(s);
+        else if (!r->gap && r->hand + gb_arena_size(a, r->hand) <= s->cut) gb_arena_gap_skip(a);
+        else if (gap_step(s, GB_GAP_TAIL) == STEP_STUCK) err = shrink_stuck(s);
     }
-    return GB_AGAIN;
+    if (err) s->cut = 0;
+    return err ? err : GB_AGAIN;
 }
 
 enum gb_err gb_room_pin(struct gb_store *s, gb_ref entry, bool writing, uint32_t *id) {

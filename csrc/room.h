@@ -99,6 +99,7 @@ struct gb_store {
     uint32_t pins;   /* active ones: nothing is paid while there are none */
     uint32_t slides; /* steps of the gap that found no hole to move to, since the last eviction */
     uint32_t laps;   /* times the hand came round with nothing left to evict */
+    gb_ref cut;       /* where a shrink under way will end the arena; 0: none */
     uint64_t writing; /* granules promised to long writes under way */
     uint32_t max_steps[GB_OPS];
     struct gb_pin pin[GB_ROOM_PINS];
@@ -130,7 +131,8 @@ void gb_room_tend(struct gb_store *s, uint64_t now);
 /* Housekeeping without a caller: due entries, trash. True if more is waiting. */
 bool gb_room_work(struct gb_store *s, uint64_t now);
 
-/* Gives up all above `length` bytes in slices: GB_AGAIN until done. Growing takes one call, after
+/* Gives up all above `length` bytes in slices: GB_AGAIN until done, and until then nobody else moves
+ * blocks; GB_BUSY if a pinned block is in the way, all as it was but for what was evicted. Growing takes one call, after
  * the image was mapped longer. */
 enum gb_err gb_room_shrink(struct gb_store *s, uint64_t length);
 void gb_room_grow(struct gb_store *s, uint64_t length);
