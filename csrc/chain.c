@@ -145,6 +145,19 @@ enum gb_err gb_chain_copy(struct gb_store *s, struct gb_chain_read *r, uint8_t *
 
 void gb_chain_close(struct gb_store *s, struct gb_chain_read *r) { gb_room_unpin(s, r->pin); }
 
+void gb_chain_orphans(struct gb_store *s) {
+    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) {
+        gb_ref ref = s->pin[i].entry;
+        if (!s->pin[i].used) continue;
+        bool writing = s->pin[i].writing;
+        gb_room_unpin(s, i);
+        if (writing) gb_room_drop(s, ref);
+    }
+    s->writing = 0;
+    s->index.walks = 0;
+    memset(s->index.walk, 0, sizeof s->index.walk);
+}
+
 bool gb_chain_check(const struct gb_store *s, struct gb_fault *f) {
     if (!gb_store_check(s, f)) return false;
     if (s->writing > gb_room_capacity(s))

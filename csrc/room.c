@@ -13,9 +13,8 @@ static uint32_t layout_number(void) {
     return (uint32_t)(n ^ (n >> 32));
 }
 
-static void point(struct gb_store *s, void *base) {
+void gb_room_rebase(struct gb_store *s, void *base) {
     struct gb_index *ix = &s->index;
-    memset(s, 0, sizeof *s);
     s->base = (uint8_t *)base;
     s->head = (struct gb_head *)base;
     ix->base = ix->arena.base = ix->table.base = ix->wheel.base = s->base;
@@ -24,6 +23,11 @@ static void point(struct gb_store *s, void *base) {
     ix->table.root = &s->head->table;
     ix->table.arena = &ix->arena;
     ix->wheel.root = &s->head->wheel;
+}
+
+static void point(struct gb_store *s, void *base) {
+    memset(s, 0, sizeof *s);
+    gb_room_rebase(s, base);
 }
 
 static gb_ref end_of(uint64_t length) { return (gb_ref)(length / GB_GRANULE) - 1u; }
@@ -71,6 +75,8 @@ enum gb_err gb_room_clear(struct gb_store *s, uint64_t now) {
     s->slides = s->laps = 0;
     enum gb_err err = gb_index_format(&s->index, GB_ROOM_HEAD_GRANULES, h->arena.end, now);
     h->index.epoch = epoch + 1u;
+    for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) /* a walk under way has come to its end */
+        s->index.walk[i].at = gb_index_list(&s->index);
     return err;
 }
 

@@ -108,6 +108,8 @@ struct gb_store {
 enum gb_err gb_room_format(struct gb_store *s, void *base, uint64_t length, const uint64_t seed[2],
                            uint64_t now);
 enum gb_err gb_room_attach(struct gb_store *s, void *base, uint64_t length);
+/* The image, handle and all, was mapped elsewhere. */
+void gb_room_rebase(struct gb_store *s, void *base);
 /* Back to an empty image of the same seed, counters and bounds. GB_BUSY while anything is pinned. */
 enum gb_err gb_room_clear(struct gb_store *s, uint64_t now);
 /* The smallest image, in bytes. */

@@ -1,0 +1,28 @@
+"""An LRU memory cache that never exceeds its byte budget, with a TTL for every key.
+
+>>> import gbcache
+>>> cache = gbcache.Cache("64MB", ttl=300)
+>>> cache["user:1"] = {"name": "Ada"}
+>>> cache["user:1"]
+{'name': 'Ada'}
+"""
+
+from __future__ import annotations
+
+from .cache import Cache
+from .codec import Codec
+from .errors import BudgetError, ClosedError, GbError, ImageError
+from .stats import Entry, Memory, Stats
+
+__all__ = [
+    "BudgetError",
+    "Cache",
+    "ClosedError",
+    "Codec",
+    "Entry",
+    "GbError",
+    "ImageError",
+    "Memory",
+    "Stats",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,215 @@
+/* _door.c - the lock protocol, long values, and the one function that raises. */
+#include "_door.h"
+
+struct gb_door_names gb_door_names;
+
+static const uint32_t SPINS = 400; /* about 2 us, before the GIL is given away */
+
+bool gb_door_ask(struct gb_door *d, uint64_t *now) {
+    PyObject *said = PyObject_CallNoArgs(d->clock);
+    if (!said) return false;
+    double seconds = PyFloat_AsDouble(said);
+    double ms = (seconds - d->zero) * 1000.0 + 0.0005; /* so that 0.3 s is 300 ms */
+    bool sane = ms < 9e15;
+    if (!sane && !PyErr_Occurred())
+        PyErr_Format(PyExc_ValueError, "clock returned %R: not a time in seconds", said);
+    Py_DECREF(said);
+    if (PyErr_Occurred()) return false;
+    *now = (ms > 0.0 ? (uint64_t)ms : 0u) + GB_DOOR_HEAD_START;
+    return true;
+}
+
+void gb_door_wait(struct gb_door *d) {
+    if (gb_door_mine(d)) return;
+    while (gb_door_locks(d)) {
+        for (uint32_t i = 0; i < SPINS; i++)
+            if (gb_lock_try(&d->lock)) return;
+        Py_BEGIN_ALLOW_THREADS /* nobody waits for the GIL while holding the lock */
+            gb_lock_wait(&d->lock);
+            gb_lock_free(&d->lock);
+        Py_END_ALLOW_THREADS
+    }
+}
+
+void gb_door_closed(struct gb_door *d) {
+    gb_door_unlock(d);
+    PyErr_SetString(gb_door_names.closed_error,
+                    d->born ? "the cache is closed"
+                            : "the cache was never initialised: a subclass must call "
+                              "super().__init__()");
+}
+
+PyThreadState *gb_door_out(struct gb_door *d) {
+    atomic_fetch_add(&d->outsiders, 1u);
+    return PyEval_SaveThread();
+}
+
+void gb_door_back(struct gb_door *d, PyThreadState *state) {
+    PyEval_RestoreThread(state);
+    atomic_fetch_sub(&d->outsiders, 1u);
+}
+
+bool gb_door_rest(void) {
+    const struct timespec nap = {0, 50000};
+    Py_BEGIN_ALLOW_THREADS
+        nanosleep(&nap, NULL);
+    Py_END_ALLOW_THREADS
+    return PyErr_CheckSignals() == 0;
+}
+
+void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p) {
+    unsigned long long length = d->open ? d->store.head->length : 0;
+    switch (err) {
+    case GB_LONGKEY:
+        PyErr_Format(PyExc_ValueError,
+                     "the key is %u bytes long, and a key may have %u: store a digest of it instead",
+                     p->key.len, GB_KEY_MAX);
+        break;
+    case GB_TOOBIG:
+        PyErr_Format(gb_door_names.budget_error,
+                     "a value of %u bytes can never fit max_bytes=%llu; the old value, if any, is "
+                     "kept. Give the cache more bytes, or split the value",
+                     p->value_len, length);
+        break;
+    case GB_FULL:
+        PyErr_Format(gb_door_names.budget_error,
+                     "nothing is left to evict from max_bytes=%llu, and %u bytes of key and %u of "
+                     "value do not fit", length, p ? p->key.len : 0u, p ? p->value_len : 0u);
+        break;
+    default:
+        PyErr_Format(PyExc_SystemError, "gbcache: unexpected core error %d", (int)err);
+    }
+}
+
+/* One long write's step or commit, entered by whoever calls. */
+static enum gb_err write_on(struct gb_door *d, struct gb_chain_write *w, const struct gb_put *p,
+                            uint64_t now, bool commit) {
+    gb_room_enter(&d->store);
+    enum gb_err err = commit ? gb_chain_commit(&d->store, w, p, now)
+                             : gb_chain_step(&d->store, w, p, now);
+    if (err == GB_FULL || err == GB_EXISTS) gb_chain_abort(&d->store, w);
+    gb_room_leave(&d->store, GB_OP_LONG);
+    return err;
+}
+
+/* All the bytes, in slices under the lock, the GIL released. */
+static enum gb_err write_out(struct gb_door *d, struct gb_chain_write *w, const struct gb_put *p,
+                             uint64_t now) {
+    enum gb_err err;
+    PyThreadState *state = gb_door_out(d);
+    do {
+        gb_lock_wait(&d->lock);
+        err = write_on(d, w, p, now, false);
+        gb_lock_free(&d->lock);
+    } while (err == GB_AGAIN);
+    gb_door_back(d, state);
+    return err;
+}
+
+static enum gb_err write_in(struct gb_door *d, struct gb_chain_write *w, const struct gb_put *p,
+                            uint64_t now, bool commit) {
+    enum gb_err err;
+    do {
+        if (!gb_door_enter(d)) return GB_GONE;
+        err = write_on(d, w, p, now, commit);
+        gb_door_unlock(d);
+    } while (err == GB_AGAIN);
+    return err;
+}
+
+static enum gb_err put_long(struct gb_door *d, const struct gb_put *p, uint64_t now) {
+    struct gb_chain_write w;
+    enum gb_err err = GB_AGAIN;
+    while (err == GB_AGAIN || err == GB_BUSY) {
+        if (err == GB_BUSY && !gb_door_rest()) return GB_GONE;
+        if (!gb_door_enter(d)) return GB_GONE;
+        err = gb_chain_begin(&d->store, &w, p, now);
+        gb_door_leave(d, GB_OP_LONG);
+    }
+    if (err) return err;
+    bool far = p->value_len > GB_CHAIN_SLICE && !gb_door_mine(d);
+    err = far ? write_out(d, &w, p, now) : write_in(d, &w, p, now, false);
+    return err ? err : write_in(d, &w, p, now, true);
+}
+
+static enum gb_err put_short(struct gb_door *d, const struct gb_put *p, uint64_t now) {
+    enum gb_err err;
+    do {
+        if (!gb_door_enter(d)) return GB_GONE;
+        err = gb_store_put(&d->store, p, now);
+        gb_door_leave(d, GB_OP_SET);
+    } while (err == GB_AGAIN);
+    return err;
+}
+
+bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, enum gb_err *err) {
+    for (;;) {
+        *err = gb_store_fits_inline(p) ? put_short(d, p, now) : put_long(d, p, now);
+        if (GB_LIKELY(*err == GB_OK || *err == GB_EXISTS)) return true;
+        if (*err == GB_GONE) return false; /* closed meanwhile, or a signal: the exception is set */
+        /* Full though all was given up: long reads or writes hold the rest for a moment. */
+        if (*err != GB_FULL || !d->store.pins) break;
+        if (!gb_door_rest()) return false;
+    }
+    gb_door_raise(d, *err, p);
+    return false;
+}
+
+bool gb_door_copy(struct gb_door *d, struct gb_chain_read *r, uint8_t *to) {
+    enum gb_err err = GB_AGAIN;
+    if (r->left <= GB_CHAIN_SLICE || gb_door_mine(d)) {
+        while (err == GB_AGAIN) {
+            if (!gb_door_enter(d)) return false;
+            err = gb_chain_copy(&d->store, r, to);
+            if (!err) gb_chain_close(&d->store, r);
+            gb_door_leave(d, GB_OP_GET);
+        }
+        return true;
+    }
+    PyThreadState *state = gb_door_out(d);
+    while (err == GB_AGAIN) {
+        gb_lock_wait(&d->lock);
+        gb_room_enter(&d->store);
+        err = gb_chain_copy(&d->store, r, to);
+        if (!err) gb_chain_close(&d->store, r);
+        gb_room_leave(&d->store, GB_OP_GET);
+        gb_lock_free(&d->lock);
+    }
+    gb_door_back(d, state);
+    return true;
+}
+
+bool gb_door_work(struct gb_door *d, uint64_t now, uint32_t slices) {
+    bool more = true;
+    PyThreadState *state = gb_door_out(d);
+    for (uint32_t i = 0; more && i < slices; i++) {
+        gb_lock_wait(&d->lock);
+        gb_room_enter(&d->store);
+        more = gb_room_work(&d->store, now);
+        gb_room_leave(&d->store, GB_OP_EXPIRE);
+        gb_lock_free(&d->lock);
+        if (gb_lock_wanted(&d->lock)) sched_yield();
+    }
+    gb_door_back(d, state);
+    return more;
+}
+
+void gb_door_fork_before(struct gb_door *d) {
+    atomic_fetch_add(&d->outsiders, 1u); /* from here on everyone else must take the lock */
+    gb_door_wait(d);
+    atomic_store(&d->forker, PyThread_get_thread_ident());
+}
+
+void gb_door_fork_parent(struct gb_door *d) {
+    atomic_store(&d->forker, 0ul);
+    gb_lock_free(&d->lock);
+    atomic_fetch_sub(&d->outsiders, 1u);
+}
+
+/* The other threads are not here: what they were reading or writing is nobody's now. */
+void gb_door_fork_child(struct gb_door *d) {
+    gb_lock_reborn(&d->lock);
+    atomic_store(&d->forker, 0ul);
+    atomic_store(&d->outsiders, 0u);
+    if (d->open) gb_chain_orphans(&d->store);
+}

@@ -1,0 +1,163 @@
+# _gb.pxd - the C side as Cython sees it: externs only.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
+
+cdef extern from "_hot.h" nogil:
+    ctypedef uint32_t gb_ref
+    enum: GB_OPS
+    enum: GB_KINDS
+    enum: GB_KEY_MAX
+    enum: GB_WINDOW_BYTES
+    enum: GB_STEPS_MAX
+    enum: GB_DEBUG
+    enum: GB_WORD_TTL
+    enum: GB_WORD_EXTRA
+    enum gb_err:
+        GB_OK, GB_AGAIN, GB_FULL, GB_TOOBIG, GB_LONGKEY, GB_EXISTS, GB_BUSY, GB_GONE, GB_SMALL, GB_BADIMAGE
+    enum gb_cause:
+        GB_CAUSE_DELETE, GB_CAUSE_EVICT, GB_CAUSE_EXPIRE
+    enum gb_op:
+        GB_OP_GET, GB_OP_SET, GB_OP_LONG, GB_OP_REMOVE, GB_OP_EXPIRE, GB_OP_WALK, GB_OP_RESIZE
+    enum gb_kind:
+        GB_KIND_FREE, GB_KIND_ENTRY, GB_KIND_EXTENT, GB_KIND_BUCKETS, GB_KIND_OVERFLOW
+        GB_KIND_DIRECTORY, GB_KIND_RING, GB_KIND_PENDING, GB_KIND_HEAD
+    struct gb_counters:
+        uint64_t hits, misses_absent, misses_expired, sets, replaces, deletes
+        uint64_t evictions, expirations, rejects, clears, moves
+    struct gb_table_root:
+        uint32_t count
+    struct gb_wheel_root:
+        uint32_t count
+    struct gb_arena_root:
+        uint32_t ledger[9]
+    struct gb_head:
+        uint64_t length, key_bytes, value_bytes
+        uint32_t max_entries
+        gb_counters counters
+        gb_table_root table
+        gb_wheel_root wheel
+        gb_arena_root arena
+    struct gb_digest:
+        pass
+    struct gb_index:
+        uint32_t stirs
+    struct gb_entry:
+        uint32_t word, hash
+    struct gb_extra:
+        uint32_t idle, hard_low, hard_high
+    struct gb_store:
+        uint8_t *base
+        gb_head *head
+        gb_index index
+        gb_digest digest
+        uint32_t pins
+        uint32_t max_steps[7]
+    struct gb_key:
+        const uint8_t *bytes
+        uint32_t len, type
+        uint64_t hash
+    struct gb_put:
+        gb_key key
+        const uint8_t *value
+        uint32_t value_len, value_type, idle
+        uint64_t due, hard
+        bint add
+    struct gb_fault:
+        const char *rule
+        uint64_t at, want, got
+    struct gb_lock:
+        pass
+
+    gb_err gb_room_format(gb_store *s, void *base, uint64_t length, const uint64_t *seed, uint64_t now)
+    gb_err gb_room_clear(gb_store *s, uint64_t now)
+    void gb_room_rebase(gb_store *s, void *base)
+    uint64_t gb_room_smallest()
+    gb_err gb_room_shrink(gb_store *s, uint64_t length)
+    void gb_room_grow(gb_store *s, uint64_t length)
+    void gb_room_remove(gb_store *s, gb_ref ref, gb_cause cause)
+    bint gb_chain_check(const gb_store *s, gb_fault *f)
+    gb_ref gb_index_victim(const gb_index *ix)
+    bint gb_index_walk_begin(gb_index *ix, uint32_t *id)
+    gb_ref gb_index_walk_next(gb_index *ix, uint32_t id)
+    void gb_index_walk_end(gb_index *ix, uint32_t id)
+    gb_ref gb_store_find(const gb_store *s, const gb_key *k)
+    gb_ref gb_store_live(gb_store *s, const gb_key *k, uint64_t now)
+    gb_err gb_store_retime(gb_store *s, gb_ref ref, uint64_t due, uint64_t hard, uint32_t idle, uint64_t now)
+    gb_err gb_store_put(gb_store *s, const gb_put *p, uint64_t now)
+    uint64_t gb_store_due(const gb_store *s, gb_ref ref)
+    const uint8_t *gb_store_key_at(const gb_store *s, gb_ref ref, uint32_t word)
+    const uint8_t *gb_store_value_at(const gb_store *s, gb_ref ref, uint32_t word)
+    uint32_t gb_key_len(uint8_t *base, gb_ref ref, uint32_t word)
+    uint32_t gb_value_len(uint8_t *base, gb_ref ref, uint32_t word)
+    uint32_t gb_word_granules(uint32_t word)
+    uint32_t gb_word_ktype(uint32_t word)
+    uint32_t gb_word_vtype(uint32_t word)
+    gb_entry *gb_entry_at(uint8_t *base, gb_ref ref)
+    gb_extra *gb_extra_at(uint8_t *base, gb_ref ref, uint32_t word)
+    uint64_t gb_digest_of "gb_digest"(const gb_digest *d, const uint8_t *p, size_t n, uint32_t type)
+    void gb_lock_init(gb_lock *l)
+    void gb_lock_wait(gb_lock *l)
+    void gb_lock_free(gb_lock *l)
+
+cdef extern from "_hot.h":
+    ctypedef struct PyObject
+    struct PyThreadState:
+        pass
+    struct gb_door:
+        gb_store store
+        gb_lock lock
+        uint32_t outsiders
+        bint open, born, keep
+        uint64_t ttl, idle, dice
+        double jitter, zero
+        int64_t zero_ns
+        PyObject *clock
+        PyObject *encode
+        PyObject *decode
+        PyObject *memory
+    struct gb_door_names_t "gb_door_names":
+        PyObject *budget_error
+        PyObject *closed_error
+        PyObject *seconds
+        PyObject *encode_key
+        PyObject *decode_key
+        PyObject *keep
+    gb_door_names_t gb_door_names
+    enum gb_hot_how:
+        GB_HOT_READ, GB_HOT_PEEK, GB_HOT_TAKE
+    enum: GB_BOX_INT
+    enum: GB_DOOR_HEAD_START
+    struct gb_box:
+        const uint8_t *bytes
+        size_t len
+        uint32_t type
+    ctypedef struct gb_hot_store:
+        pass
+
+    void gb_door_start(gb_door *d)
+    uint64_t gb_door_exact(const gb_door *d)
+    bint gb_door_ask(gb_door *d, uint64_t *now) except 0
+    bint gb_door_now(gb_door *d, bint exact, uint64_t *now) except 0
+    bint gb_door_enter(gb_door *d) except 0
+    void gb_door_leave(gb_door *d, gb_op op)
+    void gb_door_wait(gb_door *d)
+    bint gb_door_rest() except 0
+    bint gb_door_work(gb_door *d, uint64_t now, uint32_t slices)
+    void gb_door_raise(gb_door *d, gb_err err, const gb_put *p) except *
+    void gb_door_fork_before(gb_door *d)
+    void gb_door_fork_parent(gb_door *d)
+    void gb_door_fork_child(gb_door *d)
+    bint gb_box_key(gb_box *b, PyObject *key) except 0
+    bint gb_box_core_key(const gb_door *d, const gb_box *b, gb_key *k)
+    void gb_box_drop(gb_box *b)
+    bint gb_box_ttl(PyObject *ttl, uint64_t *ms) except 0
+    object gb_box_key_object(uint32_t type, PyObject *raw)
+    PyObject *gb_box_raw(uint32_t type, const uint8_t *bytes, uint32_t n)
+    int gb_hot_install(void *type, size_t basic_size) except -1
+    PyObject *gb_hot_read(gb_door *d, PyObject *key, gb_hot_how how)
+    object gb_hot_item(PyObject *self, PyObject *key)
+    int gb_hot_write(gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bint add) except -1
+    int gb_hot_timed(gb_door *d) except -1
+    int gb_hot_delete(gb_door *d, PyObject *key) except -1
+    int gb_hot_has(gb_door *d, PyObject *key) except -1
+    void gb_hot_times(gb_door *d, gb_put *p, uint64_t now, uint64_t ttl) noexcept nogil
+    void gb_hot_key_error(PyObject *key) except *

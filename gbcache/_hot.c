@@ -1,0 +1,443 @@
+/* _hot.c - the fast half of PackedStore. */
+#include "_hot.h"
+
+#define GROUP 16 /* keys a hold of get_many: bucket, entry and splice of each within 64 steps */
+
+void gb_hot_key_error(PyObject *key) {
+    PyObject *args = PyTuple_Pack(1, key); /* a tuple as a key is one argument, not many */
+    if (args) PyErr_SetObject(PyExc_KeyError, args);
+    Py_XDECREF(args);
+}
+
+/* Entered. The live entry of a key, or 0; counts a miss unless the caller only looks. */
+static gb_ref look(struct gb_door *d, const struct gb_key *k, uint64_t *now, bool counts) {
+    struct gb_store *s = &d->store;
+    gb_ref ref = gb_store_find(s, k);
+    if (GB_UNLIKELY(!ref)) {
+        s->head->counters.misses_absent += counts;
+        return 0;
+    }
+    if (GB_LIKELY(!gb_door_due(d, ref, now))) return ref;
+    if (counts) {
+        gb_room_remove(s, ref, GB_CAUSE_EXPIRE);
+        s->head->counters.misses_expired++;
+    }
+    return 0;
+}
+
+/* Brings the lines that moving an entry to the front will write; they are apart from its own. */
+static inline void prefetch_splice(const struct gb_store *s, gb_ref ref) {
+    const struct gb_link *l = &gb_entry_at(s->base, ref)->lru;
+    __builtin_prefetch(gb_list_at(s->base, l->prev), 1);
+    __builtin_prefetch(gb_list_at(s->base, l->next), 1);
+}
+
+static inline void after(struct gb_door *d, gb_ref ref, uint64_t now, enum gb_hot_how how) {
+    struct gb_store *s = &d->store;
+    if (how == GB_HOT_PEEK) return;
+    s->head->counters.hits++;
+    if (how == GB_HOT_READ) gb_store_use(s, ref, now);
+    else gb_room_remove(s, ref, GB_CAUSE_DELETE);
+}
+
+/* Entered; leaves. NULL with *busy: too many long reads at once, try again. */
+static PyObject *read_long(struct gb_door *d, gb_ref ref, uint32_t word, uint64_t now,
+                           enum gb_hot_how how, bool *busy) {
+    struct gb_chain_read r;
+    uint8_t *to = NULL;
+    *busy = gb_chain_open(&d->store, &r, ref) == GB_BUSY;
+    PyObject *raw = *busy ? NULL : gb_box_raw_long(gb_word_vtype(word), r.left, &to);
+    if (raw) after(d, ref, now, how);
+    else if (!*busy) gb_chain_close(&d->store, &r);
+    gb_door_leave(d, GB_OP_GET);
+    if (raw && !gb_door_copy(d, &r, to)) Py_CLEAR(raw);
+    return raw;
+}
+
+static PyObject *read_key(struct gb_door *d, const struct gb_key *k, uint64_t now,
+                          enum gb_hot_how how) {
+    struct gb_store *s = &d->store;
+    for (bool busy = false;; busy = false) {
+        if (GB_UNLIKELY(!gb_door_enter(d))) return NULL;
+        gb_ref ref = look(d, k, &now, how != GB_HOT_PEEK);
+        if (!ref) {
+            gb_door_leave(d, GB_OP_GET);
+            return NULL;
+        }
+        prefetch_splice(s, ref);
+        uint32_t word = gb_entry_at(s->base, ref)->word, type = gb_word_vtype(word);
+        PyObject *raw;
+        if (GB_LIKELY(!gb_store_is_chain(s, ref, word))) {
+            raw = gb_box_raw(type, gb_store_value_at(s, ref, word),
+                             gb_value_len(s->base, ref, word));
+            if (GB_LIKELY(raw != NULL)) after(d, ref, now, how);
+            gb_door_leave(d, GB_OP_GET);
+        } else {
+            raw = read_long(d, ref, word, now, how, &busy);
+            if (busy && gb_door_rest()) continue;
+        }
+        return gb_box_finish(d, type, raw);
+    }
+}
+
+PyObject *gb_hot_read(struct gb_door *d, PyObject *key, enum gb_hot_how how) {
+    struct gb_box b;
+    struct gb_key k;
+    uint64_t now = 0;
+    PyObject *value = NULL;
+    if (GB_UNLIKELY(!gb_box_key(&b, key))) return NULL;
+    if (GB_LIKELY(!d->clock) || gb_door_ask(d, &now)) {
+        if (GB_UNLIKELY(!gb_box_core_key(d, &b, &k))) k.len = 0, k.type = 3u; /* nobody's key */
+        value = read_key(d, &k, now, how);
+    }
+    gb_box_drop(&b);
+    return value;
+}
+
+PyObject *gb_hot_item(PyObject *self, PyObject *key) {
+    PyObject *value = gb_hot_read(&((gb_hot_store *)self)->door, key, GB_HOT_READ);
+    if (GB_LIKELY(value != NULL) || PyErr_Occurred()) return value;
+    PyObject *missing = PyObject_GetAttrString((PyObject *)Py_TYPE(self), "__missing__");
+    if (missing) {
+        value = PyObject_CallFunctionObjArgs(missing, self, key, NULL);
+        Py_DECREF(missing);
+    } else if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        gb_hot_key_error(key);
+    }
+    return value;
+}
+
+void gb_hot_times(struct gb_door *d, struct gb_put *p, uint64_t now, uint64_t ttl) {
+    if (ttl && d->jitter > 0.0) { /* xorshift64*; shortened, never longer than given */
+        d->dice ^= d->dice >> 12;
+        d->dice ^= d->dice << 25;
+        d->dice ^= d->dice >> 27;
+        double roll = (double)((d->dice * 2685821657736338717u) >> 11) * 0x1p-53;
+        uint64_t off = (uint64_t)((double)ttl * d->jitter * roll);
+        ttl = off < ttl ? ttl - off : 1u;
+    }
+    p->due = ttl ? now + ttl : 0u;
+    if (!d->idle) return;
+    p->idle = (uint32_t)d->idle;
+    p->hard = p->due;
+    if (!p->due || now + d->idle < p->due) p->due = now + d->idle;
+}
+
+int gb_hot_timed_first(struct gb_door *d) {
+    PyObject *self = (PyObject *)(void *)((char *)d - offsetof(gb_hot_store, door));
+    d->keep = false;
+    PyObject *none = PyObject_CallOneArg(gb_door_names.keep, self);
+    Py_XDECREF(none);
+    return none ? 0 : -1;
+}
+
+/* The clock a write needs: none, where nothing can be due. */
+static bool time_of_write(struct gb_door *d, bool exact, uint64_t *now) {
+    *now = 1;
+    if (!exact && d->open && !d->store.head->wheel.count) return true;
+    return gb_door_now(d, exact, now);
+}
+
+int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
+    struct gb_box kb, vb;
+    struct gb_put p = {.add = add};
+    uint64_t ms = d->ttl, now;
+    enum gb_err err = GB_OK;
+    bool done = false;
+    if (ttl && !gb_box_ttl(ttl, &ms)) return -1;
+    if (!gb_box_key(&kb, key)) return -1;
+    if (!gb_box_value(d, &vb, value)) {
+        gb_box_drop(&kb);
+        return -1;
+    }
+    p.value = vb.bytes;
+    p.value_len = vb.len > UINT32_MAX ? UINT32_MAX : (uint32_t)vb.len;
+    p.value_type = vb.type;
+    if (GB_UNLIKELY(!gb_box_core_key(d, &kb, &p.key))) {
+        gb_door_raise(d, GB_LONGKEY, &p);
+    } else if (time_of_write(d, ms || d->idle || add, &now)) {
+        gb_hot_times(d, &p, now, ms);
+        done = gb_door_put(d, &p, now, &err);
+    }
+    gb_box_drop(&vb);
+    gb_box_drop(&kb);
+    if (!done || (p.due && gb_hot_timed(d))) return -1;
+    return err == GB_OK;
+}
+
+int gb_hot_delete(struct gb_door *d, PyObject *key) {
+    struct gb_box b;
+    struct gb_key k;
+    uint64_t now = 0;
+    gb_ref ref = 0;
+    if (!gb_box_key(&b, key)) return -1;
+    bool sane = gb_box_core_key(d, &b, &k), in = false;
+    if (gb_door_now(d, true, &now) && (in = gb_door_enter(d))) {
+        ref = sane ? gb_store_live(&d->store, &k, now) : 0;
+        if (ref) gb_room_remove(&d->store, ref, GB_CAUSE_DELETE);
+        gb_door_leave(d, GB_OP_REMOVE);
+    }
+    gb_box_drop(&b);
+    return !in ? -1 : ref != 0;
+}
+
+int gb_hot_has(struct gb_door *d, PyObject *key) {
+    struct gb_box b;
+    struct gb_key k;
+    uint64_t now = 0;
+    gb_ref ref = 0;
+    if (!gb_box_key(&b, key)) return -1;
+    bool sane = gb_box_core_key(d, &b, &k), in = false;
+    if ((!d->clock || gb_door_ask(d, &now)) && (in = gb_door_enter(d))) {
+        ref = sane ? look(d, &k, &now, false) : 0;
+        gb_door_leave(d, GB_OP_GET);
+    }
+    gb_box_drop(&b);
+    return !in ? -1 : ref != 0;
+}
+
+/* One hold of get_many. What a hold should not do at once (a due entry, a long value) is left to
+ * `later`, as NULL in `raw`. */
+struct batch {
+    struct gb_box box[GROUP];
+    struct gb_key key[GROUP];
+    PyObject *raw[GROUP];
+    uint32_t type[GROUP];
+    bool later[GROUP];
+};
+
+static void batch_take(struct gb_door *d, struct batch *g, int i, uint64_t now) {
+    struct gb_store *s = &d->store;
+    gb_ref ref = gb_store_find(s, &g->key[i]);
+    g->raw[i] = NULL;
+    g->later[i] = false;
+    if (!ref) {
+        s->head->counters.misses_absent++;
+        return;
+    }
+    uint32_t word = gb_entry_at(s->base, ref)->word;
+    if (gb_store_is_chain(s, ref, word) || gb_door_due(d, ref, &now)) {
+        g->later[i] = true;
+        return;
+    }
+    g->type[i] = gb_word_vtype(word);
+    g->raw[i] = gb_box_raw(g->type[i], gb_store_value_at(s, ref, word),
+                           gb_value_len(s->base, ref, word));
+    g->later[i] = !g->raw[i];
+    if (g->raw[i]) after(d, ref, now, GB_HOT_READ);
+}
+
+/* In stages, so that the misses of sixteen keys overlap: buckets, entries, their neighbours. */
+static bool batch_read(struct gb_door *d, struct batch *g, int n, uint64_t now) {
+    const struct gb_table *t = &d->store.index.table;
+    struct gb_probe probe[GROUP];
+    gb_ref ref[GROUP];
+    if (!gb_door_enter(d)) return false;
+    for (int i = 0; i < n; i++)
+        __builtin_prefetch(gb_table_bucket(t, gb_table_bucket_of(t, (uint32_t)g->key[i].hash)));
+    for (int i = 0; i < n; i++) {
+        gb_probe_begin(t, &probe[i], g->key[i].hash);
+        ref[i] = gb_probe_next(t, &probe[i]);
+        if (!ref[i]) continue;
+        __builtin_prefetch(gb_entry_at(d->store.base, ref[i]), 1);
+        __builtin_prefetch((uint8_t *)gb_entry_at(d->store.base, ref[i]) + 64);
+    }
+    gb_room_enter(&d->store); /* the look-ups that follow count these steps */
+    for (int i = 0; i < n; i++)
+        if (ref[i]) prefetch_splice(&d->store, ref[i]);
+    for (int i = 0; i < n; i++) batch_take(d, g, i, now);
+    gb_door_leave(d, GB_OP_GET);
+    return true;
+}
+
+/* Takes over what the batch holds, whatever happened. */
+static bool batch_give(struct gb_door *d, struct batch *g, int n, PyObject *const *keys,
+                       PyObject *into) {
+    bool fine = true;
+    for (int i = 0; i < n; i++) {
+        gb_box_drop(&g->box[i]);
+        PyObject *value = gb_box_finish(d, g->type[i], g->raw[i]);
+        if (fine && g->later[i]) value = gb_hot_read(d, keys[i], GB_HOT_READ);
+        if (fine && value) fine = PyDict_SetItem(into, keys[i], value) == 0;
+        else if (fine && PyErr_Occurred()) fine = false;
+        Py_XDECREF(value);
+    }
+    return fine;
+}
+
+static bool batch_one(struct gb_door *d, PyObject *const *keys, int n, PyObject *into) {
+    struct batch g;
+    uint64_t now = 0;
+    int boxed = 0;
+    bool fine = !d->clock || gb_door_ask(d, &now);
+    for (; fine && boxed < n; boxed++) {
+        fine = gb_box_key(&g.box[boxed], keys[boxed]);
+        if (!fine) break;
+        if (!gb_box_core_key(d, &g.box[boxed], &g.key[boxed])) g.key[boxed].type = 3u;
+        if (g.key[boxed].len > GB_KEY_MAX) g.key[boxed].len = 0;
+        g.raw[boxed] = NULL;
+        g.later[boxed] = false;
+        g.type[boxed] = GB_BOX_BYTES;
+    }
+    fine = fine && batch_read(d, &g, n, now);
+    if (fine) return batch_give(d, &g, n, keys, into);
+    while (boxed-- > 0) gb_box_drop(&g.box[boxed]);
+    return false;
+}
+
+static PyObject *hot_get_many(PyObject *self, PyObject *keys) {
+    struct gb_door *d = &((gb_hot_store *)self)->door;
+    PyObject *all = PySequence_Tuple(keys), *into = all ? PyDict_New() : NULL;
+    bool fine = into != NULL;
+    Py_ssize_t n = fine ? PyTuple_GET_SIZE(all) : 0;
+    for (Py_ssize_t i = 0; fine && i < n; i += GROUP) {
+        int left = n - i < GROUP ? (int)(n - i) : GROUP;
+        fine = batch_one(d, &PyTuple_GET_ITEM(all, i), left, into);
+    }
+    if (fine && !n) {
+        fine = gb_door_enter(d);
+        if (fine) gb_door_leave(d, GB_OP_GET);
+    }
+    Py_XDECREF(all);
+    if (!fine) Py_CLEAR(into);
+    return into;
+}
+
+/* Fills `out` from positional and keyword arguments; the first `least` must be given. */
+static bool arguments(const char *verb, const char *const *names, int least, int most,
+                      PyObject *const *args, Py_ssize_t n, PyObject *kwnames, PyObject **out) {
+    Py_ssize_t named = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
+    if (n > most) {
+        PyErr_Format(PyExc_TypeError, "%s() takes at most %d arguments, %zd given", verb, most, n);
+        return false;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) out[i] = args[i];
+    for (Py_ssize_t i = 0; i < named; i++) {
+        PyObject *name = PyTuple_GET_ITEM(kwnames, i);
+        int at = 0;
+        while (at < most && PyUnicode_CompareWithASCIIString(name, names[at])) at++;
+        if (at == most || out[at]) {
+            PyErr_Format(PyExc_TypeError, "%s() got %s argument %R", verb,
+                         at == most ? "an unexpected keyword" : "two values for", name);
+            return false;
+        }
+        out[at] = args[n + i];
+    }
+    for (int i = 0; i < least; i++) {
+        if (out[i]) continue;
+        PyErr_Format(PyExc_TypeError, "%s() is missing the argument '%s'", verb, names[i]);
+        return false;
+    }
+    return true;
+}
+
+static PyObject *hot_get(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
+    static const char *const names[] = {"key", "default"};
+    PyObject *a[2] = {NULL, NULL};
+    if (GB_LIKELY(!kwnames && (n == 1 || n == 2))) {
+        a[0] = args[0];
+        a[1] = n == 2 ? args[1] : NULL;
+    } else if (!arguments("get", names, 1, 2, args, n, kwnames, a)) {
+        return NULL;
+    }
+    PyObject *value = gb_hot_read(&((gb_hot_store *)self)->door, a[0], GB_HOT_READ);
+    if (value || PyErr_Occurred()) return value;
+    return Py_NewRef(a[1] ? a[1] : Py_None);
+}
+
+static PyObject *write_args(PyObject *self, const char *verb, PyObject *const *args, Py_ssize_t n,
+                            PyObject *kwnames, bool add) {
+    static const char *const names[] = {"key", "value", "ttl"};
+    PyObject *a[3] = {NULL, NULL, NULL};
+    if (GB_LIKELY(!kwnames && n == 2)) {
+        a[0] = args[0];
+        a[1] = args[1];
+    } else if (!arguments(verb, names, 2, 3, args, n, kwnames, a)) {
+        return NULL;
+    }
+    int done = gb_hot_write(&((gb_hot_store *)self)->door, a[0], a[1], a[2], add);
+    if (done < 0) return NULL;
+    return add ? PyBool_FromLong(done) : Py_NewRef(Py_None);
+}
+
+static PyObject *hot_set(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
+    return write_args(self, "set", args, n, kwnames, false);
+}
+static PyObject *hot_add(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
+    return write_args(self, "add", args, n, kwnames, true);
+}
+
+static PyObject *hot_set_many(PyObject *self, PyObject *const *args, Py_ssize_t n,
+                              PyObject *kwnames) {
+    static const char *const names[] = {"items", "ttl"};
+    PyObject *a[2] = {NULL, NULL};
+    if (!arguments("set_many", names, 1, 2, args, n, kwnames, a)) return NULL;
+    PyObject *pairs = PyMapping_Check(a[0]) && PyObject_HasAttrString(a[0], "items")
+                          ? PyMapping_Items(a[0])
+                          : PySequence_List(a[0]);
+    if (!pairs) return NULL;
+    bool fine = true;
+    for (Py_ssize_t i = 0; fine && i < PyList_GET_SIZE(pairs); i++) {
+        PyObject *pair = PySequence_Tuple(PyList_GET_ITEM(pairs, i));
+        fine = pair && PyTuple_GET_SIZE(pair) == 2;
+        if (pair && !fine)
+            PyErr_Format(PyExc_ValueError, "set_many: item %zd has %zd parts, not a key and a value",
+                         i, PyTuple_GET_SIZE(pair));
+        if (fine)
+            fine = gb_hot_write(&((gb_hot_store *)self)->door, PyTuple_GET_ITEM(pair, 0),
+                                PyTuple_GET_ITEM(pair, 1), a[1], false) >= 0;
+        Py_XDECREF(pair);
+    }
+    Py_DECREF(pairs);
+    return fine ? Py_NewRef(Py_None) : NULL;
+}
+
+static PyObject *hot_delete_many(PyObject *self, PyObject *keys) {
+    PyObject *all = PySequence_Tuple(keys);
+    if (!all) return NULL;
+    Py_ssize_t removed = 0;
+    int one = 0;
+    for (Py_ssize_t i = 0; one >= 0 && i < PyTuple_GET_SIZE(all); i++) {
+        one = gb_hot_delete(&((gb_hot_store *)self)->door, PyTuple_GET_ITEM(all, i));
+        removed += one > 0;
+    }
+    Py_DECREF(all);
+    return one < 0 ? NULL : PyLong_FromSsize_t(removed);
+}
+
+#define FAST(name, text)                                                                           \
+    {#name, (PyCFunction)(void (*)(void))hot_##name, METH_FASTCALL | METH_KEYWORDS, text}
+static PyMethodDef methods[] = {
+    FAST(get, "get(key, default=None)\n--\n\n"
+              "The value of `key`, or `default`. Counts as use. Cost: one look-up, one copy."),
+    FAST(set, "set(key, value, ttl=<the cache's own>)\n--\n\n"
+              "Write a value; `ttl` in seconds, a timedelta, or None for never.\n\n"
+              "Raises BudgetError if it can never fit (the old value stays), TypeError for an\n"
+              "unsupported key or value, ValueError for a ttl that is not above 0."),
+    FAST(add, "add(key, value, ttl=<the cache's own>)\n--\n\n"
+              "Write a value only if `key` is absent; True if it was written. Atomic."),
+    FAST(set_many, "set_many(items, ttl=<the cache's own>)\n--\n\n"
+                   "Write a mapping, or pairs, one after the other."),
+    {"get_many", hot_get_many, METH_O,
+     "get_many(keys)\n--\n\n"
+     "A dict of those keys that are there. In stages with prefetch: several times faster than\n"
+     "as many `get`s where the cache is larger than the processor's."},
+    {"delete_many", hot_delete_many, METH_O,
+     "delete_many(keys)\n--\n\nRemove keys; how many were there."},
+    {NULL, NULL, 0, NULL},
+};
+
+int gb_hot_install(PyTypeObject *type, size_t basic_size) {
+    if (basic_size < sizeof(gb_hot_store) || (size_t)type->tp_basicsize < basic_size) {
+        PyErr_SetString(PyExc_SystemError, "PackedStore does not begin with its door");
+        return -1;
+    }
+    for (PyMethodDef *m = methods; m->ml_name; m++) {
+        PyObject *descriptor = PyDescr_NewMethod(type, m);
+        if (!descriptor || PyDict_SetItemString(type->tp_dict, m->ml_name, descriptor)) return -1;
+        Py_DECREF(descriptor);
+    }
+    PyType_Modified(type);
+    return 0;
+}

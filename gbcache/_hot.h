@@ -1,0 +1,45 @@
+/* _hot.h - the methods that are called a million times a second, against the C API.
+ *
+ * WHAT      get, set, add, get_many, set_many, delete_many with METH_FASTCALL, and what the slots of
+ *           `cache[key]` need. Cython's wrapper of a method with a default costs 16 ns a call, one of
+ *           these 10. They are put into PackedStore's dict when the module is made.
+ *
+ * NOT HERE  rare verbs (_packed.pyx), conversions (_box), the lock (_door).
+ */
+#ifndef GB_HOT_H
+#define GB_HOT_H
+
+#include "_box.h"
+
+typedef struct {
+    PyObject_HEAD
+    struct gb_door door; /* PackedStore's first field: gb_hot_install checks that it is */
+} gb_hot_store;
+
+enum gb_hot_how {
+    GB_HOT_READ, /* counts as use, and in the stats */
+    GB_HOT_PEEK, /* leaves no trace */
+    GB_HOT_TAKE  /* removes it too */
+};
+
+/* -1 with an exception. */
+int gb_hot_install(PyTypeObject *type, size_t basic_size);
+/* A new reference; NULL with an exception, or without one for a miss. */
+PyObject *gb_hot_read(struct gb_door *d, PyObject *key, enum gb_hot_how how);
+/* cache[key]: a miss asks the type's __missing__, then raises KeyError. */
+PyObject *gb_hot_item(PyObject *self, PyObject *key);
+/* 1 written, 0 there already (add), -1 exception. `ttl` NULL: the cache's own. */
+int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add);
+/* 1 removed, 0 was not there, -1 exception. */
+int gb_hot_delete(struct gb_door *d, PyObject *key);
+/* 1 there, 0 not, -1 exception. No use, no stats. */
+int gb_hot_has(struct gb_door *d, PyObject *key);
+/* Fills in the deadline of a write at `now` with a TTL of `ttl` ms. */
+void gb_hot_times(struct gb_door *d, struct gb_put *p, uint64_t now, uint64_t ttl);
+/* After a write with a deadline: the first one calls the housekeeper. -1 with an exception. */
+int gb_hot_timed_first(struct gb_door *d);
+static inline int gb_hot_timed(struct gb_door *d) {
+    return GB_LIKELY(!d->keep) ? 0 : gb_hot_timed_first(d);
+}
+void gb_hot_key_error(PyObject *key);
+#endif

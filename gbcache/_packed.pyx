@@ -1,0 +1,582 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
+"""PackedStore: buffer in, lock at the door, bytes out.
+
+The rare verbs; the frequent ones are hand-written in ``_hot.c`` and put into the class here. Between
+``gb_door_enter`` and ``gb_door_leave`` only C runs: no Python object is touched there.
+"""
+cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_RawFree
+from cpython.ref cimport Py_DECREF
+from libc.string cimport memcpy, memset
+
+from ._gb cimport *
+
+from .codec import decode_key, encode_key
+from .errors import BudgetError, ClosedError
+from .housekeeper import keep
+from .stats import Entry
+from .units import seconds_of
+
+cdef extern from "Python.h":
+    PyObject *PyErr_Occurred()
+    PyObject *PyBytes_FromStringAndSize(const char *bytes, Py_ssize_t n)
+    int PyErr_CheckSignals() except -1
+    int PyGC_Disable()
+    int PyGC_Enable()
+    object PyObject_CallOneArg(object callable, object arg)
+
+cdef extern from "_walk.h":
+    bint gb_walk_snapshot(gb_door *d, uint64_t **hashes, size_t *n) except 0
+    int gb_walk_next(gb_door *d, uint64_t hash, bint want_value, PyObject **key, PyObject **value) except -1
+
+cdef extern from * nogil:
+    bint overflow "__builtin_saddll_overflow"(long long a, long long b, long long *sum)
+
+__all__ = ["BUILD", "KEY_MAX", "PackedStore", "smallest"]
+
+KEY_MAX = GB_KEY_MAX
+BUILD = {
+    "tiny": GB_WINDOW_BYTES != 4096,
+    "debug": GB_DEBUG,
+    "window_bytes": GB_WINDOW_BYTES,
+    "steps_max": GB_STEPS_MAX,
+}
+cdef tuple OPS = ("get", "set", "long", "remove", "expire", "walk", "resize")
+cdef tuple KINDS = ("free", "entries", "extents", "buckets", "overflow", "directory", "ring",
+                    "pending", "head")  # in the order of enum gb_kind
+cdef object UNSET = object()
+
+
+def smallest():
+    """The smallest image, in bytes."""
+    return gb_room_smallest()
+
+
+cdef inline object owned(PyObject *made):
+    """A new reference as Cython counts it."""
+    cdef object result = <object>made
+    Py_DECREF(result)
+    return result
+
+
+@cython.no_gc_clear  # the buffer must outlive everything that may still read it
+cdef class PackedStore:
+    """An image in a writable buffer, and the verbs on it. Subclassed by ``Cache``."""
+
+    cdef gb_door door  # first: _hot.c knows it lies there
+    cdef Py_buffer view
+    cdef object map, clock, encode, decode
+    cdef object __weakref__
+
+    def __cinit__(self, *args, **kwargs):
+        if <char *>&self.door - <char *><void *>self != sizeof(gb_hot_store) - sizeof(gb_door):
+            raise SystemError("PackedStore does not begin with its door")
+        gb_lock_init(&self.door.lock)
+
+    def _attach(self, map, *, seed, clock, ttl, idle, double jitter, uint32_t max_entries, codec,
+                housekeeping):
+        """Formats an image in `map` (a writable buffer, page-aligned) and opens the door."""
+        cdef uint64_t words[2]
+        cdef gb_door *d = &self.door
+        cdef const unsigned char[:] bytes16 = seed
+        if d.born:
+            raise RuntimeError("the cache was initialised already: __init__ may run once")
+        memcpy(words, &bytes16[0], 16)
+        self.clock, self.encode, self.decode = clock, codec.encode, codec.decode
+        d.encode, d.decode = <PyObject *>self.encode, <PyObject *>self.decode
+        gb_door_start(d)
+        if clock is not None:
+            d.zero = clock()
+            d.clock = <PyObject *>self.clock
+        if ttl is not None:
+            gb_box_ttl(<PyObject *>ttl, &d.ttl)
+        if idle is not None:
+            gb_box_ttl(<PyObject *>idle, &d.idle)
+        d.jitter, d.dice = jitter, words[0] | 1
+        self._hold_buffer(map)
+        cdef gb_err err = gb_room_format(&d.store, self.view.buf, self.view.len, words,
+                                         GB_DOOR_HEAD_START)
+        if err:
+            PyBuffer_Release(&self.view)
+            gb_door_raise(d, err, NULL)
+        d.store.head.max_entries = max_entries
+        self.map = map
+        d.keep = housekeeping
+        d.born = d.open = True
+
+    def _hold_buffer(self, map):
+        PyObject_GetBuffer(map, &self.view, PyBUF_WRITABLE)
+        if <size_t>self.view.buf % 4096:
+            PyBuffer_Release(&self.view)
+            raise ValueError("the image's buffer does not begin on a page")
+
+    def __dealloc__(self):
+        if self.door.open:
+            self.door.open = False
+            PyBuffer_Release(&self.view)
+
+    def close(self):
+        """Gives the image's memory back. Closing twice is allowed; any other use raises ClosedError.
+
+        Waits for long copies under way in other threads.
+        """
+        cdef gb_door *d = &self.door
+        if not d.open:
+            return
+        gb_door_enter(d)
+        d.open = False
+        gb_door_leave(d, GB_OP_RESIZE)
+        while d.outsiders:
+            gb_door_rest()
+        PyBuffer_Release(&self.view)
+        map, self.map = self.map, None
+        map.close()
+
+    @property
+    def closed(self):
+        """Whether the cache is closed (or was never initialised)."""
+        return not self.door.open
+
+    def __getitem__(self, key):
+        return gb_hot_item(<PyObject *>self, <PyObject *>key)
+
+    def __setitem__(self, key, value):
+        gb_hot_write(&self.door, <PyObject *>key, <PyObject *>value, NULL, False)
+
+    def __delitem__(self, key):
+        if not gb_hot_delete(&self.door, <PyObject *>key):
+            gb_hot_key_error(<PyObject *>key)
+
+    def __contains__(self, key):
+        return gb_hot_has(&self.door, <PyObject *>key) == 1
+
+    def __len__(self):
+        cdef gb_door *d = &self.door
+        gb_door_enter(d)
+        cdef uint32_t count = d.store.head.table.count
+        gb_door_leave(d, GB_OP_GET)
+        return count
+
+    def __iter__(self):
+        return PackedWalk(self, 0)
+
+    def _walk(self, int what):
+        """An iterator over a snapshot: 0 keys, 1 values, 2 pairs."""
+        return PackedWalk(self, what)
+
+    def peek(self, key, default=None):
+        """The value of `key`, or `default`; leaves order and stats as they are. Cost: as `get`."""
+        cdef PyObject *value = gb_hot_read(&self.door, <PyObject *>key, GB_HOT_PEEK)
+        return default if is_miss(value) else owned(value)
+
+    def pop(self, key, default=UNSET):
+        """Removes `key` and returns its value; `default`, or KeyError, if it is absent. Atomic."""
+        cdef PyObject *value = gb_hot_read(&self.door, <PyObject *>key, GB_HOT_TAKE)
+        if not is_miss(value):
+            return owned(value)
+        if default is UNSET:
+            gb_hot_key_error(<PyObject *>key)
+        return default
+
+    def popitem(self):
+        """Removes the least recently used entry; its key and value. KeyError if there is none."""
+        cdef PyObject *value
+        while True:
+            name = oldest(&self.door)
+            value = gb_hot_read(&self.door, <PyObject *>name, GB_HOT_TAKE)
+            if not is_miss(value):
+                return name, owned(value)
+
+    def setdefault(self, key, default=None):
+        """The value of `key`; if it is absent, writes `default` and returns it. Atomic."""
+        cdef PyObject *value
+        while True:
+            value = gb_hot_read(&self.door, <PyObject *>key, GB_HOT_READ)
+            if not is_miss(value):
+                return owned(value)
+            if gb_hot_write(&self.door, <PyObject *>key, <PyObject *>default, NULL, True):
+                return default
+
+    def clear(self):
+        """Removes everything at once: the image is formatted anew. Cost: constant."""
+        cdef gb_door *d = &self.door
+        cdef gb_err err = GB_BUSY
+        cdef uint64_t now = 0
+        gb_door_now(d, True, &now)
+        while err == GB_BUSY:  # a long value is being read or written
+            gb_door_enter(d)
+            err = gb_room_clear(&d.store, now)
+            gb_door_leave(d, GB_OP_REMOVE)
+            if err == GB_BUSY:
+                gb_door_rest()
+
+    def ttl(self, key):
+        """Seconds until `key` expires, None if it never does. KeyError if it is absent."""
+        cdef Look look
+        look_at(&self.door, key, &look)
+        return (look.due - look.now) / 1000.0 if look.due else None
+
+    def entry(self, key):
+        """What is known of `key` without using it: an `Entry`. KeyError if it is absent."""
+        cdef Look look
+        look_at(&self.door, key, &look)
+        left = (look.due - look.now) / 1000.0 if look.due else None
+        return Entry(look.key_bytes, look.value_bytes, left,
+                     look.idle / 1000.0 if look.idle else None)
+
+    def touch(self, key, ttl=UNSET):
+        """Gives `key` the cache's own TTL again, or `ttl`; counts as use. False if it is absent.
+
+        `ttl`: seconds, a timedelta, or None for never.
+        """
+        cdef gb_door *d = &self.door
+        cdef uint64_t ms = d.ttl
+        cdef uint64_t now = 0
+        cdef gb_box box
+        cdef gb_put put
+        cdef gb_err err
+        if ttl is not UNSET:
+            gb_box_ttl(<PyObject *>ttl, &ms)
+        memset(&put, 0, sizeof(put))
+        gb_door_now(d, True, &now)
+        gb_box_key(&box, <PyObject *>key)
+        gb_hot_times(d, &put, now, ms)
+        try:
+            if not gb_box_core_key(d, &box, &put.key):
+                return False
+            while True:
+                gb_door_enter(d)
+                err = touch_once(&d.store, &put, now)
+                gb_door_leave(d, GB_OP_SET)
+                if err == GB_OK or err == GB_GONE:
+                    if put.due:
+                        gb_hot_timed(d)
+                    return err == GB_OK
+                if err == GB_AGAIN:
+                    continue
+                if err == GB_FULL and not d.store.pins:
+                    gb_door_raise(d, err, &put)
+                gb_door_rest()
+        finally:
+            gb_box_drop(&box)
+
+    def incr(self, key, delta=1, initial=0):
+        """Adds `delta` to the int at `key` and returns the sum; an absent key counts from `initial`.
+
+        Atomic. Keeps the deadline; a new entry gets the cache's own TTL. TypeError if the value is not
+        an int (a bool is not), OverflowError beyond 64 bits; both leave the value as it was.
+        """
+        cdef gb_door *d = &self.door
+        cdef gb_box box
+        cdef gb_put put
+        cdef gb_err err = GB_AGAIN
+        cdef uint64_t now = 0
+        cdef long long step, start, total = 0
+        cdef int verdict = 0
+        for name, number in (("delta", delta), ("initial", initial)):
+            if type(number) is not int:
+                raise TypeError(f"incr: {name}={number!r} is not an int")
+        step, start = delta, initial
+        memset(&put, 0, sizeof(put))
+        gb_door_now(d, True, &now)
+        gb_box_key(&box, <PyObject *>key)
+        try:
+            if not gb_box_core_key(d, &box, &put.key):
+                gb_door_raise(d, GB_LONGKEY, &put)
+            while err == GB_AGAIN:
+                gb_door_enter(d)
+                verdict = incr_once(d, &put, now, step, start, &total, &err)
+                gb_door_leave(d, GB_OP_SET)
+                if err == GB_FULL and d.store.pins:
+                    err = GB_AGAIN
+                    gb_door_rest()
+        finally:
+            gb_box_drop(&box)
+        if verdict == 1:
+            raise TypeError(f"incr: the value of {key!r} is not an int")
+        if verdict == 2:
+            raise OverflowError(f"incr: {key!r} by {delta} leaves the 64-bit range")
+        if err:
+            gb_door_raise(d, err, &put)
+        if put.due:
+            gb_hot_timed(d)
+        return total
+
+    def expire(self):
+        """Removes every entry that is due; how many. In slices, the GIL released."""
+        cdef gb_door *d = &self.door
+        cdef uint64_t before, now = 0
+        gb_door_now(d, True, &now)
+        gb_door_enter(d)
+        before = d.store.head.counters.expirations
+        gb_door_leave(d, GB_OP_EXPIRE)
+        while self.door.open and gb_door_work(d, now, 256):
+            PyErr_CheckSignals()
+        gb_door_enter(d)
+        before = d.store.head.counters.expirations - before
+        gb_door_leave(d, GB_OP_EXPIRE)
+        return before
+
+    def check(self):
+        """Walks the whole image and compares every invariant; AssertionError names the broken one.
+
+        Cost: in proportion to the entries, in one lock hold: for tests and for doubts.
+        """
+        cdef gb_fault fault
+        cdef gb_door *d = &self.door
+        gb_door_enter(d)
+        cdef bint sound = gb_chain_check(&d.store, &fault)
+        gb_door_leave(d, GB_OP_GET)
+        if not sound:
+            raise AssertionError(f"{fault.rule.decode()}: at {fault.at}, want {fault.want}, "
+                                 f"got {fault.got}")
+
+    def _work(self, uint32_t slices):
+        """The housekeeper's door: some slices of due entries; True if more is waiting."""
+        cdef gb_door *d = &self.door
+        if not d.open or d.clock != NULL:
+            return False
+        return gb_door_work(d, gb_door_exact(d), slices)
+
+    def _timed(self):
+        """Whether any entry has a TTL."""
+        return self.door.open and self.door.store.head.wheel.count > 0
+
+    def _figures(self):
+        """Everything that is counted: (counters, ledger in bytes, sizes, max_steps)."""
+        cdef gb_door *d = &self.door
+        cdef gb_counters c
+        cdef uint32_t ledger[9]
+        cdef uint32_t steps[7]
+        cdef uint64_t keys, values, length
+        cdef uint32_t count, timed, most
+        gb_door_enter(d)
+        c = d.store.head.counters
+        memcpy(ledger, d.store.head.arena.ledger, sizeof(ledger))
+        memcpy(steps, d.store.max_steps, sizeof(steps))
+        keys, values = d.store.head.key_bytes, d.store.head.value_bytes
+        length, count = d.store.head.length, d.store.head.table.count
+        timed, most = d.store.head.wheel.count, d.store.head.max_entries
+        gb_door_leave(d, GB_OP_GET)
+        counters = dict(hits=c.hits, misses_absent=c.misses_absent,
+                        misses_expired=c.misses_expired, sets=c.sets, replaces=c.replaces,
+                        deletes=c.deletes, evictions=c.evictions, expirations=c.expirations,
+                        rejects=c.rejects, clears=c.clears, moves=c.moves)
+        parts = {name: <uint64_t>ledger[i] * 8 for i, name in enumerate(KINDS)}
+        parts["head"] += length - sum(parts.values())  # less than a granule, if any
+        sizes = dict(entries=count, timed=timed, key_bytes=keys, value_bytes=values,
+                     total=length, max_entries=most)
+        return counters, parts, sizes, {op: steps[i] for i, op in enumerate(OPS)}
+
+    def _shrink(self, uint64_t length):
+        """Empties all above `length`, in slices; the mapping is as long as before."""
+        cdef gb_door *d = &self.door
+        cdef gb_err err = GB_AGAIN
+        while err:
+            gb_door_enter(d)
+            err = gb_room_shrink(&d.store, length)
+            gb_door_leave(d, GB_OP_RESIZE)
+            if err == GB_BUSY:
+                gb_door_rest()
+            PyErr_CheckSignals()
+            if err != GB_AGAIN and err != GB_BUSY and err != GB_OK:
+                gb_door_raise(d, err, NULL)
+
+    def _remap(self, uint64_t length, fresh=None):
+        """Makes the mapping `length` bytes long, in place or as a copy into `fresh`.
+
+        No Python code may run meanwhile: the collector rests, and mmap.resize is called as it is.
+        """
+        cdef gb_door *d = &self.door
+        resize, size, old = self.map.resize, int(length), self.map
+        cdef Py_buffer other
+        cdef bint collects = PyGC_Disable()
+        gb_door_enter(d)
+        try:
+            if fresh is None:
+                PyBuffer_Release(&self.view)
+                try:
+                    PyObject_CallOneArg(resize, size)
+                finally:
+                    PyObject_GetBuffer(self.map, &self.view, PyBUF_WRITABLE)
+            else:
+                PyObject_GetBuffer(fresh, &other, PyBUF_WRITABLE)
+                memcpy(other.buf, self.view.buf, min(<size_t>self.view.len, <size_t>other.len))
+                PyBuffer_Release(&self.view)
+                self.view, self.map = other, fresh
+            gb_room_rebase(&d.store, self.view.buf)
+            if length > d.store.head.length:
+                gb_room_grow(&d.store, length)
+        finally:
+            gb_room_rebase(&d.store, self.view.buf)
+            gb_door_leave(d, GB_OP_RESIZE)
+            if collects:
+                PyGC_Enable()
+        if fresh is not None:
+            old.close()
+
+    def _limit(self, uint32_t max_entries):
+        """Sets max_entries; evicts down to it, in slices."""
+        cdef gb_door *d = &self.door
+        cdef bint over = True
+        while over:
+            gb_door_enter(d)
+            d.store.head.max_entries = max_entries
+            over = max_entries and d.store.head.table.count > max_entries
+            if over:
+                gb_room_remove(&d.store, gb_index_victim(&d.store.index), GB_CAUSE_EVICT)
+            gb_door_leave(d, GB_OP_REMOVE)
+
+    def _fork_before(self):
+        gb_door_fork_before(&self.door)
+
+    def _fork_parent(self):
+        gb_door_fork_parent(&self.door)
+
+    def _fork_child(self):
+        gb_door_fork_child(&self.door)
+
+
+cdef class PackedWalk:
+    """One iteration: the hashes of a moment, each looked up when its turn comes."""
+
+    cdef PackedStore store
+    cdef uint64_t *hashes
+    cdef size_t at, n
+    cdef int what
+
+    def __cinit__(self, PackedStore store, int what):
+        self.store, self.what = store, what
+        gb_walk_snapshot(&store.door, &self.hashes, &self.n)
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.hashes)
+
+    def __iter__(self):
+        return self
+
+    def __length_hint__(self):
+        return self.n - self.at
+
+    def __next__(self):
+        cdef PyObject *key = NULL
+        cdef PyObject *value = NULL
+        while self.at < self.n:
+            self.at += 1
+            if not gb_walk_next(&self.store.door, self.hashes[self.at - 1], self.what > 0,
+                                &key, &value):
+                continue
+            if self.what == 0:
+                return owned(key)
+            name, held = owned(key), owned(value)
+            return held if self.what == 1 else (name, held)
+        raise StopIteration
+
+
+cdef bint is_miss(PyObject *value) except -1:
+    """Whether NULL means absent; an exception goes on."""
+    if value != NULL:
+        return False
+    return -1 if PyErr_Occurred() != NULL else True
+
+
+cdef object oldest(gb_door *d):
+    """The key of the least recently used live entry."""
+    cdef uint64_t now = 0
+    cdef gb_ref ref
+    cdef uint32_t word, kind
+    cdef PyObject *raw = NULL
+    gb_door_now(d, True, &now)
+    gb_door_enter(d)
+    ref = gb_index_victim(&d.store.index)
+    if ref:
+        word = gb_entry_at(d.store.base, ref).word
+        kind = gb_word_ktype(word)
+        raw = <PyObject *>PyBytes_FromStringAndSize(
+            <const char *>gb_store_key_at(&d.store, ref, word), gb_key_len(d.store.base, ref, word))
+    gb_door_leave(d, GB_OP_GET)
+    if not ref:
+        raise KeyError("popitem(): the cache is empty")
+    return gb_box_key_object(kind, raw)
+
+
+cdef struct Look:
+    uint64_t due, now, idle
+    uint32_t key_bytes, value_bytes
+
+
+cdef int look_at(gb_door *d, key, Look *look) except -1:
+    """Fills `look`; KeyError if `key` is absent or due."""
+    cdef gb_box box
+    cdef gb_key k
+    cdef gb_ref ref = 0
+    cdef uint32_t word
+    memset(look, 0, sizeof(Look))
+    gb_door_now(d, True, &look.now)
+    gb_box_key(&box, <PyObject *>key)
+    cdef bint sane = gb_box_core_key(d, &box, &k)
+    try:
+        gb_door_enter(d)
+        ref = gb_store_find(&d.store, &k) if sane else 0
+        if ref:
+            word = gb_entry_at(d.store.base, ref).word
+            look.due = gb_store_due(&d.store, ref)
+            look.key_bytes = gb_key_len(d.store.base, ref, word)
+            look.value_bytes = gb_value_len(d.store.base, ref, word)
+            if word & GB_WORD_EXTRA:
+                look.idle = gb_extra_at(d.store.base, ref, word).idle
+        gb_door_leave(d, GB_OP_GET)
+    finally:
+        gb_box_drop(&box)
+    if not ref or (look.due and look.due <= look.now):
+        gb_hot_key_error(<PyObject *>key)
+    return 0
+
+
+cdef gb_err touch_once(gb_store *s, gb_put *put, uint64_t now) noexcept nogil:
+    cdef gb_ref ref = gb_store_live(s, &put.key, now)
+    if not ref:
+        return GB_GONE
+    return gb_store_retime(s, ref, put.due, put.hard, put.idle, now)
+
+
+cdef int incr_once(gb_door *d, gb_put *put, uint64_t now, long long step, long long start,
+                   long long *total, gb_err *err) noexcept nogil:
+    """One try under the lock. 0: see *err; 1: not an int; 2: out of range."""
+    cdef gb_store *s = &d.store
+    cdef gb_ref ref = gb_store_live(s, &put.key, now)
+    cdef uint32_t word
+    cdef gb_extra *extra
+    cdef long long held = start
+    err[0] = GB_OK
+    put.due = put.hard = put.idle = 0
+    if ref:
+        word = gb_entry_at(s.base, ref).word
+        if gb_word_vtype(word) != GB_BOX_INT:
+            return 1
+        memcpy(&held, gb_store_value_at(s, ref, word), 8)
+        put.due = gb_store_due(s, ref)
+        if word & GB_WORD_EXTRA:
+            extra = gb_extra_at(s.base, ref, word)
+            put.hard, put.idle = (<uint64_t>extra.hard_high << 32) | extra.hard_low, extra.idle
+    else:
+        gb_hot_times(d, put, now, d.ttl)
+    if overflow(held, step, total):
+        return 2
+    put.value, put.value_len, put.value_type = <const uint8_t *>total, 8, GB_BOX_INT
+    err[0] = gb_store_put(s, put, now)
+    return 0
+
+
+cdef install():
+    gb_door_names.budget_error = <PyObject *>BudgetError
+    gb_door_names.closed_error = <PyObject *>ClosedError
+    gb_door_names.seconds = <PyObject *>seconds_of
+    gb_door_names.encode_key = <PyObject *>encode_key
+    gb_door_names.decode_key = <PyObject *>decode_key
+    gb_door_names.keep = <PyObject *>keep
+    gb_hot_install(<void *>PackedStore, sizeof(gb_hot_store))
+
+
+install()

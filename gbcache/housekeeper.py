@@ -1,0 +1,114 @@
+"""One thread for the process, which gives expired bytes back where nobody calls.
+
+It starts when a cache that has a TTL registers, looks at every such cache each `PERIOD`, and works in
+slices without the GIL. It holds no cache alive, ends when no cache is left, and does not outlive the
+interpreter. In a forked child it starts anew on the first need.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._packed import PackedStore
+
+__all__ = ["PERIOD", "keep", "register"]
+
+PERIOD = 0.04
+"""Seconds between two rounds: expired bytes come back within 100 ms."""
+SLICES = 2000
+"""Slices of one cache in one round, before the next cache's turn: about 20 ms of work."""
+
+# By id, not in a WeakSet: a cache is unhashable, as every mapping is.
+_stores: dict[int, weakref.ref[PackedStore]] = {}
+_kept: dict[int, weakref.ref[PackedStore]] = {}
+_wake = threading.Event()
+_starting = threading.Lock()
+_thread: threading.Thread | None = None
+_held: list[PackedStore] = []
+
+
+def register(store: PackedStore) -> None:
+    """Makes `store` known to fork: its lock is held across, its child's copy is the child's own."""
+    key = id(store)
+    _stores[key] = weakref.ref(store, lambda _: _stores.pop(key, None))
+
+
+def keep(store: PackedStore) -> None:
+    """Has the housekeeper look after `store` from now on: it has got its first TTL. Idempotent."""
+    key = id(store)
+    with _starting:
+        _kept[key] = weakref.ref(store, lambda _: _kept.pop(key, None))
+    _start()
+
+
+def _start() -> None:
+    global _thread
+    with _starting:
+        if _thread is None or not _thread.is_alive():
+            _wake.clear()
+            _thread = threading.Thread(target=_run, name="gbcache-housekeeper", daemon=True)
+            _thread.start()
+
+
+def _round() -> bool:
+    """One look at every cache; True if some has more to do."""
+    more = False
+    for key, ref in list(_kept.items()):
+        store = ref()
+        if store is None or store.closed:
+            _kept.pop(key, None)
+        elif store._timed() and store._work(SLICES):
+            more = True
+    return more
+
+
+def _run() -> None:
+    global _thread
+    more = False
+    while not _wake.wait(0.0005 if more else PERIOD):
+        more = _round()
+        with _starting:
+            if not _kept:
+                _thread = None
+                return
+
+
+def _stop() -> None:
+    _wake.set()
+    thread = _thread
+    if thread is not None and thread is not threading.current_thread():
+        thread.join(timeout=5.0)
+
+
+def _before_fork() -> None:
+    for ref in list(_stores.values()):
+        store = ref()
+        if store is not None:
+            store._fork_before()
+            _held.append(store)
+
+
+def _in_parent() -> None:
+    while _held:
+        _held.pop()._fork_parent()
+
+
+def _in_child() -> None:
+    global _thread, _starting, _wake
+    while _held:
+        _held.pop()._fork_child()
+    _thread, _starting, _wake = None, threading.Lock(), threading.Event()
+    if _kept:
+        _start()
+
+
+atexit.register(_stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child
+    )

@@ -1,0 +1,53 @@
+"""Builds the one extension module: Cython's file, the hand-written C-API part, the core.
+
+GB_CFLAGS and GB_LDFLAGS are appended; GB_TINY=1 builds with tiny constants and deep checks; GB_WERROR=1
+makes every warning of ours an error.
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).parent
+OURS = ["csrc/gb.c", *sorted(str(p.relative_to(HERE)) for p in (HERE / "gbcache").glob("_[!p]*.c"))]
+HEADERS = sorted(
+    str(p.relative_to(HERE)) for room in ("csrc", "gbcache") for p in (HERE / room).glob("*.[ch]")
+    if p.name != "_packed.c"
+)  # fmt: skip
+STRICT = "-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes".split()
+FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", *os.environ.get("GB_CFLAGS", "").split()]
+if os.environ.get("GB_TINY") == "1":
+    FLAGS += ["-DGB_TINY", "-DGB_DEBUG=2"]
+if os.environ.get("GB_WERROR") == "1":
+    STRICT.append("-Werror")
+
+
+class BuildExt(build_ext):
+    """Our own C is held to more warnings than what Cython writes."""
+
+    def build_extension(self, ext):
+        plain = self.compiler._compile
+
+        def compile_one(obj, src, suffix, cc_args, postargs, pp_opts):
+            own = Path(src).name != "_packed.c"
+            plain(obj, src, suffix, cc_args, [*postargs, *(STRICT if own else ["-w"])], pp_opts)
+
+        self.compiler._compile = compile_one
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler._compile = plain
+
+
+extension = Extension(
+    "gbcache._packed",
+    ["gbcache/_packed.pyx", *OURS],
+    include_dirs=["gbcache", "csrc"],
+    depends=HEADERS,
+    extra_compile_args=FLAGS,
+    extra_link_args=["-pthread", *os.environ.get("GB_LDFLAGS", "").split()],
+)
+setup(ext_modules=cythonize([extension], build_dir=None), cmdclass={"build_ext": BuildExt})
