@@ -1,0 +1,86 @@
+# GbCache. `make help` lists the targets; each sets up what it needs from nothing.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+SOURCES := $(wildcard csrc/*.[ch] gbcache/_[!p]*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml)
+STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
+SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+FUZZ_SECONDS ?= 60
+SEED ?= 1
+
+.NOTPARALLEL:
+.PHONY: help build demo test native tiny asan fuzz coverage bench lint format check clean
+
+help: ## this list
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 14
+
+$(VENV)/.made: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade pip
+	$(PY) -m pip install -q "setuptools>=77" wheel "Cython>=3.1" msgpack pytest hypothesis
+	touch $@
+
+# One package directory a build: the normal one must never load another's extension.
+build/%/.made: $(SOURCES) | $(VENV)/.made
+	rm -rf build/$* build/lib* build/temp* build/bdist* && mkdir -p build/$*
+	$(BUILD_ENV) $(PY) -m pip install -q --no-build-isolation --no-deps --target build/$* .
+	touch $@
+
+build/normal/.made: BUILD_ENV = GB_WERROR=1
+build/tiny/.made: BUILD_ENV = GB_TINY=1 GB_WERROR=1
+build/asan/.made: BUILD_ENV = GB_CFLAGS="$(SAN) -O1 -g -DGB_DEBUG=2" GB_LDFLAGS="$(SAN)"
+
+build: build/normal/.made ## the package, built, in build/normal
+
+demo: build ## replay a real trace through a cache and watch it
+	PYTHONPATH=build/normal $(PY) -m gbcache demo
+
+test: build ## every test, in the normal build (under 5 minutes)
+	PYTHONPATH=build/normal GB_EXPECT=normal $(PY) -m pytest tests
+
+native: $(VENV)/.made ## the C tests alone, normal and tiny, under ASan and UBSan
+	$(PY) -m pytest tests/test_native.py
+
+tiny: build/tiny/.made ## the Python tests where every constant is small
+	PYTHONPATH=build/tiny GB_EXPECT=tiny GB_SLICE=short $(PY) -m pytest tests \
+	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
+
+asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
+	PYTHONPATH=build/asan GB_EXPECT=asan GB_SLICE=short ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    $(PY) -m pytest tests --ignore=tests/test_native.py --ignore=tests/test_architecture.py
+
+fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
+	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)
+
+coverage: $(VENV)/.made ## lines of csrc/ the native tests run
+	$(PY) tests/native/coverage.py --least 95
+
+bench: build $(VENV)/.peers ## every figure of the README, beside the peers
+	PYTHONPATH=build/normal:. $(PY) -m bench all
+
+bench-%: build $(VENV)/.peers ## one bench: ops memory budget traces latency expire
+	PYTHONPATH=build/normal:. $(PY) -m bench $*
+
+$(VENV)/.peers: | $(VENV)/.made
+	$(PY) -m pip install -q cachebox lru-dict cachetools theine moka-py
+	touch $@
+
+$(VENV)/.lint: | $(VENV)/.made
+	$(PY) -m pip install -q ruff mypy
+	touch $@
+
+lint: $(VENV)/.lint build ## ruff, mypy, and our C without a single warning
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	MYPYPATH=. $(PY) -m mypy
+	gcc $(STRICT) -O2 -fsyntax-only csrc/gb.c
+	gcc $(STRICT) -O2 -DGB_TINY -DGB_DEBUG=2 -fsyntax-only csrc/gb.c
+
+format: $(VENV)/.lint ## ruff's formatting, applied
+	$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
+
+check: lint test tiny asan ## what CI runs: lint, test, tiny, asan, a slice of fuzz
+	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
+
+clean: ## remove everything made here
+	rm -rf build $(VENV) *.egg-info gbcache/_packed.c .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,47 @@
+"""Which build is being tested, how long hypothesis may take, and a clock that obeys."""
+
+from __future__ import annotations
+
+import os
+
+import gbcache
+import pytest
+from gbcache._packed import BUILD
+from hypothesis import HealthCheck, settings
+
+ANY = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=ANY)
+settings.register_profile("short", deadline=None, max_examples=15, suppress_health_check=ANY)
+settings.register_profile("long", deadline=None, max_examples=2000, suppress_health_check=ANY)
+settings.load_profile(os.environ.get("GB_SLICE", "default"))
+
+
+def pytest_report_header() -> str:
+    return f"gbcache {gbcache.__version__} from {os.path.dirname(gbcache.__file__)}: {BUILD}"
+
+
+def pytest_configure() -> None:
+    """A suite that ran against another build than it was told to would prove nothing."""
+    expect = os.environ.get("GB_EXPECT")
+    if expect and f"build/{expect}/" not in gbcache.__file__.replace(os.sep, "/"):
+        raise pytest.UsageError(f"expected build/{expect}, but gbcache is {gbcache.__file__}")
+    if expect == "tiny" and not BUILD["tiny"] or expect == "normal" and BUILD["tiny"]:
+        raise pytest.UsageError(f"expected the {expect} build, but it says {BUILD}")
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
