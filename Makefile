@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+# Not `python -m pytest`: that would put this directory, and so the normal build, before the others.
+PYTEST := $(VENV)/bin/python $(VENV)/bin/pytest
 SOURCES := $(wildcard csrc/*.[ch] gbcache/_[!p]*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml)
 STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -26,29 +28,33 @@ build/%/.made: $(SOURCES) | $(VENV)/.made
 	$(BUILD_ENV) $(PY) -m pip install -q --no-build-isolation --no-deps --target build/$* .
 	touch $@
 
-build/normal/.made: BUILD_ENV = GB_WERROR=1
 build/tiny/.made: BUILD_ENV = GB_TINY=1 GB_WERROR=1
 build/asan/.made: BUILD_ENV = GB_CFLAGS="$(SAN) -O1 -g -DGB_DEBUG=2" GB_LDFLAGS="$(SAN)"
 
-build: build/normal/.made ## the package, built, in build/normal
+build/.inplace: $(SOURCES) | $(VENV)/.made
+	mkdir -p build
+	GB_WERROR=1 $(PY) setup.py -q build_ext --inplace --build-temp build/inplace
+	touch $@
+
+build: build/.inplace ## the extension, in place
 
 demo: build ## replay a real trace through a cache and watch it
-	PYTHONPATH=build/normal $(PY) -m gbcache demo
+	$(PY) -m gbcache demo
 
 test: build ## every test, in the normal build (under 5 minutes)
-	PYTHONPATH=build/normal GB_EXPECT=normal $(PY) -m pytest tests
+	PYTHONPATH=. GB_EXPECT=normal $(PYTEST) tests
 
-native: $(VENV)/.made ## the C tests alone, normal and tiny, under ASan and UBSan
-	$(PY) -m pytest tests/test_native.py
+native: build ## the C tests alone, normal and tiny, under ASan and UBSan
+	PYTHONPATH=. $(PYTEST) tests/test_native.py
 
 tiny: build/tiny/.made ## the Python tests where every constant is small
-	PYTHONPATH=build/tiny GB_EXPECT=tiny GB_SLICE=short $(PY) -m pytest tests \
+	PYTHONPATH=build/tiny GB_EXPECT=tiny GB_SLICE=short $(PYTEST) tests \
 	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
 
 asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
 	PYTHONPATH=build/asan GB_EXPECT=asan GB_SLICE=short ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    $(PY) -m pytest tests --ignore=tests/test_native.py --ignore=tests/test_architecture.py
+	    $(PYTEST) tests --ignore=tests/test_native.py --ignore=tests/test_architecture.py
 
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)
@@ -57,10 +63,10 @@ coverage: $(VENV)/.made ## lines of csrc/ the native tests run
 	$(PY) tests/native/coverage.py --least 95
 
 bench: build $(VENV)/.peers ## every figure of the README, beside the peers
-	PYTHONPATH=build/normal:. $(PY) -m bench all
+	$(PY) -m bench all
 
 bench-%: build $(VENV)/.peers ## one bench: ops memory budget traces latency expire
-	PYTHONPATH=build/normal:. $(PY) -m bench $*
+	$(PY) -m bench $*
 
 $(VENV)/.peers: | $(VENV)/.made
 	$(PY) -m pip install -q cachebox lru-dict cachetools theine moka-py
@@ -83,4 +89,4 @@ check: lint test tiny asan ## what CI runs: lint, test, tiny, asan, a slice of f
 	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
 
 clean: ## remove everything made here
-	rm -rf build $(VENV) *.egg-info gbcache/_packed.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build $(VENV) *.egg-info gbcache/_packed.c gbcache/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

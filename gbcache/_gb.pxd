@@ -140,6 +140,7 @@ cdef extern from "_hot.h":
     bint gb_door_enter(gb_door *d) except 0
     void gb_door_leave(gb_door *d, gb_op op)
     void gb_door_wait(gb_door *d)
+    void gb_door_unlock(gb_door *d)
     bint gb_door_rest() except 0
     bint gb_door_work(gb_door *d, uint64_t now, uint32_t slices)
     void gb_door_raise(gb_door *d, gb_err err, const gb_put *p) except *

@@ -40,8 +40,8 @@ def bytes_of(size: int | str) -> int:
     return size
 
 
-def seconds_of(ttl: float | timedelta) -> float:
-    """A TTL in seconds, from a number or a timedelta.
+def seconds_of(ttl: float | timedelta, what: str = "ttl") -> float:
+    """A time to live (or, by `what`, another span) in seconds, from a number or a timedelta.
 
     Raises TypeError for anything else, ValueError unless it is above 0 and at most a hundred years.
     """
@@ -50,13 +50,13 @@ def seconds_of(ttl: float | timedelta) -> float:
     elif isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
         if not hasattr(ttl, "__float__") or isinstance(ttl, (bool, str, bytes)):
             raise TypeError(
-                f"ttl={ttl!r} is a {type(ttl).__name__}: give seconds, a timedelta, or None for never"
+                f"{what}={ttl!r} is a {type(ttl).__name__}: give seconds, a timedelta, or None for never"
             )
         seconds = float(ttl)
     else:
         seconds = float(min(ttl, 10**300)) if isinstance(ttl, int) else float(ttl)
     if math.isnan(seconds) or seconds <= 0.0:
-        raise ValueError(f"ttl={ttl!r} is not above 0: give seconds, or None for never")
+        raise ValueError(f"{what}={ttl!r} is not above 0: give seconds, or None for never")
     if seconds > TTL_MAX:
-        raise ValueError(f"ttl={ttl!r} is longer than {TTL_MAX:.0f} s: give None for never")
+        raise ValueError(f"{what}={ttl!r} is longer than {TTL_MAX:.0f} s: give None for never")
     return seconds

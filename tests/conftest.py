@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import gbcache
 import pytest
@@ -23,8 +24,10 @@ def pytest_report_header() -> str:
 def pytest_configure() -> None:
     """A suite that ran against another build than it was told to would prove nothing."""
     expect = os.environ.get("GB_EXPECT")
-    if expect and f"build/{expect}/" not in gbcache.__file__.replace(os.sep, "/"):
-        raise pytest.UsageError(f"expected build/{expect}, but gbcache is {gbcache.__file__}")
+    root = Path(__file__).parent.parent
+    wanted = root if expect == "normal" else root / "build" / str(expect)
+    if expect and Path(gbcache.__file__).parent != wanted / "gbcache":
+        raise pytest.UsageError(f"expected {wanted}, but gbcache is {gbcache.__file__}")
     if expect == "tiny" and not BUILD["tiny"] or expect == "normal" and BUILD["tiny"]:
         raise pytest.UsageError(f"expected the {expect} build, but it says {BUILD}")
 
