@@ -1,0 +1,35 @@
+"""``python -m bench [ops memory budget traces latency expire | all] [--quick]``"""
+
+from __future__ import annotations
+
+import argparse
+
+from bench import latency, ops, space, traces
+
+BENCHES = {
+    "ops": ops.run,
+    "memory": space.run_memory,
+    "budget": space.run_budget,
+    "traces": traces.run,
+    "latency": latency.run,
+    "expire": latency.run_expire,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("which", nargs="*", default=["all"], choices=[*BENCHES, "all"])
+    parser.add_argument("--quick", action="store_true", help="everything small: under a minute, for a look")
+    args = parser.parse_args()
+    chosen = list(BENCHES) if "all" in args.which else args.which
+    missed = []
+    for name in chosen:
+        report = BENCHES[name](args.quick)
+        report.save()
+        missed += [row["what"] for row in report.rows if row["met"] is False]
+    print(f"\n{len(missed)} aims not met" + "".join(f"\n  {what}" for what in missed))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
