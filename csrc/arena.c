@@ -96,6 +96,14 @@ static gb_ref carve(struct gb_arena *a, gb_ref ref, gb_ref at, uint32_t granules
     return at;
 }
 
+/* The class to cut a small block from: its own, else one whose rest can serve the same request again
+ * (near fits leave slivers: 1 byte an entry of 40), else whatever fits. */
+static uint32_t class_fitting(const struct gb_arena_root *r, uint32_t class, uint32_t granules) {
+    bool own = granules >= GB_ARENA_EXACT || (r->bits[0] >> class & 1u);
+    uint32_t found = class_from(r, own ? class : class_of(2u * granules));
+    return found < GB_ARENA_CLASSES ? found : class_from(r, class);
+}
+
 gb_ref gb_arena_alloc(struct gb_arena *a, uint32_t granules, enum gb_kind kind) {
     struct gb_arena_root *r = a->root;
     uint32_t class = class_of(granules);
@@ -109,7 +117,7 @@ gb_ref gb_arena_alloc(struct gb_arena *a, uint32_t granules, enum gb_kind kind) 
         }
         class++;
     }
-    class = class_from(r, class);
+    class = class_fitting(r, class, granules);
     if (class >= GB_ARENA_CLASSES) return 0;
     gb_ref ref = gb_list_at(a->base, class_head(a, class))->next - 1u;
     class_out(a, ref, word_at(a, ref)[1]);

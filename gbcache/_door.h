@@ -49,14 +49,14 @@ struct gb_door_names {
 extern struct gb_door_names gb_door_names;
 
 /* Image time 0 lies a second before the cache was made, so that 0 can mean "no deadline". */
-#define GB_DOOR_HEAD_START 1000u
+#define GB_DOOR_HEAD_START 1000
 #define GB_DOOR_COARSE_MS 20u /* the coarse clock is at most two of its ticks behind */
 
 static inline uint64_t gb_door_monotonic(const struct gb_door *d, clockid_t id) {
     struct timespec t;
     clock_gettime(id, &t);
     int64_t ns = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec - d->zero_ns;
-    return (uint64_t)ns / 1000000u + GB_DOOR_HEAD_START;
+    return (uint64_t)(ns / 1000000 + GB_DOOR_HEAD_START); /* the coarse clock may lag behind 0 */
 }
 static inline void gb_door_start(struct gb_door *d) {
     struct timespec t;
