@@ -17,7 +17,7 @@ HEADERS = sorted(
     str(p.relative_to(HERE)) for room in ("csrc", "gbcache") for p in (HERE / room).glob("*.[ch]")
     if p.name != "_packed.c"
 )  # fmt: skip
-STRICT = "-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes".split()
+STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes"]
 FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", *os.environ.get("GB_CFLAGS", "").split()]
 if os.environ.get("GB_TINY") == "1":
     FLAGS += ["-DGB_TINY", "-DGB_DEBUG=2"]

@@ -19,7 +19,9 @@ BENCHES = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("which", nargs="*", default=["all"], choices=[*BENCHES, "all"])
-    parser.add_argument("--quick", action="store_true", help="everything small: under a minute, for a look")
+    parser.add_argument(
+        "--quick", action="store_true", help="everything small: under a minute, for a look"
+    )
     args = parser.parse_args()
     chosen = list(BENCHES) if "all" in args.which else args.which
     missed = []

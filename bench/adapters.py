@@ -7,7 +7,17 @@ from typing import Any
 
 import gbcache
 
-__all__ = ["PEERS", "Adapter", "CacheBox", "CacheTools", "Dict", "GbCache", "LruDict", "MokaPy", "Theine"]
+__all__ = [
+    "PEERS",
+    "Adapter",
+    "CacheBox",
+    "CacheTools",
+    "Dict",
+    "GbCache",
+    "LruDict",
+    "MokaPy",
+    "Theine",
+]
 
 
 class Adapter:

@@ -11,7 +11,6 @@ import time
 from array import array
 
 import gbcache
-
 from bench.adapters import Adapter, CacheBox, CacheTools, Dict, LruDict
 from bench.report import Report
 
@@ -128,7 +127,9 @@ def run(quick: bool) -> Report:
     ):
         got = best_of(call, times)
         report.row(f"{label}: max_steps of a lock hold", got["steps"], "steps", at_most=64)
-        report.row(f"{label}: p99.99", got["p9999"], "us", at_most=20, p50=got["p50"], p99=got["p99"])
+        report.row(
+            f"{label}: p99.99", got["p9999"], "us", at_most=20, p50=got["p50"], p99=got["p99"]
+        )
         report.row(f"{label}: max, best of {times}", got["max"], "us", at_most=1000)
     for peer in ("dict", "cachebox", "lru-dict", "cachetools"):
         try:
@@ -143,7 +144,9 @@ def run_expire(quick: bool) -> Report:
     report = Report("expire", quick)
     many = 100_000 if quick else 1_000_000
     got = best_of(f"idle_expiry({many})", 2 if quick else 5)
-    report.row(f"{many:,} due, no traffic: first bytes back", got["first"] * 1000, "ms", at_most=100)
+    report.row(
+        f"{many:,} due, no traffic: first bytes back", got["first"] * 1000, "ms", at_most=100
+    )
     report.row(f"{many:,} due, no traffic: all back", got["last"] * 1000, "ms", at_most=1000)
     report.row("    the longest call of another thread", got["worst"] * 1000, "ms", at_most=1)
     return report

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import gbcache
-
 from bench.adapters import PEERS, Adapter, CacheBox, Dict, GbCache, installed
 from bench.report import Report
 
@@ -90,7 +89,9 @@ def gets(report: Report, label: str, n: int, draws: list[int], aim: float, peers
     for name in list(best)[2:]:
         report.row(f"    {name}", best[name] / floor, "x", ns=best[name])
     absent = [f"not{i:09d}" for i in draws]
-    miss = interleaved({name: lambda c=c: each(c.get, absent) for name, c in list(caches.items())[:2]})
+    miss = interleaved(
+        {name: lambda c=c: each(c.get, absent) for name, c in list(caches.items())[:2]}
+    )
     report.row(f"miss, {label} / d.get miss", miss["gbcache.Cache"] / miss["dict"], "x", at_most=0.6,
                ns=miss["gbcache.Cache"], dict_ns=miss["dict"])  # fmt: skip
 
@@ -155,7 +156,9 @@ def timed(report: Report, n: int) -> None:
                         "mortal": lambda: each_pair(mortal.set, pairs)})  # fmt: skip
     report.row("set with a TTL / without", best["mortal"] / best["plain"], "x", at_most=1.3,
                ns=best["mortal"], without_ns=best["plain"])  # fmt: skip
-    best = interleaved({"plain": lambda: each(plain.get, keys), "mortal": lambda: each(mortal.get, keys)})
+    best = interleaved(
+        {"plain": lambda: each(plain.get, keys), "mortal": lambda: each(mortal.get, keys)}
+    )
     report.row("get of an entry with a TTL / without", best["mortal"] / best["plain"], "x", at_most=1.2,
                ns=best["mortal"], without_ns=best["plain"])  # fmt: skip
     plain.close()

@@ -58,12 +58,20 @@ class Report:
 
     def row(self, what: str, got: float, unit: str = "", at_most: float | None = None,
             at_least: float | None = None, **more: Any) -> None:  # fmt: skip
-        aim = f"<= {at_most:g}" if at_most is not None else f">= {at_least:g}" if at_least is not None else ""
+        aim = (
+            f"<= {at_most:g}"
+            if at_most is not None
+            else f">= {at_least:g}"
+            if at_least is not None
+            else ""
+        )
         met = None
         if aim:
             met = got <= at_most if at_most is not None else got >= (at_least or 0)
         verdict = "" if met is None else "ok" if met else "NOT MET"
-        extra = "  ".join(f"{k}={v:,.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in more.items())
+        extra = "  ".join(
+            f"{k}={v:,.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in more.items()
+        )
         print(f"{what:<52}{got:>12,.4g} {unit:<6}{aim:>10} {verdict:<8}{extra}", flush=True)
         self.rows.append({"what": what, "got": got, "unit": unit, "aim": aim, "met": met, **more})
 

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import gbcache
-
 from bench.report import Report
 
 __all__ = ["run_budget", "run_memory"]
@@ -39,7 +38,9 @@ def reset_peak() -> None:
 
 def overhead(entries: int, size: int, ttl: int) -> dict[str, float]:
     value = b"v" * size
-    cache = gbcache.Cache(entries * (size + 12 + 60) + (4 << 20), ttl=ttl or None, housekeeping=False)
+    cache = gbcache.Cache(
+        entries * (size + 12 + 60) + (4 << 20), ttl=ttl or None, housekeeping=False
+    )
     cache["warm"] = value
     for i in range(1000):
         f"key{i:09d}"
@@ -79,7 +80,10 @@ def patterns(rng: random.Random, full: int) -> dict[str, list[int]]:
         "100 B": lots(100),
         "10 kB": lots(10_000),
         "lognormal 10 B - 1 MB": lognormal,
-        "small, large, small, 5 x a fifth": lots(100) + lots(10_000) + lots(100) + [full // 5 + (full // 100)] * 5,
+        "small, large, small, 5 x a fifth": lots(100)
+        + lots(10_000)
+        + lots(100)
+        + [full // 5 + (full // 100)] * 5,
     }
 
 
@@ -147,5 +151,7 @@ def run_budget(quick: bool) -> Report:
     for name in patterns(random.Random(3), full):
         got = apart(f"churn({name!r}, {full})")
         report.row(f"process growth, {name}", got["growth"] / 1e6, "MB", at_most=got["limit"] / 1e6)
-    report.row("payload after a size flip / fresh", apart(f"flip({full})")["share"], "x", at_least=0.95)
+    report.row(
+        "payload after a size flip / fresh", apart(f"flip({full})")["share"], "x", at_least=0.95
+    )
     return report

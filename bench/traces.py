@@ -8,7 +8,6 @@ from collections import OrderedDict
 from pathlib import Path
 
 import gbcache
-
 from bench.report import Report
 
 __all__ = ["run"]

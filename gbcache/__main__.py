@@ -20,9 +20,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", type=Path, help="a key a line, or key size ttl time; .xz and .gz too")
     for verb in (demo, run):
         verb.add_argument("--max-bytes", default="6MB", help="the budget (default %(default)s)")
-        verb.add_argument("--ttl", type=float, default=2.0, help="seconds, where the trace gives none")
+        verb.add_argument(
+            "--ttl", type=float, default=2.0, help="seconds, where the trace gives none"
+        )
         verb.add_argument("--limit", type=int, default=None, help="stop after so many requests")
-        verb.add_argument("--rounds", type=int, default=300, help="cost of a load: 300 is about 0.1 ms")
+        verb.add_argument(
+            "--rounds", type=int, default=300, help="cost of a load: 300 is about 0.1 ms"
+        )
         verb.add_argument("--no-peers", action="store_true", help="leave the installed peers out")
         verb.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return parser
@@ -70,11 +74,17 @@ def _tell(report: engine.Report, uncached_ns: float, reference: float) -> None:
         row = "".join(f"{_micro(v):>13}" for v in (*marks, figures[-1] if figures else 0))
         print(f"{name:<11}{row}")
     without = uncached_ns * n / 1e9
-    print(f"without a cache: {_micro(uncached_ns)} a request, {without:.1f} s for the trace (estimated")
+    print(
+        f"without a cache: {_micro(uncached_ns)} a request, {without:.1f} s for the trace (estimated"
+    )
     print(f"  from 2,000 loads): {without / report.seconds:.1f} times as long as with it")
     grown = report.rss_after - report.rss_before
-    print(f"\nmax_bytes {s.max_bytes:,}; used_bytes {s.used_bytes:,}; the process grew by {grown:,}")
-    print(f"an entry costs {m.overhead:.1f} bytes beyond its key and value; every byte of the image:")
+    print(
+        f"\nmax_bytes {s.max_bytes:,}; used_bytes {s.used_bytes:,}; the process grew by {grown:,}"
+    )
+    print(
+        f"an entry costs {m.overhead:.1f} bytes beyond its key and value; every byte of the image:"
+    )
     print(m)
     steps = max(s.max_steps.values())
     print(f"the longest any call held the lock: {steps} steps (entries, blocks, buckets touched)")
@@ -91,7 +101,9 @@ def _run(args: argparse.Namespace) -> int:
     uncached_ns = (time.perf_counter_ns() - began) / min(2000, len(requests))
     with gbcache.Cache(args.max_bytes, ttl=args.ttl, jitter=0.1, name=path.name) as cache:
         if not args.json:
-            print(f"{path.name}: {len(requests):,} requests for {distinct:,} keys through {cache!r}")
+            print(
+                f"{path.name}: {len(requests):,} requests for {distinct:,} keys through {cache!r}"
+            )
         report = engine.replay(
             requests,
             cache,
@@ -115,7 +127,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _json(
-    report: engine.Report, reference: float, uncached_ns: float, rows: list[tuple[str, float, float]]
+    report: engine.Report,
+    reference: float,
+    uncached_ns: float,
+    rows: list[tuple[str, float, float]],
 ) -> str:
     return json.dumps(
         {

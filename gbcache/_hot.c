@@ -1,7 +1,5 @@
 /* _hot.c - the fast half of PackedStore. */
-#include "_hot.h"
-
-#define GROUP 16 /* keys a hold of get_many: bucket, entry and splice of each within 64 steps */
+#include "_many.h"
 
 void gb_hot_key_error(PyObject *key) {
     PyObject *args = PyTuple_Pack(1, key); /* a tuple as a key is one argument, not many */
@@ -25,21 +23,6 @@ static gb_ref look(struct gb_door *d, const struct gb_key *k, uint64_t *now, boo
     return 0;
 }
 
-/* Brings the lines that moving an entry to the front will write; they are apart from its own. */
-static inline void prefetch_splice(const struct gb_store *s, gb_ref ref) {
-    const struct gb_link *l = &gb_entry_at(s->base, ref)->lru;
-    __builtin_prefetch(gb_list_at(s->base, l->prev), 1);
-    __builtin_prefetch(gb_list_at(s->base, l->next), 1);
-}
-
-static inline void after(struct gb_door *d, gb_ref ref, uint64_t now, enum gb_hot_how how) {
-    struct gb_store *s = &d->store;
-    if (how == GB_HOT_PEEK) return;
-    s->head->counters.hits++;
-    if (how == GB_HOT_READ) gb_store_use(s, ref, now);
-    else gb_room_remove(s, ref, GB_CAUSE_DELETE);
-}
-
 /* Entered; leaves. NULL with *busy: too many long reads at once, try again. */
 static PyObject *read_long(struct gb_door *d, gb_ref ref, uint32_t word, uint64_t now,
                            enum gb_hot_how how, bool *busy) {
@@ -47,7 +30,7 @@ static PyObject *read_long(struct gb_door *d, gb_ref ref, uint32_t word, uint64_
     uint8_t *to = NULL;
     *busy = gb_chain_open(&d->store, &r, ref) == GB_BUSY;
     PyObject *raw = *busy ? NULL : gb_box_raw_long(gb_word_vtype(word), r.left, &to);
-    if (raw) after(d, ref, now, how);
+    if (raw) gb_hot_after(d, ref, now, how);
     else if (!*busy) gb_chain_close(&d->store, &r);
     gb_door_leave(d, GB_OP_GET);
     if (raw && !gb_door_copy(d, &r, to)) Py_CLEAR(raw);
@@ -64,13 +47,13 @@ static PyObject *read_key(struct gb_door *d, const struct gb_key *k, uint64_t no
             gb_door_leave(d, GB_OP_GET);
             return NULL;
         }
-        prefetch_splice(s, ref);
+        gb_hot_prefetch(s, ref);
         uint32_t word = gb_entry_at(s->base, ref)->word, type = gb_word_vtype(word);
         PyObject *raw;
         if (GB_LIKELY(!gb_store_is_chain(s, ref, word))) {
             raw = gb_box_raw(type, gb_store_value_at(s, ref, word),
                              gb_value_len(s->base, ref, word));
-            if (GB_LIKELY(raw != NULL)) after(d, ref, now, how);
+            if (GB_LIKELY(raw != NULL)) gb_hot_after(d, ref, now, how);
             gb_door_leave(d, GB_OP_GET);
         } else {
             raw = read_long(d, ref, word, now, how, &busy);
@@ -197,121 +180,6 @@ int gb_hot_has(struct gb_door *d, PyObject *key) {
     return !in ? -1 : ref != 0;
 }
 
-/* One hold of get_many. What a hold should not do at once (a due entry, a long value) is left to
- * `later`, as NULL in `raw`. */
-struct batch {
-    struct gb_box box[GROUP];
-    struct gb_key key[GROUP];
-    PyObject *raw[GROUP];
-    uint32_t type[GROUP];
-    bool later[GROUP];
-};
-
-static void batch_take(struct gb_door *d, struct batch *g, int i, uint64_t now) {
-    struct gb_store *s = &d->store;
-    gb_ref ref = gb_store_find(s, &g->key[i]);
-    g->raw[i] = NULL;
-    g->later[i] = false;
-    if (!ref) {
-        s->head->counters.misses_absent++;
-        return;
-    }
-    uint32_t word = gb_entry_at(s->base, ref)->word;
-    if (gb_store_is_chain(s, ref, word) || gb_door_due(d, ref, &now)) {
-        g->later[i] = true;
-        return;
-    }
-    g->type[i] = gb_word_vtype(word);
-    g->raw[i] = gb_box_raw(g->type[i], gb_store_value_at(s, ref, word),
-                           gb_value_len(s->base, ref, word));
-    g->later[i] = !g->raw[i];
-    if (g->raw[i]) after(d, ref, now, GB_HOT_READ);
-}
-
-/* In stages, so that the misses of sixteen keys overlap: buckets, entries, their neighbours. */
-static bool batch_read(struct gb_door *d, struct batch *g, int n, uint64_t now) {
-    const struct gb_table *t = &d->store.index.table;
-    struct gb_probe probe[GROUP];
-    gb_ref ref[GROUP];
-    if (!gb_door_enter(d)) return false;
-    for (int i = 0; i < n; i++)
-        __builtin_prefetch(gb_table_bucket(t, gb_table_bucket_of(t, (uint32_t)g->key[i].hash)));
-    for (int i = 0; i < n; i++) {
-        gb_probe_begin(t, &probe[i], g->key[i].hash);
-        ref[i] = gb_probe_next(t, &probe[i]);
-        if (!ref[i]) continue;
-        __builtin_prefetch(gb_entry_at(d->store.base, ref[i]), 1);
-        __builtin_prefetch((uint8_t *)gb_entry_at(d->store.base, ref[i]) + 64);
-    }
-    gb_room_enter(&d->store); /* the look-ups that follow count these steps */
-    for (int i = 0; i < n; i++)
-        if (ref[i]) prefetch_splice(&d->store, ref[i]);
-    for (int i = 0; i < n; i++) batch_take(d, g, i, now);
-    gb_door_leave(d, GB_OP_GET);
-    return true;
-}
-
-/* Takes over what the batch holds, whatever happened. */
-static bool batch_give(struct gb_door *d, struct batch *g, int n, PyObject *const *keys,
-                       PyObject *into) {
-    bool fine = true;
-    for (int i = 0; i < n; i++) {
-        gb_box_drop(&g->box[i]);
-        PyObject *value = gb_box_finish(d, g->type[i], g->raw[i]);
-        if (fine && g->later[i]) value = gb_hot_read(d, keys[i], GB_HOT_READ);
-        if (fine && value) fine = PyDict_SetItem(into, keys[i], value) == 0;
-        else if (fine && PyErr_Occurred()) fine = false;
-        Py_XDECREF(value);
-    }
-    return fine;
-}
-
-static bool batch_one(struct gb_door *d, PyObject *const *keys, int n, PyObject *into) {
-    struct batch g;
-    uint64_t now = 0;
-    int boxed = 0;
-    bool fine = !d->clock || gb_door_ask(d, &now);
-    for (; fine && boxed < n; boxed++) {
-        fine = gb_box_key(&g.box[boxed], keys[boxed]);
-        if (!fine) break;
-        if (!gb_box_core_key(d, &g.box[boxed], &g.key[boxed])) g.key[boxed].type = 3u;
-        if (g.key[boxed].len > GB_KEY_MAX) g.key[boxed].len = 0;
-        g.raw[boxed] = NULL;
-        g.later[boxed] = false;
-        g.type[boxed] = GB_BOX_BYTES;
-    }
-    fine = fine && batch_read(d, &g, n, now);
-    if (fine) return batch_give(d, &g, n, keys, into);
-    while (boxed-- > 0) gb_box_drop(&g.box[boxed]);
-    return false;
-}
-
-/* The text of a str lies on the line behind its head, which the tuple's making has touched. */
-static void prefetch_keys(PyObject *const *keys, Py_ssize_t n) {
-    for (Py_ssize_t i = 0; i < n; i++) __builtin_prefetch((const char *)keys[i] + 56);
-}
-
-static PyObject *hot_get_many(PyObject *self, PyObject *keys) {
-    struct gb_door *d = &((gb_hot_store *)self)->door;
-    PyObject *all = PySequence_Tuple(keys), *into = all ? PyDict_New() : NULL;
-    bool fine = into != NULL;
-    Py_ssize_t n = fine ? PyTuple_GET_SIZE(all) : 0;
-    if (fine) prefetch_keys(&PyTuple_GET_ITEM(all, 0), n < GROUP ? n : GROUP);
-    for (Py_ssize_t i = 0; fine && i < n; i += GROUP) {
-        int left = n - i < GROUP ? (int)(n - i) : GROUP;
-        if (n - i > GROUP)
-            prefetch_keys(&PyTuple_GET_ITEM(all, i + GROUP), n - i < 2 * GROUP ? n - i - GROUP : GROUP);
-        fine = batch_one(d, &PyTuple_GET_ITEM(all, i), left, into);
-    }
-    if (fine && !n) {
-        fine = gb_door_enter(d);
-        if (fine) gb_door_leave(d, GB_OP_GET);
-    }
-    Py_XDECREF(all);
-    if (!fine) Py_CLEAR(into);
-    return into;
-}
-
 /* Fills `out` from positional and keyword arguments; the first `least` must be given. */
 static bool arguments(const char *verb, const char *const *names, int least, int most,
                       PyObject *const *args, Py_ssize_t n, PyObject *kwnames, PyObject **out) {
@@ -427,7 +295,7 @@ static PyMethodDef methods[] = {
               "Write a value only if `key` is absent; True if it was written. Atomic."),
     FAST(set_many, "set_many(items, ttl=<the cache's own>)\n--\n\n"
                    "Write a mapping, or pairs, one after the other."),
-    {"get_many", hot_get_many, METH_O,
+    {"get_many", gb_many_get, METH_O,
      "get_many(keys)\n--\n\n"
      "A dict of those keys that are there. In stages with prefetch: several times faster than\n"
      "as many `get`s where the cache is larger than the processor's."},

@@ -22,6 +22,22 @@ enum gb_hot_how {
     GB_HOT_TAKE  /* removes it too */
 };
 
+/* Brings the lines that moving an entry to the front will write; they are apart from its own. */
+static inline void gb_hot_prefetch(const struct gb_store *s, gb_ref ref) {
+    const struct gb_link *l = &gb_entry_at(s->base, ref)->lru;
+    __builtin_prefetch(gb_list_at(s->base, l->prev), 1);
+    __builtin_prefetch(gb_list_at(s->base, l->next), 1);
+}
+
+/* Entered: what a hit changes. */
+static inline void gb_hot_after(struct gb_door *d, gb_ref ref, uint64_t now, enum gb_hot_how how) {
+    struct gb_store *s = &d->store;
+    if (how == GB_HOT_PEEK) return;
+    s->head->counters.hits++;
+    if (how == GB_HOT_READ) gb_store_use(s, ref, now);
+    else gb_room_remove(s, ref, GB_CAUSE_DELETE);
+}
+
 /* -1 with an exception. */
 int gb_hot_install(PyTypeObject *type, size_t basic_size);
 /* A new reference; NULL with an exception, or without one for a miss. */

@@ -8,7 +8,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_RawFree
 from cpython.ref cimport Py_DECREF
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from ._gb cimport *
 
@@ -20,18 +20,24 @@ from .units import seconds_of
 
 cdef extern from "Python.h":
     PyObject *PyErr_Occurred()
-    PyObject *PyBytes_FromStringAndSize(const char *bytes, Py_ssize_t n)
     int PyErr_CheckSignals() except -1
     int PyGC_Disable()
     int PyGC_Enable()
     object PyObject_CallOneArg(object callable, object arg)
 
+cdef extern from "_verbs.h":
+    struct gb_verbs_seen:
+        uint64_t due, now, idle
+        uint32_t key_bytes, value_bytes
+    int gb_verbs_look(gb_door *d, PyObject *key, gb_verbs_seen *seen) except -1
+    int gb_verbs_touch(gb_door *d, PyObject *key, PyObject *ttl) except -1
+    int gb_verbs_incr(gb_door *d, PyObject *key, long long delta, long long initial,
+                      long long *total) except -1
+    object gb_verbs_oldest(gb_door *d)
+
 cdef extern from "_walk.h":
     bint gb_walk_snapshot(gb_door *d, uint64_t **hashes, size_t *n) except 0
     int gb_walk_next(gb_door *d, uint64_t hash, bint want_value, PyObject **key, PyObject **value) except -1
-
-cdef extern from * nogil:
-    bint overflow "__builtin_saddll_overflow"(long long a, long long b, long long *sum)
 
 __all__ = ["BUILD", "KEY_MAX", "PackedStore", "smallest"]
 
@@ -183,7 +189,7 @@ cdef class PackedStore:
         """Removes the least recently used entry; its key and value. KeyError if there is none."""
         cdef PyObject *value
         while True:
-            name = oldest(&self.door)
+            name = gb_verbs_oldest(&self.door)
             value = gb_hot_read(&self.door, <PyObject *>name, GB_HOT_TAKE)
             if not is_miss(value):
                 return name, owned(value)
@@ -213,14 +219,14 @@ cdef class PackedStore:
 
     def ttl(self, key):
         """Seconds until `key` expires, None if it never does. KeyError if it is absent."""
-        cdef Look look
-        look_at(&self.door, key, &look)
+        cdef gb_verbs_seen look
+        gb_verbs_look(&self.door, <PyObject *>key, &look)
         return (look.due - look.now) / 1000.0 if look.due else None
 
     def entry(self, key):
         """What is known of `key` without using it: an `Entry`. KeyError if it is absent."""
-        cdef Look look
-        look_at(&self.door, key, &look)
+        cdef gb_verbs_seen look
+        gb_verbs_look(&self.door, <PyObject *>key, &look)
         left = (look.due - look.now) / 1000.0 if look.due else None
         return Entry(look.key_bytes, look.value_bytes, left,
                      look.idle / 1000.0 if look.idle else None)
@@ -230,36 +236,8 @@ cdef class PackedStore:
 
         `ttl`: seconds, a timedelta, or None for never.
         """
-        cdef gb_door *d = &self.door
-        cdef uint64_t ms = d.ttl
-        cdef uint64_t now = 0
-        cdef gb_box box
-        cdef gb_put put
-        cdef gb_err err
-        if ttl is not UNSET:
-            gb_box_ttl(<PyObject *>ttl, &ms)
-        memset(&put, 0, sizeof(put))
-        gb_door_now(d, True, &now)
-        gb_box_key(&box, <PyObject *>key)
-        gb_hot_times(d, &put, now, ms)
-        try:
-            if not gb_box_core_key(d, &box, &put.key):
-                return False
-            while True:
-                gb_door_enter(d)
-                err = touch_once(&d.store, &put, now)
-                gb_door_leave(d, GB_OP_SET)
-                if err == GB_OK or err == GB_GONE:
-                    if put.due:
-                        gb_hot_timed(d)
-                    return err == GB_OK
-                if err == GB_AGAIN:
-                    continue
-                if err == GB_FULL and not d.store.pins:
-                    gb_door_raise(d, err, &put)
-                gb_door_rest()
-        finally:
-            gb_box_drop(&box)
+        return gb_verbs_touch(&self.door, <PyObject *>key,
+                              NULL if ttl is UNSET else <PyObject *>ttl) == 1
 
     def incr(self, key, delta=1, initial=0):
         """Adds `delta` to the int at `key` and returns the sum; an absent key counts from `initial`.
@@ -267,40 +245,11 @@ cdef class PackedStore:
         Atomic. Keeps the deadline; a new entry gets the cache's own TTL. TypeError if the value is not
         an int (a bool is not), OverflowError beyond 64 bits; both leave the value as it was.
         """
-        cdef gb_door *d = &self.door
-        cdef gb_box box
-        cdef gb_put put
-        cdef gb_err err = GB_AGAIN
-        cdef uint64_t now = 0
-        cdef long long step, start, total = 0
-        cdef int verdict = 0
+        cdef long long total = 0
         for name, number in (("delta", delta), ("initial", initial)):
             if type(number) is not int:
                 raise TypeError(f"incr: {name}={number!r} is not an int")
-        step, start = delta, initial
-        memset(&put, 0, sizeof(put))
-        gb_door_now(d, True, &now)
-        gb_box_key(&box, <PyObject *>key)
-        try:
-            if not gb_box_core_key(d, &box, &put.key):
-                gb_door_raise(d, GB_LONGKEY, &put)
-            while err == GB_AGAIN:
-                gb_door_enter(d)
-                verdict = incr_once(d, &put, now, step, start, &total, &err)
-                gb_door_leave(d, GB_OP_SET)
-                if err == GB_FULL and d.store.pins:
-                    err = GB_AGAIN
-                    gb_door_rest()
-        finally:
-            gb_box_drop(&box)
-        if verdict == 1:
-            raise TypeError(f"incr: the value of {key!r} is not an int")
-        if verdict == 2:
-            raise OverflowError(f"incr: {key!r} by {delta} leaves the 64-bit range")
-        if err:
-            gb_door_raise(d, err, &put)
-        if put.due:
-            gb_hot_timed(d)
+        gb_verbs_incr(&self.door, <PyObject *>key, delta, initial, &total)
         return total
 
     def expire(self):
@@ -479,94 +428,6 @@ cdef bint is_miss(PyObject *value) except -1:
     if value != NULL:
         return False
     return -1 if PyErr_Occurred() != NULL else True
-
-
-cdef object oldest(gb_door *d):
-    """The key of the least recently used live entry."""
-    cdef uint64_t now = 0
-    cdef gb_ref ref
-    cdef uint32_t word, kind
-    cdef PyObject *raw = NULL
-    gb_door_now(d, True, &now)
-    gb_door_enter(d)
-    ref = gb_index_victim(&d.store.index)
-    if ref:
-        word = gb_entry_at(d.store.base, ref).word
-        kind = gb_word_ktype(word)
-        raw = <PyObject *>PyBytes_FromStringAndSize(
-            <const char *>gb_store_key_at(&d.store, ref, word), gb_key_len(d.store.base, ref, word))
-    gb_door_leave(d, GB_OP_GET)
-    if not ref:
-        raise KeyError("popitem(): the cache is empty")
-    return gb_box_key_object(kind, raw)
-
-
-cdef struct Look:
-    uint64_t due, now, idle
-    uint32_t key_bytes, value_bytes
-
-
-cdef int look_at(gb_door *d, key, Look *look) except -1:
-    """Fills `look`; KeyError if `key` is absent or due."""
-    cdef gb_box box
-    cdef gb_key k
-    cdef gb_ref ref = 0
-    cdef uint32_t word
-    memset(look, 0, sizeof(Look))
-    gb_door_now(d, True, &look.now)
-    gb_box_key(&box, <PyObject *>key)
-    cdef bint sane = gb_box_core_key(d, &box, &k)
-    try:
-        gb_door_enter(d)
-        ref = gb_store_find(&d.store, &k) if sane else 0
-        if ref:
-            word = gb_entry_at(d.store.base, ref).word
-            look.due = gb_store_due(&d.store, ref)
-            look.key_bytes = gb_key_len(d.store.base, ref, word)
-            look.value_bytes = gb_value_len(d.store.base, ref, word)
-            if word & GB_WORD_EXTRA:
-                look.idle = gb_extra_at(d.store.base, ref, word).idle
-        gb_door_leave(d, GB_OP_GET)
-    finally:
-        gb_box_drop(&box)
-    if not ref or (look.due and look.due <= look.now):
-        gb_hot_key_error(<PyObject *>key)
-    return 0
-
-
-cdef gb_err touch_once(gb_store *s, gb_put *put, uint64_t now) noexcept nogil:
-    cdef gb_ref ref = gb_store_live(s, &put.key, now)
-    if not ref:
-        return GB_GONE
-    return gb_store_retime(s, ref, put.due, put.hard, put.idle, now)
-
-
-cdef int incr_once(gb_door *d, gb_put *put, uint64_t now, long long step, long long start,
-                   long long *total, gb_err *err) noexcept nogil:
-    """One try under the lock. 0: see *err; 1: not an int; 2: out of range."""
-    cdef gb_store *s = &d.store
-    cdef gb_ref ref = gb_store_live(s, &put.key, now)
-    cdef uint32_t word
-    cdef gb_extra *extra
-    cdef long long held = start
-    err[0] = GB_OK
-    put.due = put.hard = put.idle = 0
-    if ref:
-        word = gb_entry_at(s.base, ref).word
-        if gb_word_vtype(word) != GB_BOX_INT:
-            return 1
-        memcpy(&held, gb_store_value_at(s, ref, word), 8)
-        put.due = gb_store_due(s, ref)
-        if word & GB_WORD_EXTRA:
-            extra = gb_extra_at(s.base, ref, word)
-            put.hard, put.idle = (<uint64_t>extra.hard_high << 32) | extra.hard_low, extra.idle
-    else:
-        gb_hot_times(d, put, now, d.ttl)
-    if overflow(held, step, total):
-        return 2
-    put.value, put.value_len, put.value_type = <const uint8_t *>total, 8, GB_BOX_INT
-    err[0] = gb_store_put(s, put, now)
-    return 0
 
 
 cdef install():

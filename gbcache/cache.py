@@ -22,7 +22,9 @@ def _limit(max_bytes: int | str) -> int:
     """The image's length for a budget: at most the budget, in whole granules of 8 bytes."""
     size, least = bytes_of(max_bytes), smallest()
     if size < least:
-        raise ValueError(f"max_bytes={max_bytes!r} is too small: the smallest that works is {least}")
+        raise ValueError(
+            f"max_bytes={max_bytes!r} is too small: the smallest that works is {least}"
+        )
     if size > _LARGEST:
         raise ValueError(f"max_bytes={max_bytes!r} is too large: an image reaches {_LARGEST} bytes")
     return size // 8 * 8
@@ -217,7 +219,9 @@ class Cache(PackedStore, MutableMapping[Any, Any]):
 
     def copy(self) -> NoReturn:
         """Refused: a cache is not a value."""
-        raise TypeError("a Cache cannot be copied: take dict(cache.items()), or save() it to a file")
+        raise TypeError(
+            "a Cache cannot be copied: take dict(cache.items()), or save() it to a file"
+        )
 
     def __copy__(self) -> NoReturn:
         self.copy()

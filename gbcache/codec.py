@@ -147,11 +147,11 @@ def _lower_zone(zone: tzinfo | None, where: str) -> Any:
 
 
 def _datetime(p: Any) -> datetime:
-    return datetime(*p[:7], tzinfo=_zone_of(p[8]), fold=p[7])
+    return datetime(*p[:7], _zone_of(p[8]), fold=p[7])
 
 
 def _time(p: Any) -> time:
-    return time(*p[:4], tzinfo=_zone_of(p[5]), fold=p[4])
+    return time(*p[:4], _zone_of(p[5]), fold=p[4])
 
 
 _BUILDERS: dict[int, Callable[[Any], Any]] = {
@@ -181,7 +181,9 @@ def _lower(value: Any, pack: Callable[[Any], bytes], where: str, depth: int) -> 
     if kind in _PLAIN:
         return value
     if kind is str:
-        return value if _is_clean(value) else _ext(_SURROGATE, value.encode("utf-8", "surrogatepass"))
+        return (
+            value if _is_clean(value) else _ext(_SURROGATE, value.encode("utf-8", "surrogatepass"))
+        )
     if kind is int:
         if -(2**63) <= value < 2**64:
             return value
@@ -195,7 +197,7 @@ def _lower(value: Any, pack: Callable[[Any], bytes], where: str, depth: int) -> 
     if kind is dict:
         return _lower_dict(value, pack, where, depth)
     if kind in (tuple, set, frozenset):
-        code = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}[kind]
+        code = _TUPLE if kind is tuple else _SET if kind is set else _FROZENSET
         parts = [_lower(v, pack, f"{where}[{i}]", depth + 1) for i, v in enumerate(value)]
         return _ext(code, pack(parts))
     return _lower_standard(value, kind, pack, where)
@@ -278,7 +280,9 @@ def resolve(codec: str | Codec) -> Codec:
             return TypedCodec()
         if codec == "pickle":
             return PickleCodec()
-        raise ValueError(f"codec={codec!r} is not known: 'typed', 'pickle', or an object of your own")
+        raise ValueError(
+            f"codec={codec!r} is not known: 'typed', 'pickle', or an object of your own"
+        )
     if callable(getattr(codec, "encode", None)) and callable(getattr(codec, "decode", None)):
         return codec
     raise TypeError(f"codec={codec!r} is a {type(codec).__name__} without encode() and decode()")
@@ -324,7 +328,9 @@ def _encode_key(key: Any, depth: int) -> tuple[int, bytes]:
 
 def _encode_float(number: float) -> tuple[int, bytes]:
     if number != number:
-        raise ValueError("a key cannot be NaN: it never equals itself, so it could not be found again")
+        raise ValueError(
+            "a key cannot be NaN: it never equals itself, so it could not be found again"
+        )
     if number.is_integer():
         return _encode_int(int(number))
     return KT_OTHER, _K_FLOAT + struct.pack("<d", number)

@@ -24,7 +24,16 @@ from typing import IO, Any, NamedTuple
 
 import gbcache
 
-__all__ = ["Report", "Request", "Source", "TraceError", "read_trace", "reference_lru", "replay", "sample"]
+__all__ = [
+    "Report",
+    "Request",
+    "Source",
+    "TraceError",
+    "read_trace",
+    "reference_lru",
+    "replay",
+    "sample",
+]
 
 _COLUMNS = ("key", "size", "ttl", "time")
 
@@ -48,7 +57,8 @@ def sample() -> Path:
 
 
 def _open(path: Path) -> IO[str]:
-    opener: Callable[..., Any] = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    openers: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
+    opener = openers.get(path.suffix, open)
     try:
         return opener(path, "rt", encoding="utf-8", errors="replace")  # type: ignore[no-any-return]
     except OSError as error:
@@ -91,7 +101,9 @@ def _header(line: str, path: Path, number: int) -> tuple[str, ...] | None:
 
 def _request(parts: list[str], columns: tuple[str, ...], path: Path, number: int) -> Request:
     if len(parts) > len(columns):
-        raise TraceError(f"{path}, line {number}: {len(parts)} columns, at most {len(columns)} known")
+        raise TraceError(
+            f"{path}, line {number}: {len(parts)} columns, at most {len(columns)} known"
+        )
     named = dict(zip(columns, parts, strict=False))
     try:
         request = Request(
@@ -169,7 +181,9 @@ def percentile(ordered: array[int] | list[int], share: float) -> float:
     return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))]) if ordered else 0.0
 
 
-def _progress(requests: list[Request], every: int, show: Callable[[int], None]) -> Iterator[Request]:
+def _progress(
+    requests: list[Request], every: int, show: Callable[[int], None]
+) -> Iterator[Request]:
     for at, request in enumerate(requests):
         if at % every == 0:
             show(at)
@@ -270,7 +284,9 @@ def _peers(entries: int) -> Iterator[tuple[str, Callable[[Any], Any], Callable[[
             yield name, peer.get, setter
 
 
-def compare(requests: list[Request], source: Source, entries: int) -> list[tuple[str, float, float]]:
+def compare(
+    requests: list[Request], source: Source, entries: int
+) -> list[tuple[str, float, float]]:
     """(name, hit ratio, ns a request) of GbCache and the installed peers, each of `entries` entries.
 
     Values are made beforehand, so that only the caches' own work is timed.
@@ -289,7 +305,10 @@ def compare(requests: list[Request], source: Source, entries: int) -> list[tuple
 
 
 def _time(
-    keys: list[str], values: dict[str, bytes], get: Callable[[str], Any], put: Callable[[str, Any], Any]
+    keys: list[str],
+    values: dict[str, bytes],
+    get: Callable[[str], Any],
+    put: Callable[[str, Any], Any],
 ) -> tuple[float, float]:
     misses = 0
     start = time.perf_counter()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import gbcache
 import pytest
-from gbcache._packed import BUILD
 from hypothesis import HealthCheck, settings
+
+import gbcache
+from gbcache._packed import BUILD
 
 ANY = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=ANY)
@@ -28,7 +29,7 @@ def pytest_configure() -> None:
     wanted = root if expect == "normal" else root / "build" / str(expect)
     if expect and Path(gbcache.__file__).parent != wanted / "gbcache":
         raise pytest.UsageError(f"expected {wanted}, but gbcache is {gbcache.__file__}")
-    if expect == "tiny" and not BUILD["tiny"] or expect == "normal" and BUILD["tiny"]:
+    if (expect == "tiny" and not BUILD["tiny"]) or (expect == "normal" and BUILD["tiny"]):
         raise pytest.UsageError(f"expected the {expect} build, but it says {BUILD}")
 
 

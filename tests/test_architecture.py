@@ -55,7 +55,12 @@ FILE_LINES = 450
 FUNCTION_LINES = 60
 # In pieces, because this file is committed too.
 SECRETS = ["/" + top + "/" for top in ("work", "root", "opt")]
-SECRETS += ["files." + "pythonhosted", "pypi.org" + "/simple", "farm" + "-bench", "farm" + "-studio"]
+SECRETS += [
+    "files." + "pythonhosted",
+    "pypi.org" + "/simple",
+    "farm" + "-bench",
+    "farm" + "-studio",
+]
 
 # (rule, path) -> why it stands. What is mended must be struck out: a stale line fails too.
 KNOWN: dict[tuple[str, str], str] = {
@@ -233,7 +238,7 @@ def no_world(tree: Tree) -> list[str]:
             continue
         allowed = LIBRARY | (LOCK_LIBRARY if Path(path).stem == "lock" else set())
         for name in includes(text):
-            house = f"csrc/{name}" in tree or Path(name).stem in FLOORS and name.endswith(".h")
+            house = f"csrc/{name}" in tree or (Path(name).stem in FLOORS and name.endswith(".h"))
             if not house and name not in allowed:
                 bad.append(f"{path}: includes {name}, which is of the world")
     return bad
@@ -347,7 +352,7 @@ def invariants(tree: Tree) -> list[str]:
             bad.append(f"{path}: has invariants and no gb_{room}_check")
         else:
             missing = [n for n in numbers if f"{room} {n}" not in called]
-            bad += [f"{path}: nothing checks invariant {n}, no \"{room} {n}:" for n in missing]
+            bad += [f'{path}: nothing checks invariant {n}, no "{room} {n}:' for n in missing]
     for name in sorted(called - stated):
         bad.append(f"csrc/{name.split()[0]}.h: does not state the invariant {name} that is checked")
     return bad
@@ -558,10 +563,22 @@ PLANTS = [
     Plant(no_function_pointers, "csrc/store.c", "typedef void gb_cb(void *);\n", "function type"),
     Plant(no_function_pointers, "csrc/store.c", "int (*const t[4])(int);\n", "(*const t[4])("),
     Plant(no_function_pointers, "csrc/base.h", "#define C(p) ((int (*)(int))p)(1)\n", "(*)("),
-    Plant(no_function_pointers, "csrc/store.h", "void gb_store_e(int f(int));\n", "gb_store_e takes"),
+    Plant(
+        no_function_pointers, "csrc/store.h", "void gb_store_e(int f(int));\n", "gb_store_e takes"
+    ),
     *(
         Plant(no_world, "csrc/store.c", f"#include <{name}.h>\n", f"includes {name}.h")
-        for name in "stdio stdlib malloc time unistd signal pthread stdatomic sys/mman".split()
+        for name in [
+            "stdio",
+            "stdlib",
+            "malloc",
+            "time",
+            "unistd",
+            "signal",
+            "pthread",
+            "stdatomic",
+            "sys/mman",
+        ]
     ),
     Plant(no_world, "csrc/arena.h", '#include "Python.h"\n', "includes Python.h"),
     Plant(no_world, "csrc/gb.c", "#include <Python.h>\n", "csrc/gb.c: includes Python.h"),
@@ -591,21 +608,41 @@ PLANTS = [
         ]
     ),
     Plant(no_pointer_in_image, "csrc/ring.h", "struct gb_ring_root { uintptr_t a; };\n", "gb_ring"),
-    Plant(no_pointer_in_image, "csrc/ring.h", "struct gb_ring_root { struct gb_lock l; };\n", "gb_lock"),
-    Plant(no_pointer_in_image, "csrc/ring.h", "#define F char *p;\nstruct gb_r_root { F };\n", "gb_r_root"),
-    Plant(no_pointer_in_image, "csrc/base.h", "struct gb_pair {", "gb_link is gone", "struct gb_link {"),
+    Plant(
+        no_pointer_in_image,
+        "csrc/ring.h",
+        "struct gb_ring_root { struct gb_lock l; };\n",
+        "gb_lock",
+    ),
+    Plant(
+        no_pointer_in_image,
+        "csrc/ring.h",
+        "#define F char *p;\nstruct gb_r_root { F };\n",
+        "gb_r_root",
+    ),
+    Plant(
+        no_pointer_in_image,
+        "csrc/base.h",
+        "struct gb_pair {",
+        "gb_link is gone",
+        "struct gb_link {",
+    ),
     Plant(prefixes, "csrc/wheel.c", "void gb_wheels_go(void) {}\n", "gb_wheels_go"),
     Plant(prefixes, "csrc/wheel.c", "int spin(int x)\n{\n}\n", "spin lacks"),
     Plant(prefixes, "csrc/room.h", "void gb_store_open(struct gb_store *s);\n", "gb_store_open"),
     Plant(prefixes, "csrc/table.h", "static inline int probe(void) { return 0; }\n", "probe lacks"),
     Plant(prefixes, "csrc/arena.h", "gb_ref gb_key_len(void);\n", "gb_key_len lacks"),
     Plant(prefixes, "gbcache/_box.c", "int box_open(void) { return 0; }\n", "box_open lacks"),
-    Plant(unique_statics, "csrc/store.c", "static void class_in(int x) {}\n", "class_in is defined"),
+    Plant(
+        unique_statics, "csrc/store.c", "static void class_in(int x) {}\n", "class_in is defined"
+    ),
     Plant(unique_statics, "csrc/store.c", "static bool gb_list_empty(int x) {}\n", "gb_list_empty"),
     Plant(headings, "csrc/list.h", " * LOOKS", "csrc/list.h: has the headings", " * PICTURE"),
     Plant(headings, "csrc/base.h", " * THERE", "csrc/base.h: has the headings", " * NOT HERE"),
     Plant(headings, "csrc/lock.h", "#define X\n/* lock.h - ", "does not open", "/* lock.h - "),
-    Plant(headings, "csrc/ring.h", "/* ring.h - r\n * COST 1\n * WHAT 2\n */\n", "csrc/ring.h: has"),
+    Plant(
+        headings, "csrc/ring.h", "/* ring.h - r\n * COST 1\n * WHAT 2\n */\n", "csrc/ring.h: has"
+    ),
     Plant(headings, "csrc/ring.h", "/* ring.h - r\n * WHAT\n * COST x */\n", "WHAT says nothing"),
     Plant(headings, "gbcache/_box.h", " * NOT SO", "gbcache/_box.h: lacks", " * NOT HERE"),
     Plant(headings, "gbcache/_hot.h", " * THAT", "gbcache/_hot.h: lacks", " * WHAT"),
@@ -642,7 +679,10 @@ PLANTS = [
     Plant(exports, "gbcache/units.py", "__some__", "gbcache/units.py: has no", "__all__"),
     Plant(light_import, "gbcache/units.py", "\nimport pytest\n", "brings in pytest"),
     Plant(light_import, "gbcache/units.py", "\nimport no_such_module\n", "cannot be imported"),
-    *(Plant(nothing_private, "README.md", f"see {word}x\n", f"contains {word}") for word in SECRETS),
+    *(
+        Plant(nothing_private, "README.md", f"see {word}x\n", f"contains {word}")
+        for word in SECRETS
+    ),
     Plant(nothing_private, "tests/conftest.py", f"# {SECRETS[0].upper()}\n", "tests/conftest.py"),
 ]
 

@@ -10,12 +10,13 @@ import sys
 import weakref
 from typing import Any
 
-import gbcache
 import pytest
 from contract import MappingContract
-from gbcache._packed import BUILD, KEY_MAX, smallest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import gbcache
+from gbcache._packed import BUILD, KEY_MAX, smallest
 
 
 class TestContract(MappingContract):
@@ -429,3 +430,27 @@ def test_references_do_not_drift(cache: gbcache.Cache) -> None:
     before = [sys.getrefcount(x) for x in (key, value, default)]
     use()
     assert [sys.getrefcount(x) for x in (key, value, default)] == before
+
+
+# --- bugs that were found ------------------------------------------------------------------------
+
+
+def test_a_deadline_right_after_the_start() -> None:
+    """The coarse clock lags: before it reached the image's time 0, everything seemed due."""
+    for _ in range(200):
+        with gbcache.Cache("100kB", ttl=5) as cache:
+            cache["k"] = 1
+            assert cache.get("k") == 1
+
+
+def test_colliding_keys_stay_cheap() -> None:
+    """Keys made to collide in a table without a seed: low bits equal, high bits equal, long runs."""
+    with gbcache.Cache("16MB") as cache:
+        for i in range(20_000):
+            cache[i << 32] = 1
+            cache[f"{i:08d}" + "0" * 40] = 1
+            cache[b"\0" * 8 + i.to_bytes(8, "big")] = 1
+        for i in range(20_000):
+            assert cache[i << 32] == cache[f"{i:08d}" + "0" * 40] == 1
+        assert len(cache) == 60_000 and cache.stats().max_steps["get"] <= 16
+        cache.check()

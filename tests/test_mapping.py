@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import gbcache
 import pytest
+
+import gbcache
 
 mapping_tests = pytest.importorskip(
     "test.mapping_tests", reason="this Python was installed without its test package"

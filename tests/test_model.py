@@ -10,12 +10,13 @@ import os
 from collections import OrderedDict
 from typing import Any
 
-import gbcache
 from conftest import Clock
-from gbcache._packed import BUILD, smallest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import gbcache
+from gbcache._packed import BUILD, smallest
 
 KEYS = st.one_of(
     st.integers(0, 40),
@@ -61,7 +62,7 @@ class Twin(RuleBasedStateMachine):
 
     def follow(self) -> None:
         """Drops from the model what is gone; only the due and the oldest may be."""
-        present = {key: True for key in self.cache}
+        present = dict.fromkeys(self.cache, True)
         kept_older = False
         for key in list(self.model):
             if key in present:
@@ -211,7 +212,9 @@ class Twin(RuleBasedStateMachine):
         self.follow()
         assert self.entries is None or len(self.cache) <= self.entries
         stats = self.cache.stats()
-        assert all(steps <= BUILD["steps_max"] for steps in stats.max_steps.values()), stats.max_steps
+        assert all(steps <= BUILD["steps_max"] for steps in stats.max_steps.values()), (
+            stats.max_steps
+        )
 
     def teardown(self) -> None:
         if hasattr(self, "cache"):

@@ -12,8 +12,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "tests" / "native").glob("test_*.c"))
 FLAGS = [
-    *("-std=c11 -O1 -g -DGB_DEBUG=2 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes").split(),
-    *("-Werror -Wno-unused-function -fsanitize=address,undefined").split(),
+    *[
+        "-std=c11",
+        "-O1",
+        "-g",
+        "-DGB_DEBUG=2",
+        "-Wall",
+        "-Wextra",
+        "-Wconversion",
+        "-Wshadow",
+        "-Wstrict-prototypes",
+    ],
+    *["-Werror", "-Wno-unused-function", "-fsanitize=address,undefined"],
     "-fno-sanitize-recover=undefined",
 ]
 

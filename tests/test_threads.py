@@ -12,8 +12,9 @@ import threading
 import time
 from typing import Any
 
-import gbcache
 import pytest
+
+import gbcache
 from gbcache import housekeeper
 
 SHORT = os.environ.get("GB_SLICE") == "short"
