@@ -147,11 +147,11 @@ def _lower_zone(zone: tzinfo | None, where: str) -> Any:
 
 
 def _datetime(p: Any) -> datetime:
-    return datetime(*p[:7], _zone_of(p[8]), fold=p[7])
+    return datetime(*p[:7], fold=p[7]).replace(tzinfo=_zone_of(p[8]))
 
 
 def _time(p: Any) -> time:
-    return time(*p[:4], _zone_of(p[5]), fold=p[4])
+    return time(*p[:4], fold=p[4]).replace(tzinfo=_zone_of(p[5]))
 
 
 _BUILDERS: dict[int, Callable[[Any], Any]] = {

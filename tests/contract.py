@@ -203,7 +203,7 @@ class MappingContract:
         for i in range(300):
             cache.set(i, i, ttl=1 + i)
         clock.pass_(100.5)
-        assert cache.expire() == 100 and len(cache) == 200 and list(cache)[0] == 100
+        assert cache.expire() == 100 and len(cache) == 200 and next(iter(cache)) == 100
         cache.check()
 
     def test_writes_set_the_deadline_anew(self, clock: Any) -> None:
