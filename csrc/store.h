@@ -62,6 +62,18 @@ static inline bool gb_store_is_chain(const struct gb_store *s, gb_ref ref, uint3
            (gb_extra_at(s->base, ref, word)->flags & GB_EXTRA_CHAIN);
 }
 
+/* memcmp's call costs as much as the look-up's own work where keys are short. */
+static inline bool gb_store_same(const uint8_t *a, const uint8_t *b, uint32_t n) {
+    if (GB_UNLIKELY(n > 16u)) return !memcmp(a, b, n);
+    if (n >= 8u)
+        return ((gb_digest_read8(a) ^ gb_digest_read8(b)) |
+                (gb_digest_read8(a + n - 8) ^ gb_digest_read8(b + n - 8))) == 0;
+    if (n >= 4u)
+        return ((gb_digest_read4(a) ^ gb_digest_read4(b)) |
+                (gb_digest_read4(a + n - 4) ^ gb_digest_read4(b + n - 4))) == 0;
+    return !n || (a[0] == b[0] && a[n >> 1] == b[n >> 1] && a[n - 1] == b[n - 1]);
+}
+
 /* The entry of a key, due or not, or 0. No order, no counters. */
 static inline gb_ref gb_store_find(const struct gb_store *s, const struct gb_key *k) {
     struct gb_probe p;
@@ -74,7 +86,8 @@ static inline gb_ref gb_store_find(const struct gb_store *s, const struct gb_key
         if (e->hash != (uint32_t)k->hash || (e->word & mask) != want) continue;
         if (GB_UNLIKELY(klen == GB_KLEN_LONG) && gb_key_len(s->base, ref, e->word) != k->len)
             continue;
-        if (GB_LIKELY(!memcmp(gb_store_key_at(s, ref, e->word), k->bytes, k->len))) return ref;
+        if (GB_LIKELY(gb_store_same(gb_store_key_at(s, ref, e->word), k->bytes, k->len)))
+            return ref;
     }
     return 0;
 }

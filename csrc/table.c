@@ -155,7 +155,7 @@ void gb_table_replace(struct gb_table *t, uint32_t hash, gb_ref from, gb_ref to)
 }
 
 bool gb_table_wants_grow(const struct gb_table *t) {
-    return (uint64_t)t->root->count * 5u > (uint64_t)gb_table_size(t) * GB_TABLE_SLOTS * 4u;
+    return (uint64_t)t->root->count * 20u > (uint64_t)gb_table_size(t) * GB_TABLE_SLOTS * 14u;
 }
 bool gb_table_wants_shrink(const struct gb_table *t) {
     uint32_t size = gb_table_size(t);

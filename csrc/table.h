@@ -86,7 +86,7 @@ enum gb_err gb_table_format(struct gb_table *t);
 enum gb_err gb_table_insert(struct gb_table *t, uint64_t hash, gb_ref ref);
 void gb_table_remove(struct gb_table *t, uint32_t hash, gb_ref ref);
 void gb_table_replace(struct gb_table *t, uint32_t hash, gb_ref from, gb_ref to);
-/* Whether the mean fill asks for one more or one less bucket (80 % and 50 %). */
+/* Whether the mean fill asks for one more or one less bucket (70 % and 50 %). */
 bool gb_table_wants_grow(const struct gb_table *t);
 bool gb_table_wants_shrink(const struct gb_table *t);
 /* Splits or merges one bucket. GB_FULL: the arena lacks a block; nothing changed, and *window says

@@ -46,13 +46,6 @@ bool gb_box_key_slow(struct gb_box *b, PyObject *key) {
     return key_by_codec(b, key);
 }
 
-bool gb_box_core_key(const struct gb_door *d, const struct gb_box *b, struct gb_key *k) {
-    gb_store_key(&d->store, k, b->bytes, b->len > GB_KEY_MAX ? 0u : (uint32_t)b->len, b->type);
-    if (GB_LIKELY(b->len <= GB_KEY_MAX)) return true;
-    k->len = b->len > UINT32_MAX ? UINT32_MAX : (uint32_t)b->len; /* for the error's text */
-    return false;
-}
-
 static bool value_by_codec(const struct gb_door *d, struct gb_box *b, PyObject *value) {
     PyObject *bytes = PyObject_CallOneArg(d->encode, value);
     if (bytes && !PyBytes_CheckExact(bytes)) {

@@ -50,7 +50,12 @@ static inline bool gb_box_key(struct gb_box *b, PyObject *key) {
     return gb_box_key_slow(b, key);
 }
 /* The key as the core knows it, hashed; false where it is longer than 32 bits can say. */
-bool gb_box_core_key(const struct gb_door *d, const struct gb_box *b, struct gb_key *k);
+static inline bool gb_box_core_key(const struct gb_door *d, const struct gb_box *b, struct gb_key *k) {
+    gb_store_key(&d->store, k, b->bytes, b->len > GB_KEY_MAX ? 0u : (uint32_t)b->len, b->type);
+    if (GB_LIKELY(b->len <= GB_KEY_MAX)) return true;
+    k->len = b->len > UINT32_MAX ? UINT32_MAX : (uint32_t)b->len; /* for the error's text */
+    return false;
+}
 
 /* Under the lock: an object of the raw bytes, NULL if memory ran out. */
 PyObject *gb_box_raw(uint32_t type, const uint8_t *bytes, uint32_t len);
