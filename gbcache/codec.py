@@ -164,7 +164,7 @@ _BUILDERS: dict[int, Callable[[Any], Any]] = {
     _DATE: lambda p: date(*p),
     _TIME: _time,
     _DELTA: lambda p: timedelta(*p),
-    _DICT: lambda pairs: {k: v for k, v in pairs},  # keys msgpack's own map cannot hold
+    _DICT: lambda pairs: dict(pairs),  # keys msgpack's own map cannot hold
 }
 _PLAIN = frozenset({bool, float, bytes, type(None)})
 
