@@ -88,7 +88,7 @@ def gets(report: Report, label: str, n: int, draws: list[int], aim: float, peers
                ns=best["gbcache.Cache"], dict_ns=floor)  # fmt: skip
     for name in list(best)[2:]:
         report.row(f"    {name}", best[name] / floor, "x", ns=best[name])
-    absent = [f"not{i:09d}" for i in draws]
+    absent = [f"not{i:09d}" for i in range(len(draws))]
     miss = interleaved(
         {name: lambda c=c: each(c.get, absent) for name, c in list(caches.items())[:2]}
     )

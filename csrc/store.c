@@ -110,6 +110,7 @@ static enum gb_err prepare(struct gb_store *s, const struct gb_put *p, uint64_t 
 
 enum gb_err gb_store_put(struct gb_store *s, const struct gb_put *p, uint64_t now) {
     gb_ref ref, old;
+    uint64_t evictions = s->head->counters.evictions;
     if (GB_UNLIKELY(p->key.len > GB_KEY_MAX)) return GB_LONGKEY;
     enum gb_err err = prepare(s, p, now, &ref, &old);
     if (err) return err;
@@ -121,6 +122,7 @@ enum gb_err gb_store_put(struct gb_store *s, const struct gb_put *p, uint64_t no
         }
     }
     gb_room_tend(s, now);
+    if (s->head->counters.evictions != evictions) gb_room_foresee(s);
     return GB_OK;
 }
 

@@ -122,6 +122,14 @@ static bool time_of_write(struct gb_door *d, bool exact, uint64_t *now) {
     return gb_door_now(d, exact, now);
 }
 
+/* A write's first miss, begun before the value is looked at. Only while the GIL is the lock: the way
+ * to the bucket is read here. */
+static inline void foresee_bucket(struct gb_door *d, uint64_t hash) {
+    const struct gb_table *t = &d->store.index.table;
+    if (GB_LIKELY(d->open && !gb_door_locks(d)))
+        __builtin_prefetch(gb_table_bucket(t, gb_table_bucket_of(t, (uint32_t)hash)), 1);
+}
+
 int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
     struct gb_box kb, vb;
     struct gb_put p = {.add = add};
@@ -130,6 +138,8 @@ int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *tt
     bool done = false;
     if (ttl && !gb_box_ttl(ttl, &ms)) return -1;
     if (!gb_box_key(&kb, key)) return -1;
+    bool sane = gb_box_core_key(d, &kb, &p.key);
+    foresee_bucket(d, p.key.hash);
     if (!gb_box_value(d, &vb, value)) {
         gb_box_drop(&kb);
         return -1;
@@ -137,7 +147,7 @@ int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *tt
     p.value = vb.bytes;
     p.value_len = vb.len > UINT32_MAX ? UINT32_MAX : (uint32_t)vb.len;
     p.value_type = vb.type;
-    if (GB_UNLIKELY(!gb_box_core_key(d, &kb, &p.key))) {
+    if (GB_UNLIKELY(!sane)) {
         gb_door_raise(d, GB_LONGKEY, &p);
     } else if (time_of_write(d, ms || d->idle || add, &now)) {
         gb_hot_times(d, &p, now, ms);

@@ -63,9 +63,12 @@ SECRETS += [
     "farm" + "-studio",
 ]
 
-# (rule, path) -> why it stands. What is mended must be struck out: a stale line fails too.
+# (rule, how its sentence begins) -> why it stands. A stale line fails too: strike it out.
 KNOWN: dict[tuple[str, str], str] = {
-    ("invariants", "csrc/base.h"): "words, not a structure: arena, index and room check refs",
+    (
+        "invariants",
+        "csrc/base.h: has invariants and no",
+    ): "words, not a structure: arena, index and room check refs",
 }
 
 
@@ -502,12 +505,12 @@ def real() -> Tree:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_tree_keeps(rule: Rule) -> None:
-    known = {path for name, path in KNOWN if name == rule.__name__}
+    known = [begins for name, begins in KNOWN if name == rule.__name__]
     found = rule(real())
-    new = [line for line in found if line.partition(": ")[0] not in known]
+    new = [line for line in found if not line.startswith(tuple(known))]
     assert not new, "\n".join(new)
-    mended = known - {line.partition(": ")[0] for line in found}
-    assert not mended, f"mended, so strike it out of KNOWN: {sorted(mended)}"
+    mended = [begins for begins in known if not any(line.startswith(begins) for line in found)]
+    assert not mended, f"mended, so strike it out of KNOWN: {mended}"
 
 
 def test_the_tree_is_read() -> None:
@@ -650,9 +653,7 @@ PLANTS = [
     Plant(invariants, "csrc/arena.c", '"arena:', "invariant 3, no", '"arena 3:'),
     Plant(invariants, "csrc/list.h", '/* "list 1: */ "', "csrc/list.h: nothing", '"list 1: '),
     Plant(invariants, "csrc/arena.c", '"arena 9:', "state the invariant arena 9", '"arena 3:'),
-    Plant(invariants, "csrc/wheel.h", "gb_wheel_look(", "csrc/wheel.h: has inv", "gb_wheel_check(")
-    if False
-    else Plant(
+    Plant(
         invariants,
         "csrc/ring.h",
         "/* ring.h - r\n * INVARIANT 1 a.\n *           2 b.\n * COST x */\n",
