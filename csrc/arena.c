@@ -351,6 +351,9 @@ bool gb_arena_check(const struct gb_arena *a, struct gb_fault *f) {
     while (at < r->end) {
         uint32_t word = word_at(a, at)[0], size = gb_arena_size(a, at);
         bool is_free = gb_word_kind(word) == GB_KIND_FREE, held = is_free && (word & GB_WORD_HELD);
+        if (!is_free && size > GB_BLOCK_MAX)
+            return gb_broken(f, "base 2: a block is at most GB_BLOCK_MAX long", at, GB_BLOCK_MAX,
+                             size);
         if (!size || at + size > r->end)
             return gb_broken(f, "arena 1: the blocks meet the end exactly", at, r->end, at + size);
         if ((is_free && prev_free) || prev_free != !!(word & GB_WORD_PREV_FREE))

@@ -29,6 +29,7 @@ _kept: dict[int, weakref.ref[PackedStore]] = {}
 _wake = threading.Event()
 _starting = threading.Lock()
 _thread: threading.Thread | None = None
+_forking = threading.Lock()
 _held: list[PackedStore] = []
 
 
@@ -86,6 +87,7 @@ def _stop() -> None:
 
 
 def _before_fork() -> None:
+    _forking.acquire()  # one fork at a time: _held is of one thread
     for ref in list(_stores.values()):
         store = ref()
         if store is not None:
@@ -96,13 +98,15 @@ def _before_fork() -> None:
 def _in_parent() -> None:
     while _held:
         _held.pop()._fork_parent()
+    _forking.release()
 
 
 def _in_child() -> None:
-    global _thread, _starting, _wake
+    global _thread, _starting, _wake, _forking
     while _held:
         _held.pop()._fork_child()
     _thread, _starting, _wake = None, threading.Lock(), threading.Event()
+    _forking = threading.Lock()
     if _kept:
         _start()
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 import pytest
@@ -213,6 +214,8 @@ def in_child(job: Any) -> None:
             signal.alarm(20)
             job()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0, "the child failed"
@@ -259,7 +262,7 @@ def test_fork_under_load() -> None:
         def fork() -> None:
             try:
                 for _ in range(5 if SHORT else 25):
-                    in_child(lambda: (cache.check(), cache.set("c", b"x" * 100_000), cache["c"]))
+                    in_child(lambda: (cache.check(), cache.set("c", b"x" * 100_000, ttl=None), cache["c"]))
             finally:
                 stop.set()
 
