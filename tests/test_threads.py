@@ -262,7 +262,13 @@ def test_fork_under_load() -> None:
         def fork() -> None:
             try:
                 for _ in range(5 if SHORT else 25):
-                    in_child(lambda: (cache.check(), cache.set("c", b"x" * 100_000, ttl=None), cache["c"]))
+                    in_child(
+                        lambda: (
+                            cache.check(),
+                            cache.set("c", b"x" * 100_000, ttl=None),
+                            cache["c"],
+                        )
+                    )
             finally:
                 stop.set()
 
