@@ -23,7 +23,6 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
     int PyGC_Disable()
     int PyGC_Enable()
-    object PyObject_CallOneArg(object callable, object arg)
 
 cdef extern from "_verbs.h":
     struct gb_verbs_seen:
@@ -336,19 +335,23 @@ cdef class PackedStore:
         """Makes the mapping `length` bytes long, in place or as a copy into `fresh`.
 
         No Python code may run meanwhile: the collector rests, and mmap.resize is called as it is.
+        The image must fit already: whoever shrinks it calls `_shrink` first.
         """
         cdef gb_door *d = &self.door
-        resize, size, old = self.map.resize, int(length), self.map
         cdef Py_buffer other
-        cdef bint collects = PyGC_Disable()
+        cdef bint collects
+        size, old = int(length), self.map
         gb_door_enter(d)
+        collects = PyGC_Disable()
         try:
+            if length < d.store.head.length:
+                raise SystemError(f"an image of {d.store.head.length} bytes does not fit {length}")
             if fresh is None:
                 PyBuffer_Release(&self.view)
                 try:
-                    PyObject_CallOneArg(resize, size)
+                    old.resize(size)
                 finally:
-                    PyObject_GetBuffer(self.map, &self.view, PyBUF_WRITABLE)
+                    PyObject_GetBuffer(old, &self.view, PyBUF_WRITABLE)
             else:
                 PyObject_GetBuffer(fresh, &other, PyBUF_WRITABLE)
                 memcpy(other.buf, self.view.buf, min(<size_t>self.view.len, <size_t>other.len))

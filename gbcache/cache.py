@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, ItemsView, Iterator, KeysView, MutableMapping, ValuesView
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -137,6 +138,7 @@ class Cache(PackedStore, MutableMapping[Any, Any]):
         length, count = _limit(max_bytes), _count(max_entries)
         self.name = name
         self._max_bytes = bytes_of(max_bytes)
+        self._resizing, self._in_resize = threading.RLock(), False
         self._attach(
             memory.private(length),
             seed=os.urandom(16),
@@ -188,14 +190,26 @@ class Cache(PackedStore, MutableMapping[Any, Any]):
         `max_entries`, where given, becomes the new bound on the count.
         """
         length = _limit(max_bytes)
-        if max_entries is not None:
-            self._limit(_count(max_entries))
-        before = self._figures()[2]["total"]
-        if length < before:
-            self._shrink(length)
-        if length != before:
-            self._remap(length, memory.copy_needed(length))
-        self._max_bytes = bytes_of(max_bytes)
+        count = None if max_entries is None else _count(max_entries)
+        with self._resizing:
+            if self._in_resize:  # of this thread: the lock is an RLock
+                raise RuntimeError("resize() within resize(): called by a signal handler?")
+            self._in_resize = True
+            try:
+                if count is not None:
+                    self._limit(count)
+                before = self._figures()[2]["total"]
+                if length < before:
+                    self._shrink(length)
+                if length != before:
+                    self._remap(length, memory.copy_needed(length))
+                self._max_bytes = bytes_of(max_bytes)
+            finally:
+                self._in_resize = False
+
+    def _fork_child(self) -> None:
+        self._resizing, self._in_resize = threading.RLock(), False  # whoever held it is not here
+        super()._fork_child()
 
     def stats(self) -> Stats:
         """What the cache has done, and how full it is. Cost: constant."""

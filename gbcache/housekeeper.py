@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import warnings
 import weakref
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,8 @@ SLICES = 2000
 _stores: dict[int, weakref.ref[PackedStore]] = {}
 _kept: dict[int, weakref.ref[PackedStore]] = {}
 _wake = threading.Event()
-_starting = threading.Lock()
+_starting = threading.RLock()  # a signal handler or __del__ may write a TTL in the middle of it
+_over = False
 _thread: threading.Thread | None = None
 _forking = threading.Lock()
 _held: list[PackedStore] = []
@@ -50,10 +52,14 @@ def keep(store: PackedStore) -> None:
 def _start() -> None:
     global _thread
     with _starting:
-        if _thread is None or not _thread.is_alive():
-            _wake.clear()
-            _thread = threading.Thread(target=_run, name="gbcache-housekeeper", daemon=True)
-            _thread.start()
+        if _thread is not None or _over:
+            return
+        _thread = thread = threading.Thread(target=_run, name="gbcache-housekeeper", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread to be had; entries expire on sight all the same
+            _thread = None
+            warnings.warn(f"gbcache: no housekeeper thread: {error}", RuntimeWarning, stacklevel=2)
 
 
 def _round() -> bool:
@@ -80,6 +86,8 @@ def _run() -> None:
 
 
 def _stop() -> None:
+    global _over
+    _over = True
     _wake.set()
     thread = _thread
     if thread is not None and thread is not threading.current_thread():
@@ -105,7 +113,7 @@ def _in_child() -> None:
     global _thread, _starting, _wake, _forking
     while _held:
         _held.pop()._fork_child()
-    _thread, _starting, _wake = None, threading.Lock(), threading.Event()
+    _thread, _starting, _wake = None, threading.RLock(), threading.Event()
     _forking = threading.Lock()
     if _kept:
         _start()

@@ -99,6 +99,50 @@ def test_everything_at_once_with_long_values() -> None:
         cache.check()
 
 
+def test_resizes_of_several_threads() -> None:
+    """One after the other: a mapping cut by one while another has grown the image would crash."""
+    with gbcache.Cache("4MB") as cache:
+
+        def work(seed: int) -> None:
+            rng = random.Random(seed)
+            for i in range(20 if SHORT else 100):
+                cache.resize(rng.choice(("1MB", "2MB", "4MB", "8MB")))
+                for k in range(50):
+                    cache[seed, i, k] = b"x" * rng.choice((50, 20_000))
+
+        together(*[lambda s=s: work(s) for s in range(4)])
+        cache.check()
+        assert cache.memory().total == cache.max_bytes
+
+
+def test_resize_within_resize() -> None:
+    """A signal handler that resizes in the middle of a resize gets an error, not a deadlock."""
+    seen: list[BaseException] = []
+    with gbcache.Cache("64MB") as cache:
+        cache.set_many((i, b"x" * 1000) for i in range(50_000))
+
+        def handler(*_: object) -> None:
+            try:
+                cache.resize("32MB")
+            except RuntimeError as error:
+                seen.append(error)
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        try:
+            for _ in range(200):
+                cache.resize("16MB")
+                cache.resize("64MB")
+                cache.set_many((i, b"x" * 1000) for i in range(20_000))
+                if seen:
+                    break
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert seen and "within resize" in str(seen[0])
+        cache.check()
+
+
 def test_close_while_others_read() -> None:
     for _ in range(10 if SHORT else 40):
         cache = gbcache.Cache("2MB", ttl=1)
