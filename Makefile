@@ -85,7 +85,7 @@ lint: $(VENV)/.lint build ## ruff, mypy, and our C without a single warning
 format: $(VENV)/.lint ## ruff's formatting, applied
 	$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
 
-check: lint test tiny asan ## what CI runs: lint, test, tiny, asan, a slice of fuzz
+check: lint test tiny asan coverage ## what CI runs: lint, test, tiny, asan, coverage, a slice of fuzz
 	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
 
 clean: ## remove everything made here

@@ -62,13 +62,12 @@ enum gb_err gb_chain_step(struct gb_store *s, struct gb_chain_write *w, const st
                           uint64_t now) {
     uint32_t stop = w->done + GB_CHAIN_SLICE < p->value_len ? w->done + GB_CHAIN_SLICE
                                                            : p->value_len;
-    while (w->done < stop) {
+    while (w->done < stop && gb_room_steps(s) <= GB_ROOM_LAST) { /* holes may be small and many */
         uint32_t left = p->value_len - w->done;
         uint32_t want = left < EXTENT_BYTES ? left : EXTENT_BYTES;
         uint32_t most = (uint32_t)(want + sizeof(struct gb_extent) + GB_GRANULE - 1u) / GB_GRANULE;
         gb_ref at = gb_arena_alloc_between(&s->index.arena, EXTENT_LEAST, most, GB_KIND_EXTENT);
         if (!at) {
-            if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
             enum gb_err err = gb_room_make(s, now, false);
             if (err) return err;
             continue;
@@ -154,6 +153,7 @@ void gb_chain_orphans(struct gb_store *s) {
         if (writing) gb_room_drop(s, ref);
     }
     s->writing = 0;
+    (void)gb_room_shrink(s, s->head->length); /* one under way is left */
     s->index.walks = 0;
     memset(s->index.walk, 0, sizeof s->index.walk);
 }

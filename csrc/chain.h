@@ -53,7 +53,7 @@ enum gb_err gb_chain_open(struct gb_store *s, struct gb_chain_read *r, gb_ref re
 /* Copies on to `to` + done; GB_AGAIN until nothing is left. */
 enum gb_err gb_chain_copy(struct gb_store *s, struct gb_chain_read *r, uint8_t *to);
 void gb_chain_close(struct gb_store *s, struct gb_chain_read *r);
-/* Gives up every read, write and walk under way: those who made them are gone (a forked child). */
+/* Gives up every read, write, walk and shrink under way: those who made them are gone (a forked child). */
 void gb_chain_orphans(struct gb_store *s);
 bool gb_chain_check(const struct gb_store *s, struct gb_fault *f);
 

@@ -72,7 +72,7 @@ enum gb_err gb_room_clear(struct gb_store *s, uint64_t now) {
     h->trash = 0;
     h->key_bytes = h->value_bytes = 0;
     h->counters.clears++;
-    s->slides = s->laps = 0;
+    s->slides = s->laps = s->cut = 0;
     enum gb_err err = gb_index_format(&s->index, GB_ROOM_HEAD_GRANULES, h->arena.end, now);
     h->index.epoch = epoch + 1u;
     for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) /* a walk under way has come to its end */
@@ -80,9 +80,11 @@ enum gb_err gb_room_clear(struct gb_store *s, uint64_t now) {
     return err;
 }
 
+static uint64_t capacity_to(const struct gb_store *s, gb_ref end) {
+    return end - s->index.arena.root->first - 3u * GB_BLOCK_MAX - GB_TABLE_DIR_GRANULES;
+}
 uint64_t gb_room_capacity(const struct gb_store *s) {
-    const struct gb_arena_root *r = s->index.arena.root;
-    return r->end - r->first - 3u * GB_BLOCK_MAX - GB_TABLE_DIR_GRANULES;
+    return capacity_to(s, s->cut ? s->cut : s->index.arena.root->end);
 }
 
 static struct gb_pin *pin_of(struct gb_store *s, gb_ref block) {
@@ -202,6 +204,11 @@ static uint32_t enough(const struct gb_store *s) {
     return share > 3u * GB_BLOCK_MAX ? share : 3u * GB_BLOCK_MAX;
 }
 
+static void shrink_leave(struct gb_store *s) {
+    if (s->cut) gb_arena_gap_rewind(&s->index.arena);
+    s->cut = 0;
+}
+
 enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
     struct gb_index *ix = &s->index;
     if (s->head->trash) {
@@ -217,7 +224,7 @@ enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
         return GB_OK;
     }
     victim = gb_index_victim(ix);
-    if (s->cut && !victim) return GB_AGAIN; /* a shrink has the gap: let it go on */
+    if (!victim) shrink_leave(s); /* it has the gap, and its caller may be waiting for us */
     bool scattered = !s->cut && gb_arena_free_granules(&ix->arena) >= enough(s);
     if (victim && !(scattered && s->slides < SLIDES_PER_EVICTION)) {
         s->slides = 0;
@@ -274,7 +281,11 @@ enum gb_err gb_room_shrink(struct gb_store *s, uint64_t length) {
     struct gb_arena *a = &s->index.arena;
     const struct gb_arena_root *r = a->root;
     if (length < gb_room_smallest()) return GB_SMALL;
-    if (end_of(length) >= r->end) return GB_OK;
+    if (end_of(length) >= r->end) {
+        shrink_leave(s);
+        return GB_OK;
+    }
+    if (s->writing > capacity_to(s, end_of(length))) return GB_BUSY; /* it was promised */
     if (s->cut != end_of(length)) {
         gb_arena_gap_rewind(a);
         s->cut = end_of(length);

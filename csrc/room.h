@@ -114,7 +114,7 @@ void gb_room_rebase(struct gb_store *s, void *base);
 enum gb_err gb_room_clear(struct gb_store *s, uint64_t now);
 /* The smallest image, in bytes. */
 uint64_t gb_room_smallest(void);
-/* Granules one value could have if nothing else were there. */
+/* Granules one value could have if nothing else were there (and a shrink under way had ended). */
 uint64_t gb_room_capacity(const struct gb_store *s);
 
 /* The one door out: unlinks, accounts, counts, frees (or leaves to the pin). */
@@ -146,8 +146,9 @@ void gb_room_tend(struct gb_store *s, uint64_t now);
 bool gb_room_work(struct gb_store *s, uint64_t now);
 
 /* Gives up all above `length` bytes in slices: GB_AGAIN until done, and until then nobody else moves
- * blocks; GB_BUSY if a pinned block is in the way, all as it was but for what was evicted. Growing takes one call, after
- * the image was mapped longer. */
+ * blocks. GB_BUSY if a pinned block is in the way, or if more is promised to long writes than would be
+ * left: all is as it was but for what was evicted. A `length` that is the image's own leaves a shrink
+ * half done. Growing takes one call, after the image was mapped longer. */
 enum gb_err gb_room_shrink(struct gb_store *s, uint64_t length);
 void gb_room_grow(struct gb_store *s, uint64_t length);
 

@@ -321,15 +321,21 @@ cdef class PackedStore:
         """Empties all above `length`, in slices; the mapping is as long as before."""
         cdef gb_door *d = &self.door
         cdef gb_err err = GB_AGAIN
-        while err:
+        try:
+            while err:
+                gb_door_enter(d)
+                err = gb_room_shrink(&d.store, length)
+                gb_door_leave(d, GB_OP_RESIZE)
+                if err == GB_BUSY:
+                    gb_door_rest()
+                PyErr_CheckSignals()
+                if err != GB_AGAIN and err != GB_BUSY and err != GB_OK:
+                    gb_door_raise(d, err, NULL)
+        except BaseException:
             gb_door_enter(d)
-            err = gb_room_shrink(&d.store, length)
+            gb_room_shrink(&d.store, d.store.head.length)  # left half done
             gb_door_leave(d, GB_OP_RESIZE)
-            if err == GB_BUSY:
-                gb_door_rest()
-            PyErr_CheckSignals()
-            if err != GB_AGAIN and err != GB_BUSY and err != GB_OK:
-                gb_door_raise(d, err, NULL)
+            raise
 
     def _remap(self, uint64_t length, fresh=None):
         """Makes the mapping `length` bytes long, in place or as a copy into `fresh`.

@@ -143,6 +143,38 @@ def test_resize_within_resize() -> None:
         cache.check()
 
 
+def test_an_interrupted_resize_is_given_up() -> None:
+    """Ctrl-C in the middle of a shrink: the budget stays, and all of it can be used."""
+    with gbcache.Cache("64MB") as cache:
+        cache.set_many((i, b"x" * 1000) for i in range(50_000))
+
+        def handler(*_: object) -> None:
+            raise InterruptedError("enough")
+
+        before = signal.signal(signal.SIGALRM, handler)
+        raised = 0
+        try:
+            for _ in range(200):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.002)
+                    cache.resize("8MB")
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except InterruptedError:
+                    raised = cache.memory().total > 8_000_000
+                    if raised:
+                        break
+                cache.resize("64MB")
+                cache.set_many((i, b"x" * 1000) for i in range(50_000))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert raised and cache.max_bytes == 64_000_000
+        cache.check()
+        cache["long"] = b"y" * 60_000_000
+        assert len(cache["long"]) == 60_000_000
+        cache.check()
+
+
 def test_close_while_others_read() -> None:
     for _ in range(10 if SHORT else 40):
         cache = gbcache.Cache("2MB", ttl=1)

@@ -203,7 +203,8 @@ static void many_extents(void) {
     start(gb_room_smallest() * 12u, false);
     gb_ref keep[512];
     uint32_t n = 0;
-    for (gb_ref at; n < 512u && (at = gb_arena_alloc(&s->index.arena, GB_BLOCK_MAX / 4u + 10u, GB_KIND_RING)); n++)
+    const uint32_t size = GB_BLOCK_MAX / 4u + 10u;
+    for (gb_ref at; n < 512u && (at = gb_arena_alloc(&s->index.arena, size, GB_KIND_RING)); n++)
         keep[n] = at;
     for (uint32_t i = 0; i < n; i += 2u) gb_arena_free(&s->index.arena, keep[i]);
     struct writer *w = write_all(0, 30u * GB_WINDOW_BYTES);
