@@ -107,6 +107,7 @@ static uint32_t class_fitting(const struct gb_arena_root *r, uint32_t class, uin
 gb_ref gb_arena_alloc(struct gb_arena *a, uint32_t granules, enum gb_kind kind) {
     struct gb_arena_root *r = a->root;
     uint32_t class = class_of(granules);
+    if (GB_ALLOC_FAILS()) return 0;
     if (granules >= GB_ARENA_EXACT) { /* a class spans several sizes: look for one that fits */
         gb_ref head = class_head(a, class), at = gb_list_at(a->base, head)->next;
         for (uint32_t n = 0; at != head && n < LOOKS; n++, at = gb_list_at(a->base, at)->next) {
@@ -127,7 +128,7 @@ gb_ref gb_arena_alloc(struct gb_arena *a, uint32_t granules, enum gb_kind kind) 
 gb_ref gb_arena_alloc_between(struct gb_arena *a, uint32_t least, uint32_t most,
                               enum gb_kind kind) {
     gb_ref ref = gb_arena_alloc(a, most, kind);
-    if (ref || least >= most) return ref;
+    if (ref || least >= most || GB_ALLOC_FAILS()) return ref;
     uint32_t floor = class_of(least) + 1u;
     for (uint32_t w = 2; w-- > 0;) { /* the highest class with a member */
         uint64_t bits = a->root->bits[w];
@@ -144,6 +145,7 @@ gb_ref gb_arena_alloc_between(struct gb_arena *a, uint32_t least, uint32_t most,
 
 gb_ref gb_arena_alloc_window(struct gb_arena *a, enum gb_kind kind) {
     uint32_t class = class_from(a->root, class_of(GB_BLOCK_MAX)), looks = 0;
+    if (GB_ALLOC_FAILS()) return 0;
     while (class < GB_ARENA_CLASSES) {
         gb_ref head = class_head(a, class), at = gb_list_at(a->base, head)->next;
         for (; at != head && looks < 2u * LOOKS; looks++, at = gb_list_at(a->base, at)->next) {

@@ -189,6 +189,9 @@ static inline bool gb_broken(struct gb_fault *f, const char *rule, uint64_t at, 
     return false;
 }
 
+#ifndef GB_ALLOC_FAILS /* a test's say in whether the arena has no block this time */
+#define GB_ALLOC_FAILS() false
+#endif
 #ifndef GB_DEBUG
 #define GB_DEBUG 0
 #endif

@@ -127,8 +127,7 @@ cdef class PackedStore:
         Waits for long copies under way in other threads.
         """
         cdef gb_door *d = &self.door
-        if not d.open:
-            return
+        if not d.open: return
         gb_door_enter(d)
         d.open = False
         gb_door_leave(d, GB_OP_RESIZE)
@@ -297,8 +296,8 @@ cdef class PackedStore:
         cdef gb_counters c
         cdef uint32_t ledger[9]
         cdef uint32_t steps[7]
-        cdef uint64_t keys, values, length
         cdef uint32_t count, timed, most
+        cdef uint64_t keys, values, length
         gb_door_enter(d)
         c = d.store.head.counters
         memcpy(ledger, d.store.head.arena.ledger, sizeof(ledger))
@@ -328,9 +327,9 @@ cdef class PackedStore:
                 gb_door_leave(d, GB_OP_RESIZE)
                 if err == GB_BUSY:
                     gb_door_rest()
-                PyErr_CheckSignals()
-                if err != GB_AGAIN and err != GB_BUSY and err != GB_OK:
+                elif err and err != GB_AGAIN:
                     gb_door_raise(d, err, NULL)
+                PyErr_CheckSignals()
         except BaseException:
             gb_door_enter(d)
             gb_room_shrink(&d.store, d.store.head.length)  # left half done
@@ -338,10 +337,9 @@ cdef class PackedStore:
             raise
 
     def _remap(self, uint64_t length, fresh=None):
-        """Makes the mapping `length` bytes long, in place or as a copy into `fresh`.
+        """Makes the mapping, in place or as a copy into `fresh`, as long as an image that fits already.
 
         No Python code may run meanwhile: the collector rests, and mmap.resize is called as it is.
-        The image must fit already: whoever shrinks it calls `_shrink` first.
         """
         cdef gb_door *d = &self.door
         cdef Py_buffer other

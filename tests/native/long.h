@@ -31,6 +31,7 @@ static struct reader readers[GB_ROOM_PINS];
 static uint64_t now, length, names[KEYS]; /* the keys' bytes */
 static uint8_t *image;
 static bool plain; /* no deadlines */
+static bool starved; /* allocations fail at a test's word: nothing else need be in the way */
 static unsigned long commits, fulls, long_reads, busy;
 
 static uint8_t byte_of(uint32_t tag, uint32_t i) { return (uint8_t)(tag * 31u + i * 7u + (i >> 8) * 3u + (i >> 15)); }
@@ -142,7 +143,7 @@ static struct writer *write_begin(uint32_t k, uint32_t len, bool add) {
     if (err == GB_EXISTS) CHECK(add && there);
     else if (err == GB_TOOBIG) CHECK(len / 8u > gb_room_capacity(s) * 3u / 4u || len > GB_CHAIN_VALUE_MAX);
     else if (err == GB_BUSY) CHECK(s->pins == GB_ROOM_PINS || s->writing > 0);
-    else if (err == GB_FULL) CHECK(reading() > 0);
+    else if (err == GB_FULL) CHECK(starved || reading() > 0);
     else CHECK(err == GB_OK);
     if (err == GB_TOOBIG) CHECK(gb_arena_free_granules(&s->index.arena) == before);
     busy += err == GB_BUSY;
@@ -180,7 +181,7 @@ static void write_step(struct writer *w) {
     CHECK(err == GB_EXISTS || err == GB_FULL);
     if (err == GB_FULL) {
         fulls++;
-        CHECK(reading() > 0); /* what is promised to writes is theirs, but for dead values pinned */
+        CHECK(starved || reading() > 0); /* what is promised to writes is theirs, but for dead values pinned */
     }
     write_abort(w);
 }
@@ -228,7 +229,7 @@ static void put_small(uint32_t k) {
     for (uint32_t i = 0; i < len; i++) value[i] = byte_of(tag, i);
     CHECK(gb_store_fits_inline(&p));
     HOLDS(err, GB_OP_SET, gb_store_put(s, &p, now));
-    CHECK(err == GB_OK || (err == GB_FULL && s->pins));
+    CHECK(err == GB_OK || (err == GB_FULL && (starved || s->pins)));
     if (!err) model[k] = (struct version){tag, len, true};
 }
 static void drop(uint32_t k) {
@@ -252,7 +253,7 @@ static void retime(uint32_t k) {
         CHECK(err != GB_BUSY || pinned);
         CHECK(n < 200000u);
     }
-    CHECK(err == GB_OK || err == GB_GONE || err == GB_BUSY || (err == GB_FULL && s->pins));
+    CHECK(err == GB_OK || err == GB_GONE || err == GB_BUSY || (err == GB_FULL && (starved || s->pins)));
 }
 static void tidy(void) {
     for (bool more = true; more;) {
