@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict, namedtuple
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
@@ -226,10 +227,8 @@ def test_c_and_python_agree_on_keys(key: Any) -> None:
 @example(3, b"t" + b"\x00\xff\xff\xff\xff")
 @example(3, b"t\x00")
 def test_hostile_keys_are_an_error_or_a_key(kind: int, data: bytes) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         hash(decode_key(kind, data))
-    except ValueError:
-        pass
 
 
 def test_a_subclass_key_is_its_value() -> None:
