@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 
 .NOTPARALLEL:
-.PHONY: help build demo test native tiny asan fuzz coverage bench lint format check clean
+.PHONY: help build demo test native tiny asan fuzz fuzz-tools coverage bench lint format check clean
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 14
@@ -58,6 +58,9 @@ asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
 
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)
+
+fuzz-tools: ## clang with libFuzzer, which fuzz then uses (Debian, as root)
+	apt-get update -q && apt-get install -y --no-install-recommends clang libclang-rt-dev llvm
 
 coverage: $(VENV)/.made ## lines of csrc/ the native tests run
 	$(PY) tests/native/coverage.py --least 95

@@ -5,6 +5,7 @@ makes every warning of ours an error.
 """
 
 import os
+import sysconfig
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -12,6 +13,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
+PYTHON_H = Path(sysconfig.get_path("include")) / "Python.h"
+if not PYTHON_H.exists():
+    raise SystemExit(
+        f"gbcache: {PYTHON_H} is missing: install Python's headers (Debian: python3-dev)"
+    )
 OURS = ["csrc/gb.c", *sorted(str(p.relative_to(HERE)) for p in (HERE / "gbcache").glob("_[!p]*.c"))]
 HEADERS = sorted(
     str(p.relative_to(HERE)) for room in ("csrc", "gbcache") for p in (HERE / room).glob("*.[ch]")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import sys
 
 __all__ = ["copy_needed", "private"]
 
-HUGE = 8 << 20
-"""Bytes from which huge pages are asked for."""
-
 
 def private(length: int) -> mmap.mmap:
     """`length` bytes of zeroes, this process's own. Pages cost memory once they are touched.
 
-    Python's default is a shared mapping, in which a forked child would write into its parent.
+    Python's default is a shared mapping, in which a forked child would write into its parent. Huge
+    pages are not asked for: look-ups among a million entries would gain 10 %, but the kernel makes
+    room for them within the touch that needs one, and that took up to 7 ms (`make bench-latency`).
     """
     if sys.platform == "win32":
         raise OSError("gbcache needs mmap with private anonymous mappings: Linux or macOS")
@@ -28,10 +26,6 @@ def private(length: int) -> mmap.mmap:
         )
     except (OSError, OverflowError) as error:
         raise MemoryError(f"the system has no {length} bytes of address space: {error}") from error
-    if length >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        # A wish, not a need: a cold look-up walks fewer page tables (10-20 % at a million entries).
-        with contextlib.suppress(OSError):
-            span.madvise(mmap.MADV_HUGEPAGE)
     return span
 
 
