@@ -158,27 +158,3 @@ PyObject *gb_box_key_object(uint32_t type, PyObject *raw) {
     Py_DECREF(raw);
     return key;
 }
-
-bool gb_box_ttl(PyObject *ttl, uint64_t *ms) {
-    double seconds;
-    *ms = 0;
-    if (ttl == Py_None) return true;
-    if (PyFloat_CheckExact(ttl)) {
-        seconds = PyFloat_AS_DOUBLE(ttl);
-    } else if (PyLong_CheckExact(ttl)) {
-        seconds = PyLong_AsDouble(ttl);
-        if (seconds == -1.0 && PyErr_Occurred()) PyErr_Clear(), seconds = -1.0;
-    } else {
-        seconds = -1.0;
-    }
-    if (!(seconds > 0.0 && seconds <= 3155760000.0)) { /* a timedelta, or worth an error */
-        PyObject *said = PyObject_CallOneArg(gb_door_names.seconds, ttl);
-        if (!said) return false;
-        seconds = PyFloat_AsDouble(said);
-        Py_DECREF(said);
-        if (seconds == -1.0 && PyErr_Occurred()) return false;
-    }
-    *ms = (uint64_t)(seconds * 1000.0 + 0.0005);
-    if (!*ms) *ms = 1;
-    return true;
-}

@@ -70,6 +70,4 @@ static inline PyObject *gb_box_finish(const struct gb_door *d, uint32_t type, Py
 /* The key of a type and its bytes (a bytes object, which it takes over), after the lock. */
 PyObject *gb_box_key_object(uint32_t type, PyObject *raw);
 
-/* A ttl argument in ms: 0 for None. False with TypeError or ValueError. */
-bool gb_box_ttl(PyObject *ttl, uint64_t *ms);
 #endif

@@ -5,20 +5,6 @@ struct gb_door_names gb_door_names;
 
 static const uint32_t SPINS = 400; /* about 2 us, before the GIL is given away */
 
-bool gb_door_ask(struct gb_door *d, uint64_t *now) {
-    PyObject *said = PyObject_CallNoArgs(d->clock);
-    if (!said) return false;
-    double seconds = PyFloat_AsDouble(said);
-    double ms = (seconds - d->zero) * 1000.0 + 0.0005; /* so that 0.3 s is 300 ms */
-    bool sane = ms < 9e15;
-    if (!sane && !PyErr_Occurred())
-        PyErr_Format(PyExc_ValueError, "clock returned %R: not a time in seconds", said);
-    Py_DECREF(said);
-    if (PyErr_Occurred()) return false;
-    *now = (ms > 0.0 ? (uint64_t)ms : 0u) + GB_DOOR_HEAD_START;
-    return true;
-}
-
 void gb_door_wait(struct gb_door *d) {
     if (gb_door_mine(d)) return;
     while (gb_door_locks(d)) {

@@ -1,7 +1,7 @@
 /* _door.h - the process's door to one image: lock, clock, and who may be inside.
  *
  * WHAT      `struct gb_door` is what a cache owns outside its image: the core's handle, the lock, the
- *           clock, the defaults of its writes. An operation enters, works at most GB_STEPS_MAX steps,
+ *           clock. An operation enters, works at most GB_STEPS_MAX steps,
  *           leaves. An outsider is a thread that works on the image without the GIL: the housekeeper,
  *           a long copy.
  *
@@ -12,17 +12,14 @@
  *             there, never released, called or compared.
  *           On a free-threaded interpreter there is no GIL: every operation takes the lock.
  *
- * NOT HERE  what a key or a value is (_box), the methods people call (_hot, _packed).
+ * NOT HERE  what a key or a value is (_box), what time it is (_clock), the methods people call (_hot, _packed).
  */
 #ifndef GB_DOOR_H
 #define GB_DOOR_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
+#include "_clock.h"
 #include "chain.h"
 #include "lock.h"
-#include <time.h>
 
 struct gb_door {
     struct gb_store store;
@@ -32,68 +29,16 @@ struct gb_door {
     bool open;
     bool keep; /* the housekeeper is to be told of the first TTL */
     bool born; /* was ever open: tells "closed" from "never initialised" */
-    uint64_t ttl, idle; /* ms a write is given where it says nothing; 0: none */
-    double jitter;      /* the largest share of a TTL that is taken off at random */
-    uint64_t dice;
-    int64_t zero_ns;    /* the monotonic clock at the image's time 0 */
-    double zero;        /* the custom clock's */
-    PyObject *clock;    /* NULL: the monotonic clock */
+    struct gb_clock clock;
     PyObject *encode, *decode;
     PyObject *memory; /* the mapping, NULL if closed */
 };
 
 /* Set once, when the module is made: the exceptions, and the Python halves of rare conversions. */
 struct gb_door_names {
-    PyObject *budget_error, *closed_error, *seconds, *encode_key, *decode_key, *keep;
+    PyObject *budget_error, *closed_error, *encode_key, *decode_key, *keep;
 };
 extern struct gb_door_names gb_door_names;
-
-/* Image time 0 lies a second before the cache was made, so that 0 can mean "no deadline". */
-#define GB_DOOR_HEAD_START 1000
-#define GB_DOOR_COARSE_MS 20u /* the coarse clock is at most two of its ticks behind */
-
-static inline uint64_t gb_door_monotonic(const struct gb_door *d, clockid_t id) {
-    struct timespec t;
-    clock_gettime(id, &t);
-    int64_t ns = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec - d->zero_ns;
-    return (uint64_t)(ns / 1000000 + GB_DOOR_HEAD_START); /* the coarse clock may lag behind 0 */
-}
-static inline void gb_door_start(struct gb_door *d) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    d->zero_ns = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-static inline uint64_t gb_door_exact(const struct gb_door *d) {
-    return gb_door_monotonic(d, CLOCK_MONOTONIC);
-}
-static inline uint64_t gb_door_coarse(const struct gb_door *d) {
-#ifdef CLOCK_MONOTONIC_COARSE
-    return gb_door_monotonic(d, CLOCK_MONOTONIC_COARSE);
-#else
-    return gb_door_exact(d);
-#endif
-}
-/* Before the lock: a custom clock is Python code. false: an exception is set. */
-bool gb_door_ask(struct gb_door *d, uint64_t *now);
-/* The time for an operation that begins: `exact` where a deadline depends on it. */
-static inline bool gb_door_now(struct gb_door *d, bool exact, uint64_t *now) {
-    if (GB_UNLIKELY(d->clock != NULL)) return gb_door_ask(d, now);
-    *now = exact ? gb_door_exact(d) : gb_door_coarse(d);
-    return true;
-}
-/* Whether the entry is due. `*now` is 0 if no clock was read yet; the coarse clock decides unless it
- * is within its own error of the deadline (4 ns against 24). */
-static inline bool gb_door_due(const struct gb_door *d, gb_ref ref, uint64_t *now) {
-    if (GB_LIKELY(!(gb_entry_at(d->store.base, ref)->word & GB_WORD_TTL))) return false;
-    uint64_t due = gb_wheel_deadline(&d->store.index.wheel, ref);
-    if (!*now) {
-        *now = gb_door_coarse(d);
-        if (due <= *now) return true;
-        bool slides = gb_entry_at(d->store.base, ref)->word & GB_WORD_EXTRA; /* may: idle */
-        if (slides || due <= *now + GB_DOOR_COARSE_MS) *now = gb_door_exact(d);
-    }
-    return due <= *now;
-}
 
 /* The slow way in: others are inside without the GIL, or there is none. */
 void gb_door_wait(struct gb_door *d);

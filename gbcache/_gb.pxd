@@ -98,8 +98,18 @@ cdef extern from "_hot.h" nogil:
     void gb_lock_wait(gb_lock *l)
     void gb_lock_free(gb_lock *l)
 
-cdef extern from "_hot.h":
+cdef extern from "_clock.h":
     ctypedef struct PyObject
+    enum: GB_CLOCK_HEAD_START
+    struct gb_clock:
+        PyObject *asks
+    PyObject *gb_clock_seconds
+    int gb_clock_start(gb_clock *c, PyObject *asks, PyObject *ttl, PyObject *idle, double jitter,
+                       uint64_t seed) except -1
+    uint64_t gb_clock_exact(const gb_clock *c)
+    bint gb_clock_now(const gb_clock *c, bint exact, uint64_t *now) except 0
+
+cdef extern from "_hot.h":
     struct PyThreadState:
         pass
     struct gb_door:
@@ -107,17 +117,13 @@ cdef extern from "_hot.h":
         gb_lock lock
         uint32_t outsiders
         bint open, born, keep
-        uint64_t ttl, idle, dice
-        double jitter, zero
-        int64_t zero_ns
-        PyObject *clock
+        gb_clock clock
         PyObject *encode
         PyObject *decode
         PyObject *memory
     struct gb_door_names_t "gb_door_names":
         PyObject *budget_error
         PyObject *closed_error
-        PyObject *seconds
         PyObject *encode_key
         PyObject *decode_key
         PyObject *keep
@@ -125,7 +131,6 @@ cdef extern from "_hot.h":
     enum gb_hot_how:
         GB_HOT_READ, GB_HOT_PEEK, GB_HOT_TAKE
     enum: GB_BOX_INT
-    enum: GB_DOOR_HEAD_START
     struct gb_box:
         const uint8_t *bytes
         size_t len
@@ -133,10 +138,6 @@ cdef extern from "_hot.h":
     ctypedef struct gb_hot_store:
         pass
 
-    void gb_door_start(gb_door *d)
-    uint64_t gb_door_exact(const gb_door *d)
-    bint gb_door_ask(gb_door *d, uint64_t *now) except 0
-    bint gb_door_now(gb_door *d, bint exact, uint64_t *now) except 0
     bint gb_door_enter(gb_door *d) except 0
     void gb_door_leave(gb_door *d, gb_op op)
     void gb_door_wait(gb_door *d)
@@ -150,7 +151,6 @@ cdef extern from "_hot.h":
     bint gb_box_key(gb_box *b, PyObject *key) except 0
     bint gb_box_core_key(const gb_door *d, const gb_box *b, gb_key *k)
     void gb_box_drop(gb_box *b)
-    bint gb_box_ttl(PyObject *ttl, uint64_t *ms) except 0
     object gb_box_key_object(uint32_t type, PyObject *raw)
     PyObject *gb_box_raw(uint32_t type, const uint8_t *bytes, uint32_t n)
     int gb_hot_install(void *type, size_t basic_size) except -1

@@ -15,7 +15,7 @@ static gb_ref look(struct gb_door *d, const struct gb_key *k, uint64_t *now, boo
         s->head->counters.misses_absent += counts;
         return 0;
     }
-    if (GB_LIKELY(!gb_door_due(d, ref, now))) return ref;
+    if (GB_LIKELY(!gb_clock_due(&d->clock, &d->store.index, ref, now))) return ref;
     if (counts) {
         gb_room_remove(s, ref, GB_CAUSE_EXPIRE);
         s->head->counters.misses_expired++;
@@ -69,7 +69,7 @@ PyObject *gb_hot_read(struct gb_door *d, PyObject *key, enum gb_hot_how how) {
     uint64_t now = 0;
     PyObject *value = NULL;
     if (GB_UNLIKELY(!gb_box_key(&b, key))) return NULL;
-    if (GB_LIKELY(!d->clock) || gb_door_ask(d, &now)) {
+    if (GB_LIKELY(!d->clock.asks) || gb_clock_ask(&d->clock, &now)) {
         if (GB_UNLIKELY(!gb_box_core_key(d, &b, &k))) k.len = 0, k.type = 3u; /* nobody's key */
         value = read_key(d, &k, now, how);
     }
@@ -92,19 +92,10 @@ PyObject *gb_hot_item(PyObject *self, PyObject *key) {
 }
 
 void gb_hot_times(struct gb_door *d, struct gb_put *p, uint64_t now, uint64_t ttl) {
-    if (ttl && d->jitter > 0.0) { /* xorshift64*; shortened, never longer than given */
-        d->dice ^= d->dice >> 12;
-        d->dice ^= d->dice << 25;
-        d->dice ^= d->dice >> 27;
-        double roll = (double)((d->dice * 2685821657736338717u) >> 11) * 0x1p-53;
-        uint64_t off = (uint64_t)((double)ttl * d->jitter * roll);
-        ttl = off < ttl ? ttl - off : 1u;
-    }
-    p->due = ttl ? now + ttl : 0u;
-    if (!d->idle) return;
-    p->idle = (uint32_t)d->idle;
-    p->hard = p->due;
-    if (!p->due || now + d->idle < p->due) p->due = now + d->idle;
+    struct gb_life life = gb_clock_life(&d->clock, now, ttl);
+    p->due = life.due;
+    p->hard = life.hard;
+    p->idle = life.idle;
 }
 
 int gb_hot_timed_first(struct gb_door *d) {
@@ -119,7 +110,7 @@ int gb_hot_timed_first(struct gb_door *d) {
 static bool time_of_write(struct gb_door *d, bool exact, uint64_t *now) {
     *now = 1;
     if (!exact && d->open && !d->store.head->wheel.count) return true;
-    return gb_door_now(d, exact, now);
+    return gb_clock_now(&d->clock, exact, now);
 }
 
 /* A write's first miss, begun before the value is looked at. Only while the GIL is the lock: the way
@@ -133,10 +124,10 @@ static inline void foresee_bucket(struct gb_door *d, uint64_t hash) {
 int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
     struct gb_box kb, vb;
     struct gb_put p = {.add = add};
-    uint64_t ms = d->ttl, now;
+    uint64_t ms = d->clock.ttl, now;
     enum gb_err err = GB_OK;
     bool done = false;
-    if (ttl && !gb_box_ttl(ttl, &ms)) return -1;
+    if (ttl && !gb_clock_ttl(ttl, &ms)) return -1;
     if (!gb_box_key(&kb, key)) return -1;
     bool sane = gb_box_core_key(d, &kb, &p.key);
     foresee_bucket(d, p.key.hash);
@@ -149,7 +140,7 @@ int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *tt
     p.value_type = vb.type;
     if (GB_UNLIKELY(!sane)) {
         gb_door_raise(d, GB_LONGKEY, &p);
-    } else if (time_of_write(d, ms || d->idle || add, &now)) {
+    } else if (time_of_write(d, ms || d->clock.idle || add, &now)) {
         gb_hot_times(d, &p, now, ms);
         done = gb_door_put(d, &p, now, &err);
     }
@@ -166,7 +157,7 @@ int gb_hot_delete(struct gb_door *d, PyObject *key) {
     gb_ref ref = 0;
     if (!gb_box_key(&b, key)) return -1;
     bool sane = gb_box_core_key(d, &b, &k), in = false;
-    if (gb_door_now(d, true, &now) && (in = gb_door_enter(d))) {
+    if (gb_clock_now(&d->clock, true, &now) && (in = gb_door_enter(d))) {
         ref = sane ? gb_store_live(&d->store, &k, now) : 0;
         if (ref) gb_room_remove(&d->store, ref, GB_CAUSE_DELETE);
         gb_door_leave(d, GB_OP_REMOVE);
@@ -182,7 +173,7 @@ int gb_hot_has(struct gb_door *d, PyObject *key) {
     gb_ref ref = 0;
     if (!gb_box_key(&b, key)) return -1;
     bool sane = gb_box_core_key(d, &b, &k), in = false;
-    if ((!d->clock || gb_door_ask(d, &now)) && (in = gb_door_enter(d))) {
+    if ((!d->clock.asks || gb_clock_ask(&d->clock, &now)) && (in = gb_door_enter(d))) {
         ref = sane ? look(d, &k, &now, false) : 0;
         gb_door_leave(d, GB_OP_GET);
     }

@@ -23,7 +23,7 @@ static void batch_take(struct gb_door *d, struct batch *g, int i, uint64_t now) 
         return;
     }
     uint32_t word = gb_entry_at(s->base, ref)->word;
-    if (gb_store_is_chain(s, ref, word) || gb_door_due(d, ref, &now)) {
+    if (gb_store_is_chain(s, ref, word) || gb_clock_due(&d->clock, &d->store.index, ref, &now)) {
         g->later[i] = true;
         return;
     }
@@ -76,7 +76,7 @@ static bool batch_one(struct gb_door *d, PyObject *const *keys, int n, PyObject 
     struct batch g;
     uint64_t now = 0;
     int boxed = 0;
-    bool fine = !d->clock || gb_door_ask(d, &now);
+    bool fine = !d->clock.asks || gb_clock_ask(&d->clock, &now);
     for (; fine && boxed < n; boxed++) {
         fine = gb_box_key(&g.box[boxed], keys[boxed]);
         if (!fine) break;

@@ -90,18 +90,11 @@ cdef class PackedStore:
         memcpy(words, &bytes16[0], 16)
         self.clock, self.encode, self.decode = clock, codec.encode, codec.decode
         d.encode, d.decode = <PyObject *>self.encode, <PyObject *>self.decode
-        gb_door_start(d)
-        if clock is not None:
-            d.zero = clock()
-            d.clock = <PyObject *>self.clock
-        if ttl is not None:
-            gb_box_ttl(<PyObject *>ttl, &d.ttl)
-        if idle is not None:
-            gb_box_ttl(<PyObject *>idle, &d.idle)
-        d.jitter, d.dice = jitter, words[0] | 1
+        gb_clock_start(&d.clock, NULL if clock is None else <PyObject *>self.clock, <PyObject *>ttl,
+                       <PyObject *>idle, jitter, words[0])
         self._hold_buffer(map)
         cdef gb_err err = gb_room_format(&d.store, self.view.buf, self.view.len, words,
-                                         GB_DOOR_HEAD_START)
+                                         GB_CLOCK_HEAD_START)
         if err:
             PyBuffer_Release(&self.view)
             gb_door_raise(d, err, NULL)
@@ -207,7 +200,7 @@ cdef class PackedStore:
         cdef gb_door *d = &self.door
         cdef gb_err err = GB_BUSY
         cdef uint64_t now = 0
-        gb_door_now(d, True, &now)
+        gb_clock_now(&d.clock, True, &now)
         while err == GB_BUSY:  # a long value is being read or written
             gb_door_enter(d)
             err = gb_room_clear(&d.store, now)
@@ -254,7 +247,7 @@ cdef class PackedStore:
         """Removes every entry that is due; how many. In slices, the GIL released."""
         cdef gb_door *d = &self.door
         cdef uint64_t before, now = 0
-        gb_door_now(d, True, &now)
+        gb_clock_now(&d.clock, True, &now)
         gb_door_enter(d)
         before = d.store.head.counters.expirations
         gb_door_leave(d, GB_OP_EXPIRE)
@@ -282,9 +275,9 @@ cdef class PackedStore:
     def _work(self, uint32_t slices):
         """The housekeeper's door: some slices of due entries; True if more is waiting."""
         cdef gb_door *d = &self.door
-        if not d.open or d.clock != NULL:
+        if not d.open or d.clock.asks != NULL:
             return False
-        return gb_door_work(d, gb_door_exact(d), slices)
+        return gb_door_work(d, gb_clock_exact(&d.clock), slices)
 
     def _timed(self):
         """Whether any entry has a TTL."""
@@ -438,9 +431,10 @@ cdef bint is_miss(PyObject *value) except -1:
 
 
 cdef install():
+    global gb_clock_seconds
     gb_door_names.budget_error = <PyObject *>BudgetError
     gb_door_names.closed_error = <PyObject *>ClosedError
-    gb_door_names.seconds = <PyObject *>seconds_of
+    gb_clock_seconds = <PyObject *>seconds_of
     gb_door_names.encode_key = <PyObject *>encode_key
     gb_door_names.decode_key = <PyObject *>decode_key
     gb_door_names.keep = <PyObject *>keep

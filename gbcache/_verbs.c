@@ -9,7 +9,7 @@ int gb_verbs_look(struct gb_door *d, PyObject *key, struct gb_verbs_seen *seen) 
     memset(seen, 0, sizeof *seen);
     if (!gb_box_key(&b, key)) return -1;
     bool sane = gb_box_core_key(d, &b, &k), in = false;
-    if (gb_door_now(d, true, &seen->now) && (in = gb_door_enter(d))) {
+    if (gb_clock_now(&d->clock, true, &seen->now) && (in = gb_door_enter(d))) {
         ref = sane ? gb_store_find(s, &k) : 0;
         if (ref) {
             uint32_t word = gb_entry_at(s->base, ref)->word;
@@ -52,12 +52,12 @@ static int touch_boxed(struct gb_door *d, struct gb_put *p, uint64_t now) {
 int gb_verbs_touch(struct gb_door *d, PyObject *key, PyObject *ttl) {
     struct gb_put p = {.add = false};
     struct gb_box b;
-    uint64_t ms = d->ttl, now = 0;
+    uint64_t ms = d->clock.ttl, now = 0;
     int done = -1;
-    if (ttl && !gb_box_ttl(ttl, &ms)) return -1;
+    if (ttl && !gb_clock_ttl(ttl, &ms)) return -1;
     if (!gb_box_key(&b, key)) return -1;
     bool sane = gb_box_core_key(d, &b, &p.key);
-    if (gb_door_now(d, true, &now)) {
+    if (gb_clock_now(&d->clock, true, &now)) {
         if (!sane) p.key.len = 0, p.key.type = 3u; /* nobody's key */
         gb_hot_times(d, &p, now, ms);
         done = touch_boxed(d, &p, now);
@@ -89,7 +89,7 @@ static enum verdict incr_once(struct gb_door *d, struct gb_put *p, uint64_t now,
             if (p->idle && p->hard && p->hard < p->due) p->due = p->hard;
         }
     } else {
-        gb_hot_times(d, p, now, d->ttl);
+        gb_hot_times(d, p, now, d->clock.ttl);
     }
     if (__builtin_saddll_overflow(held, delta, &sum)) return OUT_OF_RANGE;
     *total = sum;
@@ -112,7 +112,7 @@ int gb_verbs_incr(struct gb_door *d, PyObject *key, long long delta, long long i
     if (!gb_box_key(&b, key)) return -1;
     if (!gb_box_core_key(d, &b, &p.key)) {
         gb_door_raise(d, GB_LONGKEY, &p);
-    } else if (gb_door_now(d, true, &now)) {
+    } else if (gb_clock_now(&d->clock, true, &now)) {
         do {
             more = -1;
             if (!gb_door_enter(d)) break;
@@ -136,7 +136,7 @@ PyObject *gb_verbs_oldest(struct gb_door *d) {
     PyObject *raw = NULL;
     uint32_t type = 0;
     uint64_t now = 0;
-    if (!gb_door_now(d, true, &now) || !gb_door_enter(d)) return NULL;
+    if (!gb_clock_now(&d->clock, true, &now) || !gb_door_enter(d)) return NULL;
     gb_ref ref = gb_index_victim(&s->index);
     if (ref) {
         uint32_t word = gb_entry_at(s->base, ref)->word;

@@ -64,10 +64,10 @@ int gb_walk_next(struct gb_door *d, uint64_t hash, bool want_value, PyObject **k
                  PyObject **value) {
     const struct gb_store *s = &d->store;
     uint64_t now = 0;
-    if (d->clock && !gb_door_ask(d, &now)) return -1;
+    if (d->clock.asks && !gb_clock_ask(&d->clock, &now)) return -1;
     if (!gb_door_enter(d)) return -1;
     gb_ref ref = find(s, hash);
-    if (!ref || gb_door_due(d, ref, &now)) {
+    if (!ref || gb_clock_due(&d->clock, &d->store.index, ref, &now)) {
         gb_door_leave(d, GB_OP_GET);
         return 0;
     }
