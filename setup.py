@@ -1,4 +1,4 @@
-"""Builds the one extension module: Cython's file, the hand-written C-API part, the core.
+"""Builds the two extension modules: each Cython's file, a hand-written C-API part, and the core.
 
 GB_CFLAGS and GB_LDFLAGS are appended; GB_TINY=1 builds with tiny constants and deep checks; GB_WERROR=1
 makes every warning of ours an error.
@@ -18,10 +18,14 @@ if not PYTHON_H.exists():
     raise SystemExit(
         f"gbcache: {PYTHON_H} is missing: install Python's headers (Debian: python3-dev)"
     )
-OURS = ["csrc/gb.c", *sorted(str(p.relative_to(HERE)) for p in (HERE / "gbcache").glob("_[!p]*.c"))]
+SHARED = ["csrc/gb.c", "gbcache/_args.c", "gbcache/_clock.c"]
+MODULES = {
+    "_packed": ["_box.c", "_door.c", "_hot.c", "_many.c", "_verbs.c", "_walk.c"],
+    "_object": ["_quick.c", "_refs.c"],
+}
 HEADERS = sorted(
     str(p.relative_to(HERE)) for room in ("csrc", "gbcache") for p in (HERE / room).glob("*.[ch]")
-    if p.name != "_packed.c"
+    if p.stem not in MODULES
 )  # fmt: skip
 STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes"]
 FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", *os.environ.get("GB_CFLAGS", "").split()]
@@ -38,7 +42,7 @@ class BuildExt(build_ext):
         plain = self.compiler._compile
 
         def compile_one(obj, src, suffix, cc_args, postargs, pp_opts):
-            own = Path(src).name != "_packed.c"
+            own = Path(src).stem not in MODULES
             plain(obj, src, suffix, cc_args, [*postargs, *(STRICT if own else ["-w"])], pp_opts)
 
         self.compiler._compile = compile_one
@@ -48,12 +52,15 @@ class BuildExt(build_ext):
             self.compiler._compile = plain
 
 
-extension = Extension(
-    "gbcache._packed",
-    ["gbcache/_packed.pyx", *OURS],
-    include_dirs=["gbcache", "csrc"],
-    depends=HEADERS,
-    extra_compile_args=FLAGS,
-    extra_link_args=["-pthread", *os.environ.get("GB_LDFLAGS", "").split()],
-)
-setup(ext_modules=cythonize([extension], build_dir=None), cmdclass={"build_ext": BuildExt})
+extensions = [
+    Extension(
+        f"gbcache.{name}",
+        [f"gbcache/{name}.pyx", *SHARED, *(f"gbcache/{source}" for source in sources)],
+        include_dirs=["gbcache", "csrc"],
+        depends=HEADERS,
+        extra_compile_args=FLAGS,
+        extra_link_args=["-pthread", *os.environ.get("GB_LDFLAGS", "").split()],
+    )
+    for name, sources in MODULES.items()
+]
+setup(ext_modules=cythonize(extensions, build_dir=None), cmdclass={"build_ext": BuildExt})

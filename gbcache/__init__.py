@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
-from .cache import Cache
+from .cache import Cache, ObjectCache
 from .codec import Codec
 from .errors import BudgetError, ClosedError, GbError, ImageError
-from .stats import Entry, Memory, Stats
+from .stats import Entry, Memory, ObjectEntry, Stats
 
 __all__ = [
     "BudgetError",
@@ -23,6 +23,8 @@ __all__ = [
     "GbError",
     "ImageError",
     "Memory",
+    "ObjectCache",
+    "ObjectEntry",
     "Stats",
 ]
 __version__ = "0.1.0"

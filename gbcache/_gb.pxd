@@ -161,4 +161,6 @@ cdef extern from "_hot.h":
     int gb_hot_delete(gb_door *d, PyObject *key) except -1
     int gb_hot_has(gb_door *d, PyObject *key) except -1
     void gb_hot_times(gb_door *d, gb_put *p, uint64_t now, uint64_t ttl) noexcept nogil
-    void gb_hot_key_error(PyObject *key) except *
+
+cdef extern from "_args.h":
+    void gb_args_key_error(PyObject *key) except *

@@ -1,11 +1,6 @@
 /* _hot.c - the fast half of PackedStore. */
+#include "_args.h"
 #include "_many.h"
-
-void gb_hot_key_error(PyObject *key) {
-    PyObject *args = PyTuple_Pack(1, key); /* a tuple as a key is one argument, not many */
-    if (args) PyErr_SetObject(PyExc_KeyError, args);
-    Py_XDECREF(args);
-}
 
 /* Entered. The live entry of a key, or 0; counts a miss unless the caller only looks. */
 static gb_ref look(struct gb_door *d, const struct gb_key *k, uint64_t *now, bool counts) {
@@ -86,7 +81,7 @@ PyObject *gb_hot_item(PyObject *self, PyObject *key) {
         Py_DECREF(missing);
     } else if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
         PyErr_Clear();
-        gb_hot_key_error(key);
+        gb_args_key_error(key);
     }
     return value;
 }
@@ -181,41 +176,13 @@ int gb_hot_has(struct gb_door *d, PyObject *key) {
     return !in ? -1 : ref != 0;
 }
 
-/* Fills `out` from positional and keyword arguments; the first `least` must be given. */
-static bool arguments(const char *verb, const char *const *names, int least, int most,
-                      PyObject *const *args, Py_ssize_t n, PyObject *kwnames, PyObject **out) {
-    Py_ssize_t named = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
-    if (n > most) {
-        PyErr_Format(PyExc_TypeError, "%s() takes at most %d arguments, %zd given", verb, most, n);
-        return false;
-    }
-    for (Py_ssize_t i = 0; i < n; i++) out[i] = args[i];
-    for (Py_ssize_t i = 0; i < named; i++) {
-        PyObject *name = PyTuple_GET_ITEM(kwnames, i);
-        int at = 0;
-        while (at < most && PyUnicode_CompareWithASCIIString(name, names[at])) at++;
-        if (at == most || out[at]) {
-            PyErr_Format(PyExc_TypeError, "%s() got %s argument %R", verb,
-                         at == most ? "an unexpected keyword" : "two values for", name);
-            return false;
-        }
-        out[at] = args[n + i];
-    }
-    for (int i = 0; i < least; i++) {
-        if (out[i]) continue;
-        PyErr_Format(PyExc_TypeError, "%s() is missing the argument '%s'", verb, names[i]);
-        return false;
-    }
-    return true;
-}
-
 static PyObject *hot_get(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
     static const char *const names[] = {"key", "default"};
     PyObject *a[2] = {NULL, NULL};
     if (GB_LIKELY(!kwnames && (n == 1 || n == 2))) {
         a[0] = args[0];
         a[1] = n == 2 ? args[1] : NULL;
-    } else if (!arguments("get", names, 1, 2, args, n, kwnames, a)) {
+    } else if (!gb_args_take("get", names, 1, 2, args, n, kwnames, a)) {
         return NULL;
     }
     PyObject *value = gb_hot_read(&((gb_hot_store *)self)->door, a[0], GB_HOT_READ);
@@ -230,7 +197,7 @@ static PyObject *write_args(PyObject *self, const char *verb, PyObject *const *a
     if (GB_LIKELY(!kwnames && n == 2)) {
         a[0] = args[0];
         a[1] = args[1];
-    } else if (!arguments(verb, names, 2, 3, args, n, kwnames, a)) {
+    } else if (!gb_args_take(verb, names, 2, 3, args, n, kwnames, a)) {
         return NULL;
     }
     int done = gb_hot_write(&((gb_hot_store *)self)->door, a[0], a[1], a[2], add);
@@ -249,24 +216,16 @@ static PyObject *hot_set_many(PyObject *self, PyObject *const *args, Py_ssize_t 
                               PyObject *kwnames) {
     static const char *const names[] = {"items", "ttl"};
     PyObject *a[2] = {NULL, NULL};
-    if (!arguments("set_many", names, 1, 2, args, n, kwnames, a)) return NULL;
-    PyObject *pairs = PyMapping_Check(a[0]) && PyObject_HasAttrString(a[0], "items")
-                          ? PyMapping_Items(a[0])
-                          : PySequence_List(a[0]);
-    if (!pairs) return NULL;
-    bool fine = true;
+    if (!gb_args_take("set_many", names, 1, 2, args, n, kwnames, a)) return NULL;
+    PyObject *pairs = gb_args_pairs(a[0]);
+    bool fine = pairs != NULL;
     for (Py_ssize_t i = 0; fine && i < PyList_GET_SIZE(pairs); i++) {
-        PyObject *pair = PySequence_Tuple(PyList_GET_ITEM(pairs, i));
-        fine = pair && PyTuple_GET_SIZE(pair) == 2;
-        if (pair && !fine)
-            PyErr_Format(PyExc_ValueError, "set_many: item %zd has %zd parts, not a key and a value",
-                         i, PyTuple_GET_SIZE(pair));
-        if (fine)
-            fine = gb_hot_write(&((gb_hot_store *)self)->door, PyTuple_GET_ITEM(pair, 0),
-                                PyTuple_GET_ITEM(pair, 1), a[1], false) >= 0;
+        PyObject *pair = gb_args_pair(pairs, i);
+        fine = pair && gb_hot_write(&((gb_hot_store *)self)->door, PyTuple_GET_ITEM(pair, 0),
+                                    PyTuple_GET_ITEM(pair, 1), a[1], false) >= 0;
         Py_XDECREF(pair);
     }
-    Py_DECREF(pairs);
+    Py_XDECREF(pairs);
     return fine ? Py_NewRef(Py_None) : NULL;
 }
 
@@ -283,8 +242,7 @@ static PyObject *hot_delete_many(PyObject *self, PyObject *keys) {
     return one < 0 ? NULL : PyLong_FromSsize_t(removed);
 }
 
-#define FAST(name, text)                                                                           \
-    {#name, (PyCFunction)(void (*)(void))hot_##name, METH_FASTCALL | METH_KEYWORDS, text}
+#define FAST(name, text) GB_ARGS_FAST(name, hot_##name, text)
 static PyMethodDef methods[] = {
     FAST(get, "get(key, default=None)\n--\n\n"
               "The value of `key`, or `default`. Counts as use. Cost: one look-up, one copy."),
@@ -310,11 +268,5 @@ int gb_hot_install(PyTypeObject *type, size_t basic_size) {
         PyErr_SetString(PyExc_SystemError, "PackedStore does not begin with its door");
         return -1;
     }
-    for (PyMethodDef *m = methods; m->ml_name; m++) {
-        PyObject *descriptor = PyDescr_NewMethod(type, m);
-        if (!descriptor || PyDict_SetItemString(type->tp_dict, m->ml_name, descriptor)) return -1;
-        Py_DECREF(descriptor);
-    }
-    PyType_Modified(type);
-    return 0;
+    return gb_args_install(type, methods);
 }

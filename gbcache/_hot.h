@@ -57,5 +57,4 @@ int gb_hot_timed_first(struct gb_door *d);
 static inline int gb_hot_timed(struct gb_door *d) {
     return GB_LIKELY(!d->keep) ? 0 : gb_hot_timed_first(d);
 }
-void gb_hot_key_error(PyObject *key);
 #endif

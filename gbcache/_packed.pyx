@@ -143,7 +143,7 @@ cdef class PackedStore:
 
     def __delitem__(self, key):
         if not gb_hot_delete(&self.door, <PyObject *>key):
-            gb_hot_key_error(<PyObject *>key)
+            gb_args_key_error(<PyObject *>key)
 
     def __contains__(self, key):
         return gb_hot_has(&self.door, <PyObject *>key) == 1
@@ -173,7 +173,7 @@ cdef class PackedStore:
         if not is_miss(value):
             return owned(value)
         if default is UNSET:
-            gb_hot_key_error(<PyObject *>key)
+            gb_args_key_error(<PyObject *>key)
         return default
 
     def popitem(self):

@@ -1,5 +1,6 @@
 /* _verbs.c - look, touch, incr, oldest. */
 #include "_verbs.h"
+#include "_args.h"
 
 int gb_verbs_look(struct gb_door *d, PyObject *key, struct gb_verbs_seen *seen) {
     const struct gb_store *s = &d->store;
@@ -23,7 +24,7 @@ int gb_verbs_look(struct gb_door *d, PyObject *key, struct gb_verbs_seen *seen) 
     gb_box_drop(&b);
     if (!in) return -1;
     if (ref && !(seen->due && seen->due <= seen->now)) return 0;
-    gb_hot_key_error(key);
+    gb_args_key_error(key);
     return -1;
 }
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import mmap
 import sys
 
-__all__ = ["copy_needed", "private"]
+__all__ = ["copy_needed", "private", "reservation", "reserve"]
+
+_MOST = (1 << 35) - 4096  # what 32-bit refs of 8-byte granules reach
+_NORESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)  # not in `mmap` before 3.13
 
 
 def private(length: int) -> mmap.mmap:
@@ -17,16 +20,35 @@ def private(length: int) -> mmap.mmap:
     """
     if sys.platform == "win32":
         raise OSError("gbcache needs mmap with private anonymous mappings: Linux or macOS")
+    return _map(length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _map(length: int, flags: int) -> mmap.mmap:
     try:
-        span = mmap.mmap(
-            -1,
-            length,
-            flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-        )
+        return mmap.mmap(-1, length, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"the system has no {length} bytes of address space: {error}") from error
-    return span
+
+
+def reserve(entries: int) -> mmap.mmap:
+    """Address space for so many pairs of references (0: as many as can be); touched as it fills.
+
+    Where the system does not give the most there can be, a half of it is asked for, and so on.
+    """
+    length = reservation(entries)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
+    while True:
+        try:
+            return _map(length, flags)
+        except MemoryError:
+            if entries or length <= 1 << 26:
+                raise
+            length //= 2
+
+
+def reservation(entries: int) -> int:
+    """The bytes of address space `reserve` asks for: 160 an entry are more than any takes."""
+    return min(_MOST, 160 * entries + (1 << 18)) if entries else _MOST
 
 
 def copy_needed(length: int) -> mmap.mmap | None:

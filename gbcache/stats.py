@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Entry", "Memory", "Stats"]
+__all__ = ["Entry", "Memory", "ObjectEntry", "Stats"]
 
 
 class Entry(NamedTuple):
@@ -16,6 +16,17 @@ class Entry(NamedTuple):
     """Length of the key as it is stored."""
     value_bytes: int
     """Length of the value as it is stored."""
+    ttl: float | None
+    """Seconds until it expires, None for never."""
+    idle: float | None
+    """Seconds a use adds, None if uses add nothing."""
+
+
+class ObjectEntry(NamedTuple):
+    """What is known of one entry of an ObjectCache without using it."""
+
+    weight: int | None
+    """What `weigh` said of it, None where nothing is weighed."""
     ttl: float | None
     """Seconds until it expires, None for never."""
     idle: float | None
@@ -49,9 +60,13 @@ class Stats:
     max_entries: int | None
     used_bytes: int
     """Bytes of the image in use: everything but its free blocks."""
-    max_bytes: int
+    max_bytes: int | None
+    """The budget; None for an ObjectCache, which has none in bytes."""
     max_steps: Mapping[str, int]
     """The most steps (entries, blocks, buckets touched) one lock hold has taken, by operation."""
+    weight: int | None = None
+    """The sum of what `weigh` said; None where nothing is weighed."""
+    max_weight: int | None = None
 
     @property
     def hit_ratio(self) -> float:

@@ -166,14 +166,10 @@ class MappingContract:
         for delta in (1.0, True, "1", None):
             with pytest.raises(TypeError, match="delta"):
                 cache.incr("k", delta)
-        cache["n"] = 2**63 - 1
-        with pytest.raises(OverflowError):
-            cache.incr("n")
-        assert cache["n"] == 2**63 - 1
 
     def test_no_copies(self, cache: Any) -> None:
         for refuse in (copy.copy, copy.deepcopy, pickle.dumps, lambda c: c.copy()):
-            with pytest.raises(TypeError, match="save"):
+            with pytest.raises(TypeError, match=r"cannot be (copied|pickled): "):
                 refuse(cache)
 
     # --- time ----------------------------------------------------------------------------------

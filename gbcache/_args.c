@@ -1,0 +1,61 @@
+/* _args.c - arguments of the hand-written methods. */
+#include "_args.h"
+
+bool gb_args_take(const char *verb, const char *const *names, int least, int most,
+                  PyObject *const *args, Py_ssize_t n, PyObject *kwnames, PyObject **out) {
+    Py_ssize_t named = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
+    if (n > most) {
+        PyErr_Format(PyExc_TypeError, "%s() takes at most %d arguments, %zd given", verb, most, n);
+        return false;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) out[i] = args[i];
+    for (Py_ssize_t i = 0; i < named; i++) {
+        PyObject *name = PyTuple_GET_ITEM(kwnames, i);
+        int at = 0;
+        while (at < most && PyUnicode_CompareWithASCIIString(name, names[at])) at++;
+        if (at == most || out[at]) {
+            PyErr_Format(PyExc_TypeError, "%s() got %s argument %R", verb,
+                         at == most ? "an unexpected keyword" : "two values for", name);
+            return false;
+        }
+        out[at] = args[n + i];
+    }
+    for (int i = 0; i < least; i++) {
+        if (out[i]) continue;
+        PyErr_Format(PyExc_TypeError, "%s() is missing the argument '%s'", verb, names[i]);
+        return false;
+    }
+    return true;
+}
+
+PyObject *gb_args_pairs(PyObject *items) {
+    bool mapping = PyMapping_Check(items) && PyObject_HasAttrString(items, "items");
+    return mapping ? PyMapping_Items(items) : PySequence_List(items);
+}
+
+PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i) {
+    PyObject *pair = PySequence_Tuple(PyList_GET_ITEM(pairs, i));
+    if (pair && PyTuple_GET_SIZE(pair) != 2) {
+        PyErr_Format(PyExc_ValueError, "set_many: item %zd has %zd parts, not a key and a value", i,
+                     PyTuple_GET_SIZE(pair));
+        Py_CLEAR(pair);
+    }
+    return pair;
+}
+
+void gb_args_key_error(PyObject *key) {
+    PyObject *args = PyTuple_Pack(1, key);
+    if (args) PyErr_SetObject(PyExc_KeyError, args);
+    Py_XDECREF(args);
+}
+
+int gb_args_install(PyTypeObject *type, PyMethodDef *methods) {
+    for (PyMethodDef *m = methods; m->ml_name; m++) {
+        PyObject *descriptor = PyDescr_NewMethod(type, m);
+        int failed = !descriptor || PyDict_SetItemString(type->tp_dict, m->ml_name, descriptor);
+        Py_XDECREF(descriptor);
+        if (failed) return -1;
+    }
+    PyType_Modified(type);
+    return 0;
+}

@@ -1,0 +1,28 @@
+/* _args.h - what the METH_FASTCALL methods of both stores share.
+ *
+ * WHAT      Arguments by position and by name, the pairs of set_many, a KeyError.
+ *
+ * NOT HERE  what the methods do (_hot, _quick).
+ */
+#ifndef GB_ARGS_H
+#define GB_ARGS_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdbool.h>
+
+#define GB_ARGS_FAST(name, function, text)                                                         \
+    {#name, (PyCFunction)(void (*)(void))function, METH_FASTCALL | METH_KEYWORDS, text}
+
+/* Fills `out` (all NULL) from positional and keyword arguments; the first `least` must be given. */
+bool gb_args_take(const char *verb, const char *const *names, int least, int most,
+                  PyObject *const *args, Py_ssize_t n, PyObject *kwnames, PyObject **out);
+/* A list of the items of a mapping, or of an iterable. */
+PyObject *gb_args_pairs(PyObject *items);
+/* A new tuple of two; ValueError naming the place if item `i` is none. */
+PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i);
+/* KeyError(key): a tuple as a key is one argument, not many. */
+void gb_args_key_error(PyObject *key);
+/* Puts the methods into the type's dict. -1 with an exception. */
+int gb_args_install(PyTypeObject *type, PyMethodDef *methods);
+#endif

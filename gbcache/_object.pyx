@@ -1,0 +1,436 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""ObjectStore: the packed store's index, over references to Python objects.
+
+The rare verbs; the frequent ones are hand-written in ``_quick.c`` and put into the class here. The GIL is
+the lock: what may run Python code lies before or after the changes to the index, never between.
+"""
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Free
+from cpython.ref cimport Py_DECREF
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from .errors import BudgetError, ClosedError
+from .housekeeper import keep
+from .stats import ObjectEntry
+from .units import seconds_of
+
+cdef extern from "Python.h":
+    ctypedef struct PyObject
+    PyObject *PyErr_Occurred()
+    int PyErr_CheckSignals() except -1
+    int PyGC_Disable()
+    int PyGC_Enable()
+
+cdef extern from "_quick.h":
+    ctypedef uint32_t gb_ref
+    enum gb_err:
+        GB_OK
+    struct gb_fault:
+        const char *rule
+        uint64_t at, want, got
+    struct gb_arena_root:
+        gb_ref end
+        uint32_t ledger[9]
+    struct gb_arena:
+        gb_arena_root *root
+    struct gb_table_root:
+        uint32_t count
+    struct gb_table:
+        gb_table_root *root
+    struct gb_wheel_root:
+        uint32_t count
+    struct gb_wheel:
+        gb_wheel_root *root
+    struct gb_index:
+        gb_arena arena
+        gb_table table
+        gb_wheel wheel
+    struct gb_clock:
+        PyObject *asks
+    struct gb_refs_counters:
+        uint64_t hits, misses_absent, misses_expired, sets, replaces, deletes, evictions
+        uint64_t expirations, rejects, clears
+    struct gb_refs:
+        gb_index index
+        gb_clock clock
+        gb_refs_counters counters
+        bint open, born, keep
+        uint32_t max_entries, max_steps
+        uint64_t max_weight, weight, seed
+        PyObject *weigh
+    struct gb_refs_names_t "gb_refs_names":
+        PyObject *budget_error
+        PyObject *closed_error
+        PyObject *keep
+    gb_refs_names_t gb_refs_names
+    ctypedef struct gb_quick_store:
+        pass
+    enum gb_quick_how:
+        GB_QUICK_READ, GB_QUICK_PEEK, GB_QUICK_TAKE
+    struct gb_quick_seen:
+        uint64_t due, now, weight
+        uint32_t idle
+    enum: GB_CLOCK_HEAD_START
+    PyObject *gb_clock_seconds
+
+    int gb_clock_start(gb_clock *c, PyObject *asks, PyObject *ttl, PyObject *idle, double jitter,
+                       uint64_t seed) except -1
+    bint gb_clock_now(const gb_clock *c, bint exact, uint64_t *now) except 0
+    uint64_t gb_clock_exact(const gb_clock *c)
+    uint64_t gb_refs_smallest()
+    gb_err gb_refs_format(gb_refs *r, void *base, uint64_t length, uint64_t now)
+    void gb_refs_rebase(gb_refs *r, void *base)
+    gb_ref gb_refs_top(const gb_refs *r)
+    bint gb_refs_opened(gb_refs *r) except 0
+    int gb_refs_fit(gb_refs *r, uint64_t now) except -1
+    bint gb_refs_expire(gb_refs *r, uint64_t now)
+    void gb_refs_drain(gb_arena *a)
+    bint gb_refs_check(const gb_refs *r, gb_fault *f)
+    void gb_arena_grow(gb_arena *a, gb_ref new_end)
+    int gb_quick_install(void *type, size_t basic_size) except -1
+    PyObject *gb_quick_read(gb_refs *r, PyObject *key, gb_quick_how how)
+    object gb_quick_item(PyObject *self, PyObject *key)
+    int gb_quick_write(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bint add) except -1
+    int gb_quick_delete(gb_refs *r, PyObject *key) except -1
+    int gb_quick_look(gb_refs *r, PyObject *key, gb_quick_seen *seen) except -1
+    int gb_quick_touch(gb_refs *r, PyObject *key, PyObject *ttl) except -1
+    object gb_quick_incr(gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial)
+    object gb_quick_oldest(gb_refs *r)
+    object gb_quick_snapshot(gb_refs *r, uint64_t **hashes)
+    int gb_quick_walk(gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) except -1
+    void gb_args_key_error(PyObject *key) except *
+
+__all__ = ["ObjectStore", "smallest"]
+
+cdef tuple KINDS = ("free", "entries", "extents", "buckets", "overflow", "directory", "ring",
+                    "pending", "head")  # in the order of enum gb_kind
+cdef object UNSET = object()
+
+
+def smallest():
+    """The smallest reservation, in bytes."""
+    return gb_refs_smallest()
+
+
+cdef inline object owned(PyObject *made):
+    """A new reference as Cython counts it."""
+    cdef object result = <object>made
+    Py_DECREF(result)
+    return result
+
+
+cdef bint is_miss(PyObject *value) except -1:
+    """Whether NULL means absent; an exception goes on."""
+    if value != NULL:
+        return False
+    return -1 if PyErr_Occurred() != NULL else True
+
+
+cdef class ObjectStore:
+    """References in a reservation of address space, and the verbs on them. See ``ObjectCache``."""
+
+    cdef gb_refs refs  # first: _quick.c knows it lies there
+    cdef Py_buffer view
+    cdef bint mapped
+    cdef object map, clock, weigher
+    cdef object __weakref__
+
+    def __cinit__(self, *args, **kwargs):
+        if <char *>&self.refs - <char *><void *>self != sizeof(gb_quick_store) - sizeof(gb_refs):
+            raise SystemError("ObjectStore does not begin with its refs")
+
+    def _attach(self, map, *, seed, clock, ttl, idle, double jitter, uint32_t max_entries,
+                uint64_t max_weight, weigh, housekeeping):
+        """Formats a reservation (a writable buffer of zeros, page-aligned) and opens the store."""
+        cdef gb_refs *r = &self.refs
+        if r.born:
+            raise RuntimeError("the cache was initialised already: __init__ may run once")
+        self.clock, self.weigher = clock, weigh
+        r.seed = int.from_bytes(seed, "little")
+        gb_clock_start(&r.clock, NULL if clock is None else <PyObject *>self.clock, <PyObject *>ttl,
+                       <PyObject *>idle, jitter, r.seed)
+        r.weigh = NULL if weigh is None else <PyObject *>self.weigher
+        r.max_entries, r.max_weight, r.keep = max_entries, max_weight, housekeeping
+        PyObject_GetBuffer(map, &self.view, PyBUF_WRITABLE)
+        if gb_refs_format(r, self.view.buf, self.view.len, GB_CLOCK_HEAD_START) != GB_OK:
+            PyBuffer_Release(&self.view)
+            raise ValueError(f"a reservation of {self.view.len} bytes is too small, or too large")
+        self.map, self.mapped = map, True
+        r.born = r.open = True
+
+    def __dealloc__(self):
+        if self.refs.open:
+            self.refs.open = False
+            gb_refs_drain(&self.refs.index.arena)
+        if self.mapped:
+            self.mapped = False
+            PyBuffer_Release(&self.view)
+
+    def close(self):
+        """Lets go of every key and value, and of the memory. Any other use then raises ClosedError."""
+        if not self.refs.open:
+            return
+        self.refs.open = False
+        gb_refs_drain(&self.refs.index.arena)
+        if self.mapped:  # a destructor may have come here before
+            self.mapped = False
+            PyBuffer_Release(&self.view)
+            map, self.map = self.map, None
+            map.close()
+
+    @property
+    def closed(self):
+        """Whether the cache is closed (or was never initialised)."""
+        return not self.refs.open
+
+    def __getitem__(self, key):
+        return gb_quick_item(<PyObject *>self, <PyObject *>key)
+
+    def __setitem__(self, key, value):
+        gb_quick_write(&self.refs, <PyObject *>key, <PyObject *>value, NULL, False)
+
+    def __delitem__(self, key):
+        if not gb_quick_delete(&self.refs, <PyObject *>key):
+            gb_args_key_error(<PyObject *>key)
+
+    def __contains__(self, key):
+        cdef gb_quick_seen seen
+        return gb_quick_look(&self.refs, <PyObject *>key, &seen) == 1
+
+    def __len__(self):
+        gb_refs_opened(&self.refs)
+        return self.refs.index.table.root.count
+
+    def __iter__(self):
+        return ObjectWalk(self, 0)
+
+    def _walk(self, int what):
+        """An iterator over a snapshot: 0 keys, 1 values, 2 pairs."""
+        return ObjectWalk(self, what)
+
+    def peek(self, key, default=None):
+        """The value of `key`, or `default`; leaves order and stats as they are."""
+        cdef PyObject *value = gb_quick_read(&self.refs, <PyObject *>key, GB_QUICK_PEEK)
+        return default if is_miss(value) else owned(value)
+
+    def pop(self, key, default=UNSET):
+        """Removes `key` and returns its value; `default`, or KeyError, if it is absent. Atomic."""
+        cdef PyObject *value = gb_quick_read(&self.refs, <PyObject *>key, GB_QUICK_TAKE)
+        if not is_miss(value):
+            return owned(value)
+        if default is UNSET:
+            gb_args_key_error(<PyObject *>key)
+        return default
+
+    def popitem(self):
+        """Removes the least recently used entry; its key and value. KeyError if there is none."""
+        return gb_quick_oldest(&self.refs)
+
+    def setdefault(self, key, default=None):
+        """The value of `key`; if it is absent, writes `default` and returns it. Atomic."""
+        cdef PyObject *value
+        while True:
+            value = gb_quick_read(&self.refs, <PyObject *>key, GB_QUICK_READ)
+            if not is_miss(value):
+                return owned(value)
+            if gb_quick_write(&self.refs, <PyObject *>key, <PyObject *>default, NULL, True):
+                return default
+
+    def _clear(self, fresh):
+        """Goes on in the empty reservation `fresh`; lets go of all that was in the old one."""
+        cdef gb_refs *r = &self.refs
+        cdef gb_arena old
+        cdef Py_buffer view
+        cdef Py_buffer other
+        cdef uint64_t now = 0
+        gb_clock_now(&r.clock, True, &now)
+        PyObject_GetBuffer(fresh, &other, PyBUF_WRITABLE)
+        try:
+            gb_refs_opened(r)
+        except BaseException:
+            PyBuffer_Release(&other)
+            raise
+        old, view, map = r.index.arena, self.view, self.map
+        self.view, self.map = other, fresh
+        gb_refs_format(r, self.view.buf, self.view.len, now)
+        r.counters.clears += 1
+        gb_refs_drain(&old)
+        PyBuffer_Release(&view)
+        map.close()
+
+    def ttl(self, key):
+        """Seconds until `key` expires, None if it never does. KeyError if it is absent."""
+        cdef gb_quick_seen seen
+        if not gb_quick_look(&self.refs, <PyObject *>key, &seen):
+            gb_args_key_error(<PyObject *>key)
+        return (seen.due - seen.now) / 1000.0 if seen.due else None
+
+    def entry(self, key):
+        """What is known of `key` without using it: an `ObjectEntry`. KeyError if it is absent."""
+        cdef gb_quick_seen seen
+        if not gb_quick_look(&self.refs, <PyObject *>key, &seen):
+            gb_args_key_error(<PyObject *>key)
+        left = (seen.due - seen.now) / 1000.0 if seen.due else None
+        return ObjectEntry(None if self.weigher is None else seen.weight, left,
+                           seen.idle / 1000.0 if seen.idle else None)
+
+    def touch(self, key, ttl=UNSET):
+        """Gives `key` the cache's own TTL again, or `ttl`; counts as use. False if it is absent.
+
+        `ttl`: seconds, a timedelta, or None for never.
+        """
+        return gb_quick_touch(&self.refs, <PyObject *>key,
+                              NULL if ttl is UNSET else <PyObject *>ttl) == 1
+
+    def incr(self, key, delta=1, initial=0):
+        """Adds `delta` to the int at `key` and returns the sum; an absent key counts from `initial`.
+
+        Atomic. Keeps the deadline; a new entry gets the cache's own TTL. TypeError if the value is not
+        an int (a bool is not), which stays as it was.
+        """
+        for name, number in (("delta", delta), ("initial", initial)):
+            if type(number) is not int:
+                raise TypeError(f"incr: {name}={number!r} is not an int")
+        return gb_quick_incr(&self.refs, <PyObject *>key, <PyObject *>delta, <PyObject *>initial)
+
+    def expire(self):
+        """Removes every entry that is due; how many."""
+        cdef gb_refs *r = &self.refs
+        cdef uint64_t before, now = 0
+        gb_clock_now(&r.clock, True, &now)
+        gb_refs_opened(r)
+        before = r.counters.expirations
+        while gb_refs_expire(r, now) and r.open:
+            PyErr_CheckSignals()
+        return r.counters.expirations - before
+
+    def check(self):
+        """Walks everything and compares every invariant; AssertionError names the broken one."""
+        cdef gb_fault fault
+        gb_refs_opened(&self.refs)
+        if not gb_refs_check(&self.refs, &fault):
+            raise AssertionError(f"{fault.rule.decode()}: at {fault.at}, want {fault.want}, "
+                                 f"got {fault.got}")
+
+    def _work(self, uint32_t slices):
+        """The housekeeper's door: due entries, for a moment; True if more is waiting."""
+        cdef gb_refs *r = &self.refs
+        cdef uint64_t now
+        if not r.open or r.clock.asks != NULL:
+            return False
+        now = gb_clock_exact(&r.clock)
+        while slices and r.open and gb_refs_expire(r, now):
+            slices -= 1
+            if gb_clock_exact(&r.clock) != now:  # a millisecond has begun: others' turn
+                return True
+        return False
+
+    def _weighs(self):
+        return self.weigher is not None
+
+    def _timed(self):
+        """Whether any entry has a TTL."""
+        return self.refs.open and self.refs.index.wheel.root.count > 0
+
+    def _figures(self):
+        """Everything that is counted: (counters, ledger in bytes, sizes, max_steps)."""
+        cdef gb_refs *r = &self.refs
+        cdef uint64_t top
+        gb_refs_opened(r)
+        c = r.counters
+        top = (<uint64_t>gb_refs_top(r) + 1) * 8
+        counters = dict(hits=c.hits, misses_absent=c.misses_absent,
+                        misses_expired=c.misses_expired, sets=c.sets, replaces=c.replaces,
+                        deletes=c.deletes, evictions=c.evictions, expirations=c.expirations,
+                        rejects=c.rejects, clears=c.clears, moves=0)
+        parts = {name: <uint64_t>r.index.arena.root.ledger[i] * 8 for i, name in enumerate(KINDS)}
+        parts["free"] = 0
+        parts["free"] = top - sum(parts.values())
+        sizes = dict(entries=r.index.table.root.count, timed=r.index.wheel.root.count, total=top,
+                     max_entries=r.max_entries, weight=r.weight, max_weight=r.max_weight)
+        return counters, parts, sizes, {"any": r.max_steps}
+
+    def _limit(self, uint32_t max_entries, uint64_t max_weight):
+        """Sets the bounds, evicts down to them."""
+        cdef gb_refs *r = &self.refs
+        cdef uint64_t now = 0
+        gb_clock_now(&r.clock, True, &now)
+        gb_refs_opened(r)
+        r.max_entries, r.max_weight = max_entries, max_weight
+        gb_refs_fit(r, now)
+
+    def _reserve(self, uint64_t length, fresh=None):
+        """Makes the reservation longer, in place or as a copy into `fresh`. Nothing else may run."""
+        cdef gb_refs *r = &self.refs
+        cdef Py_buffer other
+        gb_refs_opened(r)
+        if length <= <uint64_t>self.view.len:
+            return
+        size, old = int(length), self.map
+        cdef bint collects = PyGC_Disable()
+        try:
+            if fresh is None:
+                PyBuffer_Release(&self.view)
+                try:
+                    old.resize(size)
+                finally:
+                    PyObject_GetBuffer(old, &self.view, PyBUF_WRITABLE)
+            else:
+                PyObject_GetBuffer(fresh, &other, PyBUF_WRITABLE)
+                memcpy(other.buf, self.view.buf, (<size_t>gb_refs_top(r) + 1) * 8)
+                PyBuffer_Release(&self.view)
+                self.view, self.map = other, fresh
+            gb_refs_rebase(r, self.view.buf)
+            if fresh is None:
+                gb_arena_grow(&r.index.arena, <gb_ref>(length // 8 - 1))
+        finally:
+            gb_refs_rebase(r, self.view.buf)
+            if collects:
+                PyGC_Enable()
+
+
+cdef class ObjectWalk:
+    """One iteration: the keys of a moment, each looked up when its turn comes."""
+
+    cdef ObjectStore store
+    cdef list keys
+    cdef uint64_t *hashes
+    cdef Py_ssize_t at
+    cdef int what
+
+    def __cinit__(self, ObjectStore store, int what):
+        self.store, self.what = store, what
+        self.keys = gb_quick_snapshot(&store.refs, &self.hashes)
+
+    def __dealloc__(self):
+        PyMem_Free(self.hashes)
+
+    def __iter__(self):
+        return self
+
+    def __length_hint__(self):
+        return 0 if self.keys is None else len(self.keys) - self.at
+
+    def __next__(self):
+        cdef PyObject *value = NULL
+        while self.keys is not None and self.at < len(self.keys):
+            self.at += 1
+            key = self.keys[self.at - 1]
+            if not gb_quick_walk(&self.store.refs, <PyObject *>key, self.hashes[self.at - 1], &value):
+                continue
+            held = owned(value)
+            return key if self.what == 0 else held if self.what == 1 else (key, held)
+        raise StopIteration
+
+
+cdef install():
+    global gb_clock_seconds
+    gb_refs_names.budget_error = <PyObject *>BudgetError
+    gb_refs_names.closed_error = <PyObject *>ClosedError
+    gb_refs_names.keep = <PyObject *>keep
+    gb_clock_seconds = <PyObject *>seconds_of
+    gb_quick_install(<void *>ObjectStore, sizeof(gb_quick_store))
+
+
+install()

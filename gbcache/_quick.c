@@ -1,0 +1,440 @@
+/* _quick.c - the fast half of ObjectStore. */
+#include "_quick.h"
+
+static struct gb_refs *refs_of(PyObject *self) { return &((gb_quick_store *)self)->refs; }
+
+/* The hash, and the custom clock's time if there is one: both may run anything. */
+static inline bool prepare(struct gb_refs *r, PyObject *key, uint64_t *hash, uint64_t *now) {
+    *now = 0;
+    if (GB_UNLIKELY(gb_refs_hash(r, key, hash))) return false;
+    if (GB_UNLIKELY(r->clock.asks != NULL) && !gb_clock_ask(&r->clock, now)) return false;
+    return GB_LIKELY(r->open) || gb_refs_opened(r);
+}
+
+static void expired(struct gb_refs *r, gb_ref ref) {
+    struct gb_refs_aside aside = {.n = 0};
+    gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
+    r->counters.misses_expired++;
+    gb_refs_release(&aside);
+}
+
+static PyObject *take(struct gb_refs *r, gb_ref ref, PyObject *value) {
+    struct gb_refs_aside aside = {.n = 0};
+    gb_refs_remove(r, ref, GB_CAUSE_DELETE, &aside);
+    gb_refs_leave(r);
+    gb_refs_release(&aside);
+    return value;
+}
+
+PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how) {
+    uint64_t hash, now;
+    gb_ref ref;
+    if (GB_UNLIKELY(!prepare(r, key, &hash, &now))) return NULL;
+    gb_refs_enter(r);
+    if (gb_refs_find(r, key, hash, &ref) <= 0) {
+        r->counters.misses_absent += how != GB_QUICK_PEEK && !PyErr_Occurred();
+        return NULL;
+    }
+    if (GB_UNLIKELY(gb_clock_due(&r->clock, &r->index, ref, &now))) {
+        if (how != GB_QUICK_PEEK) expired(r, ref);
+        return NULL;
+    }
+    PyObject *pair[2], *value = Py_NewRef(gb_refs_pair(r->index.base, ref, pair)[1]);
+    if (how == GB_QUICK_PEEK) return value;
+    r->counters.hits++;
+    if (how == GB_QUICK_TAKE) return take(r, ref, value);
+    gb_refs_use(r, ref, now);
+    gb_refs_leave(r);
+    return value;
+}
+
+PyObject *gb_quick_item(PyObject *self, PyObject *key) {
+    PyObject *value = gb_quick_read(refs_of(self), key, GB_QUICK_READ);
+    if (GB_LIKELY(value != NULL) || PyErr_Occurred()) return value;
+    PyObject *missing = PyObject_GetAttrString((PyObject *)Py_TYPE(self), "__missing__");
+    if (missing) {
+        value = PyObject_CallFunctionObjArgs(missing, self, key, NULL);
+        Py_DECREF(missing);
+    } else if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        gb_args_key_error(key);
+    }
+    return value;
+}
+
+/* After a write with a deadline: the first one calls the housekeeper. */
+static int timed(struct gb_refs *r, uint64_t due) {
+    if (GB_LIKELY(!r->keep || !due)) return 0;
+    r->keep = false;
+    PyObject *self = (PyObject *)(void *)((char *)r - offsetof(gb_quick_store, refs));
+    PyObject *none = PyObject_CallOneArg(gb_refs_names.keep, self);
+    Py_XDECREF(none);
+    return none ? 0 : -1;
+}
+
+/* What the cache's weigh says of a pair. */
+static bool weigh(const struct gb_refs *r, PyObject *key, PyObject *value, uint64_t *weight) {
+    *weight = 0;
+    if (GB_LIKELY(!r->weigh)) return true;
+    PyObject *said = PyObject_CallFunctionObjArgs(r->weigh, key, value, NULL);
+    if (!said) return false;
+    bool whole = PyLong_CheckExact(said);
+    long long n = whole ? PyLong_AsLongLong(said) : -1;
+    if (n < 0) {
+        PyErr_Clear();
+        PyErr_Format(whole ? PyExc_ValueError : PyExc_TypeError,
+                     "weigh returned %R: not an int from 0 to 2**63 - 1", said);
+    }
+    Py_DECREF(said);
+    *weight = (uint64_t)n;
+    return n >= 0;
+}
+
+int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
+    struct gb_refs_put p = {.key = key, .value = value, .add = add};
+    uint64_t ms = r->clock.ttl;
+    if (ttl && !gb_clock_ttl(ttl, &ms)) return -1;
+    if (!weigh(r, key, value, &p.weight) || !prepare(r, key, &p.hash, &p.now)) return -1;
+    if (!p.now) { /* no clock need be read where nothing can be due */
+        bool exact = ms || r->clock.idle || (add && r->index.wheel.root->count);
+        p.now = exact ? gb_clock_exact(&r->clock)
+                      : r->index.wheel.root->count ? gb_clock_coarse(&r->clock) : 1u;
+    }
+    if (ms || r->clock.idle) p.life = gb_clock_life(&r->clock, p.now, ms);
+    int done = gb_refs_put(r, &p);
+    return done > 0 && timed(r, p.life.due) ? -1 : done;
+}
+
+int gb_quick_delete(struct gb_refs *r, PyObject *key) {
+    struct gb_refs_aside aside = {.n = 0};
+    uint64_t hash, now;
+    gb_ref ref;
+    if (!prepare(r, key, &hash, &now)) return -1;
+    int found = gb_refs_find(r, key, hash, &ref);
+    if (found <= 0) return found;
+    bool due = gb_clock_due(&r->clock, &r->index, ref, &now);
+    gb_refs_remove(r, ref, due ? GB_CAUSE_EXPIRE : GB_CAUSE_DELETE, &aside);
+    gb_refs_release(&aside);
+    return !due;
+}
+
+int gb_quick_look(struct gb_refs *r, PyObject *key, struct gb_quick_seen *seen) {
+    uint64_t hash;
+    gb_ref ref;
+    memset(seen, 0, sizeof *seen);
+    if (!prepare(r, key, &hash, &seen->now)) return -1;
+    int found = gb_refs_find(r, key, hash, &ref);
+    if (found <= 0) return found;
+    seen->due = gb_refs_due(r, ref);
+    seen->weight = gb_refs_weight(r, ref);
+    seen->idle = gb_refs_idle(r, ref);
+    if (seen->due && !seen->now) seen->now = gb_clock_exact(&r->clock);
+    return !(seen->due && seen->due <= seen->now);
+}
+
+int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
+    uint64_t hash, now, ms = r->clock.ttl;
+    gb_ref ref;
+    if (ttl && !gb_clock_ttl(ttl, &ms)) return -1;
+    if (!prepare(r, key, &hash, &now)) return -1;
+    int found = gb_refs_find(r, key, hash, &ref);
+    if (found <= 0) return found;
+    if (!now) now = gb_clock_exact(&r->clock);
+    if (gb_clock_due(&r->clock, &r->index, ref, &now)) return 0;
+    struct gb_life life = gb_clock_life(&r->clock, now, ms);
+    if (gb_refs_retime(r, ref, &life)) return -1;
+    return timed(r, life.due) ? -1 : 1;
+}
+
+PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial) {
+    struct gb_refs_put p = {.key = key};
+    gb_ref ref;
+    for (;;) {
+        if (!prepare(r, key, &p.hash, &p.now)) return NULL;
+        if (gb_refs_find(r, key, p.hash, &ref) < 0) return NULL;
+        PyObject *pair[2], *held = initial;
+        if (!p.now) p.now = gb_clock_exact(&r->clock);
+        p.add = !ref || gb_clock_due(&r->clock, &r->index, ref, &p.now);
+        if (!p.add) held = gb_refs_pair(r->index.base, ref, pair)[1];
+        if (!PyLong_CheckExact(held)) {
+            PyErr_Format(PyExc_TypeError, "incr: the value of %R is not an int", key);
+            return NULL;
+        }
+        PyObject *sum = PyNumber_Add(held, delta); /* exact ints: runs nothing */
+        if (!sum) return NULL;
+        int done = 1;
+        if (!p.add) {
+            gb_refs_use(r, ref, p.now);
+            gb_refs_swap(r, ref, sum);
+        } else if (weigh(r, key, sum, &p.weight)) {
+            p.value = sum;
+            p.life = gb_clock_life(&r->clock, p.now, r->clock.ttl);
+            done = gb_refs_opened(r) ? gb_refs_put(r, &p) : -1;
+            if (done > 0 && timed(r, p.life.due)) done = -1;
+        } else {
+            done = -1;
+        }
+        if (done > 0) return sum;
+        Py_DECREF(sum);
+        if (done < 0) return NULL; /* 0: another was first */
+    }
+}
+
+PyObject *gb_quick_oldest(struct gb_refs *r) {
+    uint64_t now = 0;
+    PyObject *both = PyTuple_New(2); /* now: afterwards nothing may fail, or run the collector */
+    if (!both) return NULL;
+    for (bool due = true; due;) {
+        struct gb_refs_aside aside = {.n = 0};
+        PyObject *pair[2];
+        gb_ref ref = 0;
+        bool fine = (!r->clock.asks || gb_clock_ask(&r->clock, &now)) && gb_refs_opened(r);
+        if (fine) ref = gb_index_victim(&r->index);
+        if (fine && !ref) PyErr_SetString(PyExc_KeyError, "popitem(): the cache is empty");
+        if (!ref) {
+            Py_DECREF(both);
+            return NULL;
+        }
+        due = gb_clock_due(&r->clock, &r->index, ref, &now);
+        gb_refs_pair(r->index.base, ref, pair);
+        for (int i = 0; !due && i < 2; i++) PyTuple_SET_ITEM(both, i, Py_NewRef(pair[i]));
+        gb_refs_remove(r, ref, due ? GB_CAUSE_EXPIRE : GB_CAUSE_DELETE, &aside);
+        gb_refs_release(&aside);
+    }
+    return both;
+}
+
+/* ---- methods ---- */
+static PyObject *quick_get(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
+    static const char *const names[] = {"key", "default"};
+    PyObject *a[2] = {NULL, NULL};
+    if (GB_LIKELY(!kwnames && (n == 1 || n == 2))) {
+        a[0] = args[0];
+        a[1] = n == 2 ? args[1] : NULL;
+    } else if (!gb_args_take("get", names, 1, 2, args, n, kwnames, a)) {
+        return NULL;
+    }
+    PyObject *value = gb_quick_read(refs_of(self), a[0], GB_QUICK_READ);
+    if (value || PyErr_Occurred()) return value;
+    return Py_NewRef(a[1] ? a[1] : Py_None);
+}
+
+static PyObject *write_args(PyObject *self, const char *verb, PyObject *const *args, Py_ssize_t n,
+                            PyObject *kwnames, bool add) {
+    static const char *const names[] = {"key", "value", "ttl"};
+    PyObject *a[3] = {NULL, NULL, NULL};
+    if (GB_LIKELY(!kwnames && n == 2)) {
+        a[0] = args[0];
+        a[1] = args[1];
+    } else if (!gb_args_take(verb, names, 2, 3, args, n, kwnames, a)) {
+        return NULL;
+    }
+    int done = gb_quick_write(refs_of(self), a[0], a[1], a[2], add);
+    if (done < 0) return NULL;
+    return add ? PyBool_FromLong(done) : Py_NewRef(Py_None);
+}
+static PyObject *quick_set(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
+    return write_args(self, "set", args, n, kwnames, false);
+}
+static PyObject *quick_add(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
+    return write_args(self, "add", args, n, kwnames, true);
+}
+
+static PyObject *quick_set_many(PyObject *self, PyObject *const *args, Py_ssize_t n,
+                                PyObject *kwnames) {
+    static const char *const names[] = {"items", "ttl"};
+    PyObject *a[2] = {NULL, NULL};
+    if (!gb_args_take("set_many", names, 1, 2, args, n, kwnames, a)) return NULL;
+    PyObject *pairs = gb_args_pairs(a[0]);
+    bool fine = pairs != NULL;
+    for (Py_ssize_t i = 0; fine && i < PyList_GET_SIZE(pairs); i++) {
+        PyObject *pair = gb_args_pair(pairs, i);
+        fine = pair && gb_quick_write(refs_of(self), PyTuple_GET_ITEM(pair, 0),
+                                      PyTuple_GET_ITEM(pair, 1), a[1], false) >= 0;
+        Py_XDECREF(pair);
+    }
+    Py_XDECREF(pairs);
+    return fine ? Py_NewRef(Py_None) : NULL;
+}
+
+static PyObject *quick_delete_many(PyObject *self, PyObject *keys) {
+    PyObject *all = PySequence_Tuple(keys);
+    Py_ssize_t removed = 0;
+    int one = 0;
+    if (!all) return NULL;
+    for (Py_ssize_t i = 0; one >= 0 && i < PyTuple_GET_SIZE(all); i++) {
+        one = gb_quick_delete(refs_of(self), PyTuple_GET_ITEM(all, i));
+        removed += one > 0;
+    }
+    Py_DECREF(all);
+    return one < 0 ? NULL : PyLong_FromSsize_t(removed);
+}
+
+#define GROUP 16
+
+/* One group of get_many: the first candidate of each key whose hash runs nothing. */
+struct group {
+    uint64_t hash[GROUP], epoch;
+    gb_ref ref[GROUP];
+    Py_ssize_t known;
+};
+
+/* The misses of sixteen keys overlap: buckets, entries, what they refer to. The objects by loads on which
+ * nothing waits, for a prefetch is dropped where its page is not in the TLB, and theirs, which lie all
+ * over the heap, never are (365 ns a key with prefetches alone, 180 so, among a million). */
+static void bring(const struct gb_refs *r, PyObject *const *keys, Py_ssize_t n, struct group *g) {
+    const struct gb_table *t = &r->index.table;
+    const struct gb_bucket *bucket[GROUP];
+    uintptr_t seen = 0;
+    g->epoch = gb_refs_epoch(r);
+    for (g->known = 0; g->known < n; g->known++) {
+        PyObject *key = keys[g->known];
+        Py_hash_t h = PyUnicode_CheckExact(key) ? ((PyASCIIObject *)key)->hash : -1;
+        if (h == -1 && PyLong_CheckExact(key)) h = PyObject_Hash(key);
+        if (h == -1) break;
+        uint64_t hash = g->hash[g->known] = gb_refs_mix(r, h);
+        bucket[g->known] = gb_table_bucket(t, gb_table_bucket_of(t, (uint32_t)hash));
+        __builtin_prefetch(bucket[g->known]);
+    }
+    for (Py_ssize_t i = 0; i < g->known; i++) {
+        uint32_t bits = gb_table_match(bucket[i], gb_table_tag(g->hash[i]));
+        g->ref[i] = bits ? bucket[i]->ref[__builtin_ctz(bits)] : 0;
+        if (g->ref[i]) __builtin_prefetch(gb_entry_at(r->index.base, g->ref[i]), 1);
+    }
+    for (Py_ssize_t i = 0; i < g->known; i++) {
+        PyObject *pair[2];
+        if (!g->ref[i]) continue;
+        const struct gb_entry *e = gb_entry_at(r->index.base, g->ref[i]);
+        gb_refs_pair(r->index.base, g->ref[i], pair);
+        seen += (uintptr_t)Py_TYPE(pair[0]) + (uintptr_t)Py_TYPE(pair[1]);
+        __builtin_prefetch((const char *)pair[0] + 40); /* a str's text */
+        __builtin_prefetch(gb_list_at(r->index.base, e->lru.prev), 1);
+        __builtin_prefetch(gb_list_at(r->index.base, e->lru.next), 1);
+    }
+    __asm__ volatile("" : : "r"(seen)); /* or the compiler would leave the loads out */
+}
+
+/* The candidate, if it is the key's and nothing has happened since; else a whole look-up. */
+static PyObject *group_read(struct gb_refs *r, PyObject *key, const struct group *g, Py_ssize_t i) {
+    bool fresh = i < g->known && r->open && g->epoch == gb_refs_epoch(r) && !r->clock.asks;
+    if (fresh && g->ref[i] && gb_refs_is(r, g->ref[i], key, g->hash[i]) &&
+        !(gb_entry_at(r->index.base, g->ref[i])->word & GB_WORD_TTL)) {
+        PyObject *pair[2];
+        r->counters.hits++;
+        gb_index_use(&r->index, g->ref[i]);
+        return Py_NewRef(gb_refs_pair(r->index.base, g->ref[i], pair)[1]);
+    }
+    return gb_quick_read(r, key, GB_QUICK_READ);
+}
+
+static PyObject *quick_get_many(PyObject *self, PyObject *keys) {
+    struct gb_refs *r = refs_of(self);
+    struct group g;
+    PyObject *all = PySequence_Tuple(keys), *into = all ? PyDict_New() : NULL;
+    bool fine = into && gb_refs_opened(r);
+    Py_ssize_t n = fine ? PyTuple_GET_SIZE(all) : 0;
+    g.known = 0;
+    for (Py_ssize_t i = 0; fine && i < n; i++) {
+        PyObject *const *at = &PyTuple_GET_ITEM(all, i);
+        if (i % GROUP == 0 && r->open) bring(r, at, n - i < GROUP ? n - i : GROUP, &g);
+        PyObject *value = group_read(r, *at, &g, i % GROUP);
+        if (value) fine = PyDict_SetItem(into, *at, value) == 0;
+        else fine = !PyErr_Occurred();
+        Py_XDECREF(value);
+    }
+    Py_XDECREF(all);
+    if (!fine) Py_CLEAR(into);
+    return into;
+}
+
+/* ---- iteration ---- */
+PyObject *gb_quick_snapshot(struct gb_refs *r, uint64_t **hashes) {
+    *hashes = NULL;
+    if (!gb_refs_opened(r)) return NULL;
+    uint32_t most = r->index.table.root->count, n = 0;
+    PyObject *keys = PyList_New(most); /* may run the collector */
+    if (!keys) return NULL;
+    bool open = gb_refs_opened(r);
+    if (open) *hashes = PyMem_Malloc((most + 1u) * sizeof **hashes);
+    if (open && !*hashes) PyErr_NoMemory();
+    if (!*hashes) {
+        Py_DECREF(keys);
+        return NULL;
+    }
+    const struct gb_index *ix = &r->index;
+    gb_ref head = gb_index_list(ix), at = ix->root->lru.prev;
+    for (; at != head && n < most; at = gb_list_at(ix->base, at)->prev) {
+        const struct gb_entry *e = gb_entry_at(ix->base, GB_ENTRY_OF_LRU(at));
+        __builtin_prefetch(gb_list_at(ix->base, e->lru.prev));
+        (*hashes)[n] = e->hash | (uint64_t)gb_word_klen(e->word) << 56;
+        PyList_SET_ITEM(keys, n++, Py_NewRef(gb_refs_key(ix->base, GB_ENTRY_OF_LRU(at))));
+    }
+    if (n == most || PyList_SetSlice(keys, n, most, NULL) == 0) return keys;
+    PyMem_Free(*hashes);
+    *hashes = NULL;
+    Py_DECREF(keys);
+    return NULL;
+}
+
+int gb_quick_walk(struct gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) {
+    uint64_t now = 0;
+    PyObject *pair[2];
+    if (r->clock.asks && !gb_clock_ask(&r->clock, &now)) return -1;
+    if (!gb_refs_opened(r)) return -1;
+    gb_ref ref = gb_refs_same(r, key, hash);
+    if (!ref || gb_clock_due(&r->clock, &r->index, ref, &now)) return 0;
+    *value = Py_NewRef(gb_refs_pair(r->index.base, ref, pair)[1]);
+    return 1;
+}
+
+/* ---- the type ---- */
+static traverseproc base_traverse;
+static inquiry base_clear;
+
+static int quick_traverse(PyObject *self, visitproc visit, void *arg) {
+    const struct gb_refs *r = refs_of(self);
+    int stop = r->open ? gb_refs_traverse(&r->index.arena, visit, arg) : 0;
+    return stop || !base_traverse ? stop : base_traverse(self, visit, arg);
+}
+
+/* Unreachable but for a cycle: let go of everything. The memory stays until dealloc. */
+static int quick_clear(PyObject *self) {
+    struct gb_refs *r = refs_of(self);
+    if (r->open) {
+        r->open = false;
+        gb_refs_drain(&r->index.arena);
+    }
+    r->weigh = r->clock.asks = NULL; /* borrowed from what goes now */
+    return base_clear ? base_clear(self) : 0;
+}
+
+#define FAST(name, text) GB_ARGS_FAST(name, quick_##name, text)
+static PyMethodDef methods[] = {
+    FAST(get, "get(key, default=None)\n--\n\n"
+              "The value of `key`, or `default`. Counts as use. Cost: one look-up."),
+    FAST(set, "set(key, value, ttl=<the cache's own>)\n--\n\n"
+              "Write a value; `ttl` in seconds, a timedelta, or None for never.\n\n"
+              "Raises BudgetError if it weighs more than the cache may (the old value stays),\n"
+              "TypeError for an unhashable key, ValueError for a ttl that is not above 0."),
+    FAST(add, "add(key, value, ttl=<the cache's own>)\n--\n\n"
+              "Write a value only if `key` is absent; True if it was written. Atomic."),
+    FAST(set_many, "set_many(items, ttl=<the cache's own>)\n--\n\n"
+                   "Write a mapping, or pairs, one after the other."),
+    {"get_many", quick_get_many, METH_O,
+     "get_many(keys)\n--\n\nA dict of those keys that are there. Cache misses of sixteen overlap."},
+    {"delete_many", quick_delete_many, METH_O,
+     "delete_many(keys)\n--\n\nRemove keys; how many were there."},
+    {NULL, NULL, 0, NULL},
+};
+
+int gb_quick_install(PyTypeObject *type, size_t basic_size) {
+    if (basic_size < sizeof(gb_quick_store) || (size_t)type->tp_basicsize < basic_size) {
+        PyErr_SetString(PyExc_SystemError, "ObjectStore does not begin with its refs");
+        return -1;
+    }
+    base_traverse = type->tp_traverse;
+    base_clear = type->tp_clear;
+    type->tp_traverse = quick_traverse;
+    type->tp_clear = quick_clear;
+    return gb_args_install(type, methods);
+}

@@ -1,0 +1,54 @@
+/* _quick.h - ObjectStore's methods that are called a million times a second, against the C API.
+ *
+ * WHAT      get, set, add, get_many, set_many, delete_many with METH_FASTCALL, and what the slots and
+ *           the rare verbs of _object.pyx need. Every step that may run Python code (hash, ==, clock,
+ *           ttl, weigh, a destructor) lies outside the changes to the index.
+ *
+ * NOT HERE  the structure (_refs), rare verbs (_object.pyx).
+ */
+#ifndef GB_QUICK_H
+#define GB_QUICK_H
+
+#include "_args.h"
+#include "_refs.h"
+
+typedef struct {
+    PyObject_HEAD
+    struct gb_refs refs; /* ObjectStore's first field: gb_quick_install checks that it is */
+} gb_quick_store;
+
+enum gb_quick_how {
+    GB_QUICK_READ, /* counts as use, and in the stats */
+    GB_QUICK_PEEK, /* leaves no trace */
+    GB_QUICK_TAKE  /* removes it too */
+};
+/* What is known of an entry; `due` 0: never. */
+struct gb_quick_seen {
+    uint64_t due, now, weight;
+    uint32_t idle;
+};
+
+/* Puts the methods into the type, and shows the collector what the entries hold. -1: exception. */
+int gb_quick_install(PyTypeObject *type, size_t basic_size);
+/* A new reference; NULL with an exception, or without one for a miss. */
+PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how);
+/* cache[key]: a miss asks the type's __missing__, then raises KeyError. */
+PyObject *gb_quick_item(PyObject *self, PyObject *key);
+/* 1 written, 0 there already (add), -1 exception. `ttl` NULL: the cache's own. */
+int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add);
+/* 1 removed, 0 was not there, -1 exception. */
+int gb_quick_delete(struct gb_refs *r, PyObject *key);
+/* 1 there, 0 not, -1 exception. No use, no stats. */
+int gb_quick_look(struct gb_refs *r, PyObject *key, struct gb_quick_seen *seen);
+int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl);
+/* The sum, a new reference; NULL with an exception. */
+PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial);
+/* The least recently used that is not due, taken out, as a tuple; KeyError if there is none. */
+PyObject *gb_quick_oldest(struct gb_refs *r);
+
+/* A list of one moment's keys, least recently used first; *hashes has 40 bits of each one's hash, and is
+ * to be freed with PyMem_Free. NULL with an exception. */
+PyObject *gb_quick_snapshot(struct gb_refs *r, uint64_t **hashes);
+/* A snapshot's key in its turn: 1 and its value, 0 if it is gone, -1 exception. */
+int gb_quick_walk(struct gb_refs *r, PyObject *key, uint64_t hash, PyObject **value);
+#endif
