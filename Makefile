@@ -68,7 +68,7 @@ coverage: $(VENV)/.made ## lines of csrc/ the native tests run
 bench: build $(VENV)/.peers ## every figure of the README, beside the peers
 	$(PY) -m bench all
 
-bench-%: build $(VENV)/.peers ## one bench: ops memory budget traces latency expire
+bench-%: build $(VENV)/.peers ## one bench: ops objects memory budget traces latency expire
 	$(PY) -m bench $*
 
 $(VENV)/.peers: | $(VENV)/.made

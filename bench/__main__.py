@@ -1,13 +1,14 @@
-"""``python -m bench [ops memory budget traces latency expire | all] [--quick]``"""
+"""``python -m bench [ops objects memory budget traces latency expire | all] [--quick]``"""
 
 from __future__ import annotations
 
 import argparse
 
-from bench import latency, ops, space, traces
+from bench import latency, objects, ops, space, traces
 
 BENCHES = {
     "ops": ops.run,
+    "objects": objects.run,
     "memory": space.run_memory,
     "budget": space.run_budget,
     "traces": traces.run,

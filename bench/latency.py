@@ -14,7 +14,7 @@ import gbcache
 from bench.adapters import Adapter, CacheBox, CacheTools, Dict, LruDict
 from bench.report import Report
 
-__all__ = ["run", "run_expire"]
+__all__ = ["best_of", "quantiles", "run", "run_expire"]
 
 
 def quantiles(ns: array[int]) -> dict[str, float]:
@@ -122,16 +122,16 @@ def idle_expiry(entries: int) -> dict[str, float]:
     return {"first": first, "last": last, "worst": worst[0]}
 
 
-def apart(call: str) -> dict[str, float]:
-    code = f"import json, bench.latency as b; print(json.dumps(b.{call}))"
+def apart(call: str, module: str) -> dict[str, float]:
+    code = f"import json, {module} as b; print(json.dumps(b.{call}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-def best_of(call: str, times: int) -> dict[str, float]:
-    runs = [apart(call) for _ in range(times)]
+def best_of(call: str, times: int, module: str = "bench.latency") -> dict[str, float]:
+    runs = [apart(call, module) for _ in range(times)]
     return {name: min(run[name] for run in runs) if name != "steps" else max(run[name] for run in runs)
             for name in runs[0]}  # fmt: skip
 

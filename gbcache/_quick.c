@@ -329,11 +329,10 @@ static PyObject *group_read(struct gb_refs *r, PyObject *key, const struct group
 
 static PyObject *quick_get_many(PyObject *self, PyObject *keys) {
     struct gb_refs *r = refs_of(self);
-    struct group g;
+    struct group g = {.known = 0};
     PyObject *all = PySequence_Tuple(keys), *into = all ? PyDict_New() : NULL;
     bool fine = into && gb_refs_opened(r);
     Py_ssize_t n = fine ? PyTuple_GET_SIZE(all) : 0;
-    g.known = 0;
     for (Py_ssize_t i = 0; fine && i < n; i++) {
         PyObject *const *at = &PyTuple_GET_ITEM(all, i);
         if (i % GROUP == 0 && r->open) bring(r, at, n - i < GROUP ? n - i : GROUP, &g);
