@@ -43,6 +43,25 @@ PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i) {
     return pair;
 }
 
+void gb_args_void_slow(PyObject *flights, PyObject *key) {
+    PyObject *flight = PyDict_GetItemWithError(flights, key);
+    if (flight) PyByteArray_AS_STRING(flight)[0] = 1;
+    else PyErr_Clear(); /* unhashable, or its == raised: the call itself will say so */
+}
+
+void gb_args_void_all(PyObject *flights) {
+    PyObject *key, *flight;
+    Py_ssize_t at = 0;
+    while (flights && PyDict_Next(flights, &at, &key, &flight)) PyByteArray_AS_STRING(flight)[0] = 1;
+}
+
+const char *gb_args_mark(PyObject *flight) {
+    if (PyByteArray_Check(flight) && PyByteArray_GET_SIZE(flight) == 1)
+        return PyByteArray_AS_STRING(flight);
+    PyErr_SetString(PyExc_TypeError, "a flight is a bytearray of one");
+    return NULL;
+}
+
 void gb_args_key_error(PyObject *key) {
     PyObject *args = PyTuple_Pack(1, key);
     if (args) PyErr_SetObject(PyExc_KeyError, args);

@@ -1,6 +1,7 @@
 /* _args.h - what the METH_FASTCALL methods of both stores share.
  *
- * WHAT      Arguments by position and by name, the pairs of set_many, a KeyError.
+ * WHAT      Arguments by position and by name, the pairs of set_many, a KeyError, and how a
+ *           change of a key voids the flight that is loading it.
  *
  * NOT HERE  what the methods do (_hot, _quick).
  */
@@ -21,6 +22,16 @@ bool gb_args_take(const char *verb, const char *const *names, int least, int mos
 PyObject *gb_args_pairs(PyObject *items);
 /* A new tuple of two; ValueError naming the place if item `i` is none. */
 PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i);
+/* `flights` maps a key to the flight under way for it (flight.py), which is a bytearray of one: a 1 in it
+ * says that the key was changed while its value was being loaded, so that the loaded one is not to be
+ * stored. To be called before the change. */
+void gb_args_void_slow(PyObject *flights, PyObject *key);
+static inline void gb_args_void(PyObject *flights, PyObject *key) {
+    if (flights && PyDict_GET_SIZE(flights)) gb_args_void_slow(flights, key);
+}
+void gb_args_void_all(PyObject *flights);
+/* The flight's byte; NULL with a TypeError if it is none. */
+const char *gb_args_mark(PyObject *flight);
 /* KeyError(key): a tuple as a key is one argument, not many. */
 void gb_args_key_error(PyObject *key);
 /* Puts the methods into the type's dict. -1 with an exception. */

@@ -93,17 +93,23 @@ static enum gb_err write_out(struct gb_door *d, struct gb_chain_write *w, const 
 }
 
 static enum gb_err write_in(struct gb_door *d, struct gb_chain_write *w, const struct gb_put *p,
-                            uint64_t now, bool commit) {
+                            uint64_t now, bool commit, const char *mark) {
     enum gb_err err;
     do {
         if (!gb_door_enter(d)) return GB_GONE;
-        err = write_on(d, w, p, now, commit);
+        if (commit && mark && *mark) {
+            err = GB_EXISTS;
+            gb_chain_abort(&d->store, w);
+        } else {
+            err = write_on(d, w, p, now, commit);
+        }
         gb_door_unlock(d);
     } while (err == GB_AGAIN);
     return err;
 }
 
-static enum gb_err put_long(struct gb_door *d, const struct gb_put *p, uint64_t now) {
+static enum gb_err put_long(struct gb_door *d, const struct gb_put *p, uint64_t now,
+                            const char *mark) {
     struct gb_chain_write w;
     enum gb_err err = GB_AGAIN;
     while (err == GB_AGAIN || err == GB_BUSY) {
@@ -114,23 +120,25 @@ static enum gb_err put_long(struct gb_door *d, const struct gb_put *p, uint64_t 
     }
     if (err) return err;
     bool far = p->value_len > GB_CHAIN_SLICE && !gb_door_mine(d);
-    err = far ? write_out(d, &w, p, now) : write_in(d, &w, p, now, false);
-    return err ? err : write_in(d, &w, p, now, true);
+    err = far ? write_out(d, &w, p, now) : write_in(d, &w, p, now, false, NULL);
+    return err ? err : write_in(d, &w, p, now, true, mark);
 }
 
-static enum gb_err put_short(struct gb_door *d, const struct gb_put *p, uint64_t now) {
+static enum gb_err put_short(struct gb_door *d, const struct gb_put *p, uint64_t now,
+                             const char *mark) {
     enum gb_err err;
     do {
         if (!gb_door_enter(d)) return GB_GONE;
-        err = gb_store_put(&d->store, p, now);
+        err = mark && *mark ? GB_EXISTS : gb_store_put(&d->store, p, now);
         gb_door_leave(d, GB_OP_SET);
     } while (err == GB_AGAIN);
     return err;
 }
 
-bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, enum gb_err *err) {
+bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, const char *mark,
+                 enum gb_err *err) {
     for (;;) {
-        *err = gb_store_fits_inline(p) ? put_short(d, p, now) : put_long(d, p, now);
+        *err = gb_store_fits_inline(p) ? put_short(d, p, now, mark) : put_long(d, p, now, mark);
         if (GB_LIKELY(*err == GB_OK || *err == GB_EXISTS)) return true;
         if (*err == GB_GONE) return false; /* closed meanwhile, or a signal: the exception is set */
         /* Full though all was given up: long reads or writes hold the rest for a moment. */

@@ -31,7 +31,7 @@ struct gb_door {
     bool born; /* was ever open: tells "closed" from "never initialised" */
     struct gb_clock clock;
     PyObject *encode, *decode;
-    PyObject *memory; /* the mapping, NULL if closed */
+    PyObject *flights; /* of flights under way: _args.h */
 };
 
 /* Set once, when the module is made: the exceptions, and the Python halves of rare conversions. */
@@ -83,8 +83,10 @@ bool gb_door_rest(void);
 /* The one place where an error code becomes an exception. */
 void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p);
 
-/* Puts, however long the value: false with an exception, or *err is GB_OK or GB_EXISTS. */
-bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, enum gb_err *err);
+/* Puts, however long the value: false with an exception, or *err is GB_OK or GB_EXISTS, which is also
+ * said where `mark` (may be NULL) is set when the value would be made visible. */
+bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, const char *mark,
+                 enum gb_err *err);
 /* Copies a value that was opened, then closes it; not entered. */
 bool gb_door_copy(struct gb_door *d, struct gb_chain_read *r, uint8_t *to);
 /* Due entries, trash: in slices without the GIL, at most `slices` of them. True if more waits. */

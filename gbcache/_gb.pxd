@@ -120,7 +120,7 @@ cdef extern from "_hot.h":
         gb_clock clock
         PyObject *encode
         PyObject *decode
-        PyObject *memory
+        PyObject *flights
     struct gb_door_names_t "gb_door_names":
         PyObject *budget_error
         PyObject *closed_error
@@ -157,6 +157,7 @@ cdef extern from "_hot.h":
     PyObject *gb_hot_read(gb_door *d, PyObject *key, gb_hot_how how)
     object gb_hot_item(PyObject *self, PyObject *key)
     int gb_hot_write(gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bint add) except -1
+    int gb_hot_land(gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark) except -1
     int gb_hot_timed(gb_door *d) except -1
     int gb_hot_delete(gb_door *d, PyObject *key) except -1
     int gb_hot_has(gb_door *d, PyObject *key) except -1
@@ -164,3 +165,18 @@ cdef extern from "_hot.h":
 
 cdef extern from "_args.h":
     void gb_args_key_error(PyObject *key) except *
+    void gb_args_void_all(PyObject *flights)
+
+cdef extern from "_verbs.h":
+    struct gb_verbs_seen:
+        uint64_t due, now, idle
+        uint32_t key_bytes, value_bytes
+    int gb_verbs_look(gb_door *d, PyObject *key, gb_verbs_seen *seen) except -1
+    int gb_verbs_touch(gb_door *d, PyObject *key, PyObject *ttl) except -1
+    int gb_verbs_incr(gb_door *d, PyObject *key, long long delta, long long initial,
+                      long long *total) except -1
+    object gb_verbs_oldest(gb_door *d)
+
+cdef extern from "_walk.h":
+    bint gb_walk_snapshot(gb_door *d, uint64_t **hashes, size_t *n) except 0
+    int gb_walk_next(gb_door *d, uint64_t hash, bint want_value, PyObject **key, PyObject **value) except -1

@@ -63,6 +63,7 @@ PyObject *gb_hot_read(struct gb_door *d, PyObject *key, enum gb_hot_how how) {
     struct gb_key k;
     uint64_t now = 0;
     PyObject *value = NULL;
+    if (how == GB_HOT_TAKE) gb_args_void(d->flights, key);
     if (GB_UNLIKELY(!gb_box_key(&b, key))) return NULL;
     if (GB_LIKELY(!d->clock.asks) || gb_clock_ask(&d->clock, &now)) {
         if (GB_UNLIKELY(!gb_box_core_key(d, &b, &k))) k.len = 0, k.type = 3u; /* nobody's key */
@@ -116,7 +117,8 @@ static inline void foresee_bucket(struct gb_door *d, uint64_t hash) {
         __builtin_prefetch(gb_table_bucket(t, gb_table_bucket_of(t, (uint32_t)hash)), 1);
 }
 
-int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
+static int write_key(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add,
+                     const char *mark) {
     struct gb_box kb, vb;
     struct gb_put p = {.add = add};
     uint64_t ms = d->clock.ttl, now;
@@ -137,7 +139,7 @@ int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *tt
         gb_door_raise(d, GB_LONGKEY, &p);
     } else if (time_of_write(d, ms || d->clock.idle || add, &now)) {
         gb_hot_times(d, &p, now, ms);
-        done = gb_door_put(d, &p, now, &err);
+        done = gb_door_put(d, &p, now, mark, &err);
     }
     gb_box_drop(&vb);
     gb_box_drop(&kb);
@@ -145,7 +147,18 @@ int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *tt
     return err == GB_OK;
 }
 
+int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
+    gb_args_void(d->flights, key);
+    return write_key(d, key, value, ttl, add, NULL);
+}
+
+int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark) {
+    const char *byte = gb_args_mark(mark);
+    return byte ? write_key(d, key, value, ttl, false, byte) : -1;
+}
+
 int gb_hot_delete(struct gb_door *d, PyObject *key) {
+    gb_args_void(d->flights, key);
     struct gb_box b;
     struct gb_key k;
     uint64_t now = 0;

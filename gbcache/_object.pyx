@@ -59,6 +59,7 @@ cdef extern from "_quick.h":
         uint32_t max_entries, max_steps
         uint64_t max_weight, weight, seed
         PyObject *weigh
+        PyObject *flights
     struct gb_refs_names_t "gb_refs_names":
         PyObject *budget_error
         PyObject *closed_error
@@ -100,12 +101,14 @@ cdef extern from "_quick.h":
     object gb_quick_snapshot(gb_refs *r, uint64_t **hashes)
     int gb_quick_walk(gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) except -1
     void gb_args_key_error(PyObject *key) except *
+    void gb_args_void_all(PyObject *flights)
+    int gb_quick_land(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark) except -1
 
 __all__ = ["ObjectStore", "smallest"]
 
 cdef tuple KINDS = ("free", "entries", "extents", "buckets", "overflow", "directory", "ring",
                     "pending", "head")  # in the order of enum gb_kind
-cdef object UNSET = object()
+from ._packed import UNSET
 
 
 def smallest():
@@ -134,6 +137,7 @@ cdef class ObjectStore:
     cdef Py_buffer view
     cdef bint mapped
     cdef object map, clock, weigher
+    cdef dict flights
     cdef object __weakref__
 
     def __cinit__(self, *args, **kwargs):
@@ -141,12 +145,13 @@ cdef class ObjectStore:
             raise SystemError("ObjectStore does not begin with its refs")
 
     def _attach(self, map, *, seed, clock, ttl, idle, double jitter, uint32_t max_entries,
-                uint64_t max_weight, weigh, housekeeping):
+                uint64_t max_weight, weigh, dict flights, housekeeping):
         """Formats a reservation (a writable buffer of zeros, page-aligned) and opens the store."""
         cdef gb_refs *r = &self.refs
         if r.born:
             raise RuntimeError("the cache was initialised already: __init__ may run once")
         self.clock, self.weigher = clock, weigh
+        self.flights, r.flights = flights, <PyObject *>flights
         r.seed = int.from_bytes(seed, "little")
         gb_clock_start(&r.clock, NULL if clock is None else <PyObject *>self.clock, <PyObject *>ttl,
                        <PyObject *>idle, jitter, r.seed)
@@ -242,17 +247,13 @@ cdef class ObjectStore:
         cdef gb_refs *r = &self.refs
         cdef gb_arena old
         cdef Py_buffer view
-        cdef Py_buffer other
         cdef uint64_t now = 0
         gb_clock_now(&r.clock, True, &now)
-        PyObject_GetBuffer(fresh, &other, PyBUF_WRITABLE)
-        try:
-            gb_refs_opened(r)
-        except BaseException:
-            PyBuffer_Release(&other)
-            raise
+        gb_refs_opened(r)
         old, view, map = r.index.arena, self.view, self.map
-        self.view, self.map = other, fresh
+        PyObject_GetBuffer(fresh, &self.view, PyBUF_WRITABLE)
+        self.map = fresh
+        gb_args_void_all(r.flights)
         gb_refs_format(r, self.view.buf, self.view.len, now)
         r.counters.clears += 1
         gb_refs_drain(&old)
@@ -328,6 +329,16 @@ cdef class ObjectStore:
 
     def _weighs(self):
         return self.weigher is not None
+
+    def _land(self, key, value, ttl, flight):
+        """Stores what a flight loaded, unless it was voided; whether it did."""
+        return gb_quick_land(&self.refs, <PyObject *>key, <PyObject *>value,
+                           NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight) == 1
+
+    def _leave(self, key, flight):
+        """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
+        if self.flights.get(key) is flight:
+            del self.flights[key]
 
     def _timed(self):
         """Whether any entry has a TTL."""

@@ -24,21 +24,7 @@ cdef extern from "Python.h":
     int PyGC_Disable()
     int PyGC_Enable()
 
-cdef extern from "_verbs.h":
-    struct gb_verbs_seen:
-        uint64_t due, now, idle
-        uint32_t key_bytes, value_bytes
-    int gb_verbs_look(gb_door *d, PyObject *key, gb_verbs_seen *seen) except -1
-    int gb_verbs_touch(gb_door *d, PyObject *key, PyObject *ttl) except -1
-    int gb_verbs_incr(gb_door *d, PyObject *key, long long delta, long long initial,
-                      long long *total) except -1
-    object gb_verbs_oldest(gb_door *d)
-
-cdef extern from "_walk.h":
-    bint gb_walk_snapshot(gb_door *d, uint64_t **hashes, size_t *n) except 0
-    int gb_walk_next(gb_door *d, uint64_t hash, bint want_value, PyObject **key, PyObject **value) except -1
-
-__all__ = ["BUILD", "KEY_MAX", "PackedStore", "smallest"]
+__all__ = ["BUILD", "KEY_MAX", "UNSET", "PackedStore", "smallest"]
 
 KEY_MAX = GB_KEY_MAX
 BUILD = {
@@ -50,7 +36,7 @@ BUILD = {
 cdef tuple OPS = ("get", "set", "long", "remove", "expire", "walk", "resize")
 cdef tuple KINDS = ("free", "entries", "extents", "buckets", "overflow", "directory", "ring",
                     "pending", "head")  # in the order of enum gb_kind
-cdef object UNSET = object()
+UNSET = object()
 
 
 def smallest():
@@ -72,6 +58,7 @@ cdef class PackedStore:
     cdef gb_door door  # first: _hot.c knows it lies there
     cdef Py_buffer view
     cdef object map, clock, encode, decode
+    cdef dict flights
     cdef object __weakref__
 
     def __cinit__(self, *args, **kwargs):
@@ -80,7 +67,7 @@ cdef class PackedStore:
         gb_lock_init(&self.door.lock)
 
     def _attach(self, map, *, seed, clock, ttl, idle, double jitter, uint32_t max_entries, codec,
-                housekeeping):
+                dict flights, housekeeping):
         """Formats an image in `map` (a writable buffer, page-aligned) and opens the door."""
         cdef uint64_t words[2]
         cdef gb_door *d = &self.door
@@ -90,6 +77,7 @@ cdef class PackedStore:
         memcpy(words, &bytes16[0], 16)
         self.clock, self.encode, self.decode = clock, codec.encode, codec.decode
         d.encode, d.decode = <PyObject *>self.encode, <PyObject *>self.decode
+        self.flights, d.flights = flights, <PyObject *>flights
         gb_clock_start(&d.clock, NULL if clock is None else <PyObject *>self.clock, <PyObject *>ttl,
                        <PyObject *>idle, jitter, words[0])
         self._hold_buffer(map)
@@ -200,6 +188,7 @@ cdef class PackedStore:
         cdef gb_door *d = &self.door
         cdef gb_err err = GB_BUSY
         cdef uint64_t now = 0
+        gb_args_void_all(d.flights)
         gb_clock_now(&d.clock, True, &now)
         while err == GB_BUSY:  # a long value is being read or written
             gb_door_enter(d)
@@ -278,6 +267,16 @@ cdef class PackedStore:
         if not d.open or d.clock.asks != NULL:
             return False
         return gb_door_work(d, gb_clock_exact(&d.clock), slices)
+
+    def _land(self, key, value, ttl, flight):
+        """Stores what a flight loaded, unless it was voided; whether it did."""
+        return gb_hot_land(&self.door, <PyObject *>key, <PyObject *>value,
+                           NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight) == 1
+
+    def _leave(self, key, flight):
+        """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
+        if self.flights.get(key) is flight:
+            del self.flights[key]
 
     def _timed(self):
         """Whether any entry has a TTL."""

@@ -29,6 +29,7 @@ static PyObject *take(struct gb_refs *r, gb_ref ref, PyObject *value) {
 PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how) {
     uint64_t hash, now;
     gb_ref ref;
+    if (how == GB_QUICK_TAKE) gb_args_void(r->flights, key);
     if (GB_UNLIKELY(!prepare(r, key, &hash, &now))) return NULL;
     gb_refs_enter(r);
     if (gb_refs_find(r, key, hash, &ref) <= 0) {
@@ -90,8 +91,9 @@ static bool weigh(const struct gb_refs *r, PyObject *key, PyObject *value, uint6
     return n >= 0;
 }
 
-int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
-    struct gb_refs_put p = {.key = key, .value = value, .add = add};
+static int write_key(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add,
+                     const char *mark) {
+    struct gb_refs_put p = {.key = key, .value = value, .add = add, .mark = mark};
     uint64_t ms = r->clock.ttl;
     if (ttl && !gb_clock_ttl(ttl, &ms)) return -1;
     if (!weigh(r, key, value, &p.weight) || !prepare(r, key, &p.hash, &p.now)) return -1;
@@ -105,10 +107,22 @@ int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *
     return done > 0 && timed(r, p.life.due) ? -1 : done;
 }
 
+int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
+    gb_args_void(r->flights, key);
+    return write_key(r, key, value, ttl, add, NULL);
+}
+
+int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl,
+                  PyObject *mark) {
+    const char *byte = gb_args_mark(mark);
+    return byte ? write_key(r, key, value, ttl, false, byte) : -1;
+}
+
 int gb_quick_delete(struct gb_refs *r, PyObject *key) {
     struct gb_refs_aside aside = {.n = 0};
     uint64_t hash, now;
     gb_ref ref;
+    gb_args_void(r->flights, key);
     if (!prepare(r, key, &hash, &now)) return -1;
     int found = gb_refs_find(r, key, hash, &ref);
     if (found <= 0) return found;
@@ -149,6 +163,7 @@ int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
 PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial) {
     struct gb_refs_put p = {.key = key};
     gb_ref ref;
+    gb_args_void(r->flights, key);
     for (;;) {
         if (!prepare(r, key, &p.hash, &p.now)) return NULL;
         if (gb_refs_find(r, key, p.hash, &ref) < 0) return NULL;
@@ -201,6 +216,7 @@ PyObject *gb_quick_oldest(struct gb_refs *r) {
         gb_refs_remove(r, ref, due ? GB_CAUSE_EXPIRE : GB_CAUSE_DELETE, &aside);
         gb_refs_release(&aside);
     }
+    gb_args_void(r->flights, PyTuple_GET_ITEM(both, 0)); /* it was there: a flight is a later one's */
     return both;
 }
 
@@ -403,7 +419,7 @@ static int quick_clear(PyObject *self) {
         r->open = false;
         gb_refs_drain(&r->index.arena);
     }
-    r->weigh = r->clock.asks = NULL; /* borrowed from what goes now */
+    r->weigh = r->flights = r->clock.asks = NULL; /* borrowed from what goes now */
     return base_clear ? base_clear(self) : 0;
 }
 

@@ -36,6 +36,8 @@ PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how)
 PyObject *gb_quick_item(PyObject *self, PyObject *key);
 /* 1 written, 0 there already (add), -1 exception. `ttl` NULL: the cache's own. */
 int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add);
+/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. */
+int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark);
 /* 1 removed, 0 was not there, -1 exception. */
 int gb_quick_delete(struct gb_refs *r, PyObject *key);
 /* 1 there, 0 not, -1 exception. No use, no stats. */

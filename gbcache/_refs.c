@@ -363,7 +363,7 @@ int gb_refs_put(struct gb_refs *r, const struct gb_refs_put *p) {
             gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
             ref = 0;
         }
-        if (ref && p->add) {
+        if ((ref && p->add) || (p->mark && *p->mark)) {
             done = 0;
             break;
         }

@@ -57,6 +57,7 @@ struct gb_refs {
     uint64_t epoch; /* of all images there were */
     uint64_t seed;
     PyObject *weigh; /* borrowed; NULL: nothing is weighed */
+    PyObject *flights; /* borrowed; of flights under way: _args.h */
     uint32_t max_steps;
 };
 
@@ -77,6 +78,7 @@ struct gb_refs_put {
     uint64_t hash, now, weight;
     struct gb_life life;
     bool add;
+    const char *mark; /* may be NULL: set, nothing is written */
 };
 
 /* Formats `length` bytes at `base`, all zero; what was there before is the caller's to drain.

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, ItemsView, Iterator, KeysView, MutableMapping, ValuesView
+from collections.abc import (
+    Awaitable,
+    Callable,
+    ItemsView,
+    Iterator,
+    KeysView,
+    MutableMapping,
+    ValuesView,
+)
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from . import housekeeper, memory
+from . import flight, housekeeper, memory
 from ._object import ObjectStore
-from ._packed import PackedStore, smallest
+from ._packed import UNSET, PackedStore, smallest
 from .codec import Codec, resolve
 from .stats import Memory, Stats
 from .units import bytes_of, seconds_of
@@ -96,6 +104,7 @@ class _Common(MutableMapping[Any, Any]):
     __hash__ = None  # type: ignore[assignment]
     _way_out = "take dict(cache.items())"
     name: str
+    _flights: dict[Any, flight.Flight]
 
     if TYPE_CHECKING:  # what the stores are
 
@@ -103,6 +112,10 @@ class _Common(MutableMapping[Any, Any]):
         def _figures(self) -> Figures: ...
         def close(self) -> None: ...
         def peek(self, key: Any, default: Any = None) -> Any: ...
+        def get(self, key: Any, default: Any = None) -> Any: ...
+        def _land(self, key: Any, value: Any, ttl: Any, flight: bytearray) -> bool: ...
+        def _leave(self, key: Any, flight: bytearray) -> None: ...
+        def _arrived(self, key: Any, value: Any) -> Any: ...
 
     def keys(self) -> KeysView[Any]:
         """A view of the keys; iterating it is least recently used first, and no use."""
@@ -115,6 +128,34 @@ class _Common(MutableMapping[Any, Any]):
     def items(self) -> ItemsView[Any, Any]:
         """A view of the pairs; iterating it is least recently used first, and no use."""
         return _Items(self)
+
+    def get_or_set(
+        self, key: Any, fn: Callable[[], Any], ttl: float | timedelta | object | None = UNSET
+    ) -> Any:
+        """The value of `key`; if it is absent, ``fn()``, stored with `ttl` (not given: the cache's own).
+
+        One flight per key: of all threads and tasks that miss, one calls `fn`, the others get its result
+        or its exception, which is not stored. No lock is held meanwhile. Who would wait for himself, in
+        however many steps, calls `fn` himself; so does a call on the very event loop that the load needs.
+        If anybody sets, deletes or clears the key meanwhile, the result is returned and not stored. A
+        thread that `fn` starts, waits for, and that asks for the same key is beyond this: give it a copy
+        of the context (``contextvars.copy_context().run``).
+
+        A value that can never fit is returned all the same. Cost on a hit: a `get` and a call.
+        """
+        return flight.load(self, key, fn, ttl)
+
+    async def aget_or_set(
+        self,
+        key: Any,
+        fn: Callable[[], Awaitable[Any]],
+        ttl: float | timedelta | object | None = UNSET,
+    ) -> Any:
+        """`get_or_set` for coroutines: ``await fn()``; flights are shared with `get_or_set`, across loops.
+
+        If the task that loads is cancelled, one of those who wait takes over.
+        """
+        return await flight.aload(self, key, fn, ttl)
 
     @property
     def max_entries(self) -> int | None:
@@ -205,6 +246,7 @@ class Cache(PackedStore, _Common):
         _check_times(jitter, idle, clock)
         length, count = _limit(max_bytes), _count(max_entries)
         self.name = name
+        self._flights = {}
         self._max_bytes = bytes_of(max_bytes)
         self._resizing, self._in_resize = threading.RLock(), False
         self._attach(
@@ -216,6 +258,7 @@ class Cache(PackedStore, _Common):
             jitter=float(jitter),
             max_entries=count,
             codec=resolve(codec),
+            flights=self._flights,
             housekeeping=bool(housekeeping) and clock is None,
         )
         housekeeper.register(self)
@@ -224,6 +267,10 @@ class Cache(PackedStore, _Common):
     def max_bytes(self) -> int:
         """The budget in bytes, as it was given."""
         return self._max_bytes
+
+    def _arrived(self, key: Any, value: Any) -> Any:
+        """What a follower of a flight gets: a copy of its own, as every reader does."""
+        return self.peek(key, value)
 
     def resize(self, max_bytes: int | str, *, max_entries: int | None = None) -> None:
         """Changes the budget while the cache is in use; evicts the least recently used to shrink.
@@ -333,6 +380,7 @@ class ObjectCache(ObjectStore, _Common):
             raise TypeError(f"max_weight={max_weight!r} needs weigh=: a function of key and value")
         count, weight = _count(max_entries), _count(max_weight, "max_weight", 2**63 - 1)
         self.name = name
+        self._flights = {}
         self._attach(
             memory.reserve(count),
             seed=os.urandom(8),
@@ -343,6 +391,7 @@ class ObjectCache(ObjectStore, _Common):
             max_entries=count,
             max_weight=weight,
             weigh=weigh,
+            flights=self._flights,
             housekeeping=bool(housekeeping) and clock is None,
         )
 
@@ -350,6 +399,9 @@ class ObjectCache(ObjectStore, _Common):
     def max_weight(self) -> int | None:
         """The bound on the sum of weights, None if there is none."""
         return self._figures()[2]["max_weight"] or None
+
+    def _arrived(self, key: Any, value: Any) -> Any:
+        return value
 
     def clear(self) -> None:
         """Removes everything at once, and gives the index's memory back."""
