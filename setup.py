@@ -21,7 +21,7 @@ if not PYTHON_H.exists():
 SHARED = ["csrc/gb.c", "gbcache/_args.c", "gbcache/_clock.c"]
 MODULES = {
     "_packed": ["_box.c", "_door.c", "_hot.c", "_many.c", "_verbs.c", "_walk.c"],
-    "_object": ["_quick.c", "_refs.c"],
+    "_object": ["_bulk.c", "_quick.c", "_refs.c"],
 }
 HEADERS = sorted(
     str(p.relative_to(HERE)) for room in ("csrc", "gbcache") for p in (HERE / room).glob("*.[ch]")

@@ -22,7 +22,7 @@ cdef extern from "Python.h":
     int PyGC_Disable()
     int PyGC_Enable()
 
-cdef extern from "_quick.h":
+cdef extern from "_bulk.h":
     ctypedef uint32_t gb_ref
     enum gb_err:
         GB_OK
@@ -98,8 +98,8 @@ cdef extern from "_quick.h":
     int gb_quick_touch(gb_refs *r, PyObject *key, PyObject *ttl) except -1
     object gb_quick_incr(gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial)
     object gb_quick_oldest(gb_refs *r)
-    object gb_quick_snapshot(gb_refs *r, uint64_t **hashes)
-    int gb_quick_walk(gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) except -1
+    object gb_bulk_snapshot(gb_refs *r, uint64_t **hashes)
+    int gb_bulk_walk(gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) except -1
     void gb_args_key_error(PyObject *key) except *
     void gb_args_void_all(PyObject *flights)
     int gb_quick_land(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark) except -1
@@ -412,7 +412,7 @@ cdef class ObjectWalk:
 
     def __cinit__(self, ObjectStore store, int what):
         self.store, self.what = store, what
-        self.keys = gb_quick_snapshot(&store.refs, &self.hashes)
+        self.keys = gb_bulk_snapshot(&store.refs, &self.hashes)
 
     def __dealloc__(self):
         PyMem_Free(self.hashes)
@@ -428,7 +428,7 @@ cdef class ObjectWalk:
         while self.keys is not None and self.at < len(self.keys):
             self.at += 1
             key = self.keys[self.at - 1]
-            if not gb_quick_walk(&self.store.refs, <PyObject *>key, self.hashes[self.at - 1], &value):
+            if not gb_bulk_walk(&self.store.refs, <PyObject *>key, self.hashes[self.at - 1], &value):
                 continue
             held = owned(value)
             return key if self.what == 0 else held if self.what == 1 else (key, held)

@@ -1,5 +1,5 @@
 /* _quick.c - the fast half of ObjectStore. */
-#include "_quick.h"
+#include "_bulk.h"
 
 static struct gb_refs *refs_of(PyObject *self) { return &((gb_quick_store *)self)->refs; }
 
@@ -286,122 +286,6 @@ static PyObject *quick_delete_many(PyObject *self, PyObject *keys) {
     return one < 0 ? NULL : PyLong_FromSsize_t(removed);
 }
 
-#define GROUP 16
-
-/* One group of get_many: the first candidate of each key whose hash runs nothing. */
-struct group {
-    uint64_t hash[GROUP], epoch;
-    gb_ref ref[GROUP];
-    Py_ssize_t known;
-};
-
-/* The misses of sixteen keys overlap: buckets, entries, what they refer to. The objects by loads on which
- * nothing waits, for a prefetch is dropped where its page is not in the TLB, and theirs, which lie all
- * over the heap, never are (365 ns a key with prefetches alone, 180 so, among a million). */
-static void bring(const struct gb_refs *r, PyObject *const *keys, Py_ssize_t n, struct group *g) {
-    const struct gb_table *t = &r->index.table;
-    const struct gb_bucket *bucket[GROUP];
-    uintptr_t seen = 0;
-    g->epoch = gb_refs_epoch(r);
-    for (g->known = 0; g->known < n; g->known++) {
-        PyObject *key = keys[g->known];
-        Py_hash_t h = PyUnicode_CheckExact(key) ? ((PyASCIIObject *)key)->hash : -1;
-        if (h == -1 && PyLong_CheckExact(key)) h = PyObject_Hash(key);
-        if (h == -1) break;
-        uint64_t hash = g->hash[g->known] = gb_refs_mix(r, h);
-        bucket[g->known] = gb_table_bucket(t, gb_table_bucket_of(t, (uint32_t)hash));
-        __builtin_prefetch(bucket[g->known]);
-    }
-    for (Py_ssize_t i = 0; i < g->known; i++) {
-        uint32_t bits = gb_table_match(bucket[i], gb_table_tag(g->hash[i]));
-        g->ref[i] = bits ? bucket[i]->ref[__builtin_ctz(bits)] : 0;
-        if (g->ref[i]) __builtin_prefetch(gb_entry_at(r->index.base, g->ref[i]), 1);
-    }
-    for (Py_ssize_t i = 0; i < g->known; i++) {
-        PyObject *pair[2];
-        if (!g->ref[i]) continue;
-        const struct gb_entry *e = gb_entry_at(r->index.base, g->ref[i]);
-        gb_refs_pair(r->index.base, g->ref[i], pair);
-        seen += (uintptr_t)Py_TYPE(pair[0]) + (uintptr_t)Py_TYPE(pair[1]);
-        __builtin_prefetch((const char *)pair[0] + 40); /* a str's text */
-        __builtin_prefetch(gb_list_at(r->index.base, e->lru.prev), 1);
-        __builtin_prefetch(gb_list_at(r->index.base, e->lru.next), 1);
-    }
-    __asm__ volatile("" : : "r"(seen)); /* or the compiler would leave the loads out */
-}
-
-/* The candidate, if it is the key's and nothing has happened since; else a whole look-up. */
-static PyObject *group_read(struct gb_refs *r, PyObject *key, const struct group *g, Py_ssize_t i) {
-    bool fresh = i < g->known && r->open && g->epoch == gb_refs_epoch(r) && !r->clock.asks;
-    if (fresh && g->ref[i] && gb_refs_is(r, g->ref[i], key, g->hash[i]) &&
-        !(gb_entry_at(r->index.base, g->ref[i])->word & GB_WORD_TTL)) {
-        PyObject *pair[2];
-        r->counters.hits++;
-        gb_index_use(&r->index, g->ref[i]);
-        return Py_NewRef(gb_refs_pair(r->index.base, g->ref[i], pair)[1]);
-    }
-    return gb_quick_read(r, key, GB_QUICK_READ);
-}
-
-static PyObject *quick_get_many(PyObject *self, PyObject *keys) {
-    struct gb_refs *r = refs_of(self);
-    struct group g = {.known = 0};
-    PyObject *all = PySequence_Tuple(keys), *into = all ? PyDict_New() : NULL;
-    bool fine = into && gb_refs_opened(r);
-    Py_ssize_t n = fine ? PyTuple_GET_SIZE(all) : 0;
-    for (Py_ssize_t i = 0; fine && i < n; i++) {
-        PyObject *const *at = &PyTuple_GET_ITEM(all, i);
-        if (i % GROUP == 0 && r->open) bring(r, at, n - i < GROUP ? n - i : GROUP, &g);
-        PyObject *value = group_read(r, *at, &g, i % GROUP);
-        if (value) fine = PyDict_SetItem(into, *at, value) == 0;
-        else fine = !PyErr_Occurred();
-        Py_XDECREF(value);
-    }
-    Py_XDECREF(all);
-    if (!fine) Py_CLEAR(into);
-    return into;
-}
-
-/* ---- iteration ---- */
-PyObject *gb_quick_snapshot(struct gb_refs *r, uint64_t **hashes) {
-    *hashes = NULL;
-    if (!gb_refs_opened(r)) return NULL;
-    uint32_t most = r->index.table.root->count, n = 0;
-    PyObject *keys = PyList_New(most); /* may run the collector */
-    if (!keys) return NULL;
-    bool open = gb_refs_opened(r);
-    if (open) *hashes = PyMem_Malloc((most + 1u) * sizeof **hashes);
-    if (open && !*hashes) PyErr_NoMemory();
-    if (!*hashes) {
-        Py_DECREF(keys);
-        return NULL;
-    }
-    const struct gb_index *ix = &r->index;
-    gb_ref head = gb_index_list(ix), at = ix->root->lru.prev;
-    for (; at != head && n < most; at = gb_list_at(ix->base, at)->prev) {
-        const struct gb_entry *e = gb_entry_at(ix->base, GB_ENTRY_OF_LRU(at));
-        __builtin_prefetch(gb_list_at(ix->base, e->lru.prev));
-        (*hashes)[n] = e->hash | (uint64_t)gb_word_klen(e->word) << 56;
-        PyList_SET_ITEM(keys, n++, Py_NewRef(gb_refs_key(ix->base, GB_ENTRY_OF_LRU(at))));
-    }
-    if (n == most || PyList_SetSlice(keys, n, most, NULL) == 0) return keys;
-    PyMem_Free(*hashes);
-    *hashes = NULL;
-    Py_DECREF(keys);
-    return NULL;
-}
-
-int gb_quick_walk(struct gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) {
-    uint64_t now = 0;
-    PyObject *pair[2];
-    if (r->clock.asks && !gb_clock_ask(&r->clock, &now)) return -1;
-    if (!gb_refs_opened(r)) return -1;
-    gb_ref ref = gb_refs_same(r, key, hash);
-    if (!ref || gb_clock_due(&r->clock, &r->index, ref, &now)) return 0;
-    *value = Py_NewRef(gb_refs_pair(r->index.base, ref, pair)[1]);
-    return 1;
-}
-
 /* ---- the type ---- */
 static traverseproc base_traverse;
 static inquiry base_clear;
@@ -435,7 +319,7 @@ static PyMethodDef methods[] = {
               "Write a value only if `key` is absent; True if it was written. Atomic."),
     FAST(set_many, "set_many(items, ttl=<the cache's own>)\n--\n\n"
                    "Write a mapping, or pairs, one after the other."),
-    {"get_many", quick_get_many, METH_O,
+    {"get_many", gb_bulk_get, METH_O,
      "get_many(keys)\n--\n\nA dict of those keys that are there. Cache misses of sixteen overlap."},
     {"delete_many", quick_delete_many, METH_O,
      "delete_many(keys)\n--\n\nRemove keys; how many were there."},

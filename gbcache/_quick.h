@@ -48,9 +48,4 @@ PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObj
 /* The least recently used that is not due, taken out, as a tuple; KeyError if there is none. */
 PyObject *gb_quick_oldest(struct gb_refs *r);
 
-/* A list of one moment's keys, least recently used first; *hashes has 40 bits of each one's hash, and is
- * to be freed with PyMem_Free. NULL with an exception. */
-PyObject *gb_quick_snapshot(struct gb_refs *r, uint64_t **hashes);
-/* A snapshot's key in its turn: 1 and its value, 0 if it is gone, -1 exception. */
-int gb_quick_walk(struct gb_refs *r, PyObject *key, uint64_t hash, PyObject **value);
 #endif
