@@ -21,11 +21,12 @@ if not PYTHON_H.exists():
 SHARED = ["csrc/gb.c", "gbcache/_args.c", "gbcache/_clock.c"]
 MODULES = {
     "_packed": ["_box.c", "_door.c", "_hot.c", "_many.c", "_verbs.c", "_walk.c"],
-    "_object": ["_bulk.c", "_quick.c", "_refs.c"],
+    "_object": ["_bound.c", "_bulk.c", "_memo.c", "_once.c", "_quick.c", "_refs.c"],
 }
+PURE = ["flight"]  # Python as it stands, compiled: a load is no deeper in frames than its function
 HEADERS = sorted(
     str(p.relative_to(HERE)) for room in ("csrc", "gbcache") for p in (HERE / room).glob("*.[ch]")
-    if p.stem not in MODULES
+    if p.stem not in {*MODULES, *PURE}
 )  # fmt: skip
 STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes"]
 FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", *os.environ.get("GB_CFLAGS", "").split()]
@@ -42,7 +43,7 @@ class BuildExt(build_ext):
         plain = self.compiler._compile
 
         def compile_one(obj, src, suffix, cc_args, postargs, pp_opts):
-            own = Path(src).stem not in MODULES
+            own = Path(src).stem not in {*MODULES, *PURE}
             plain(obj, src, suffix, cc_args, [*postargs, *(STRICT if own else ["-w"])], pp_opts)
 
         self.compiler._compile = compile_one
@@ -52,7 +53,7 @@ class BuildExt(build_ext):
             self.compiler._compile = plain
 
 
-extensions = [
+extensions = [Extension(f"gbcache.{name}", [f"gbcache/{name}.py"]) for name in PURE] + [
     Extension(
         f"gbcache.{name}",
         [f"gbcache/{name}.pyx", *SHARED, *(f"gbcache/{source}" for source in sources)],

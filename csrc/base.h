@@ -110,7 +110,7 @@ struct gb_extra {
     uint32_t due_high; /* deadline, high half; valid if GB_EXTRA_WIDE */
     uint32_t idle;     /* ms a use adds, 0 for none */
     uint32_t flags;
-    uint32_t stale; /* reserved: serve stale for so many ms */
+    uint32_t stale; /* ms the value is kept beyond its deadline, for those who ask for it */
     uint32_t spare;
     uint32_t hard_low, hard_high; /* the deadline no use may pass, where idle is set; 0: none */
 };
@@ -163,6 +163,10 @@ static inline struct gb_extent *gb_extent_at(uint8_t *base, gb_ref ref) {
 static inline struct gb_extra *gb_extra_at(uint8_t *base, gb_ref ref, uint32_t word) {
     uint8_t *p = (uint8_t *)gb_at(base, ref) + sizeof(struct gb_entry);
     return (struct gb_extra *)(void *)(p + ((word & GB_WORD_TTL) ? sizeof(struct gb_timer) : 0));
+}
+/* ms by which an entry outlives its deadline: the wheel's, which the timer holds, is the end of both. */
+static inline uint32_t gb_stale_at(uint8_t *base, gb_ref ref, uint32_t word) {
+    return word & GB_WORD_EXTRA ? gb_extra_at(base, ref, word)->stale : 0u;
 }
 static inline uint32_t gb_header_bytes(uint32_t word) {
     return (uint32_t)sizeof(struct gb_entry) +

@@ -19,7 +19,7 @@ enum gb_err gb_chain_begin(struct gb_store *s, struct gb_chain_write *w, const s
     }
     if (need + s->writing > capacity) return GB_BUSY;
     gb_ref old = gb_store_live(s, &p->key, now), ref;
-    if (old && p->add) return GB_EXISTS;
+    if (old && p->add && !gb_store_is_past(s, old, now)) return GB_EXISTS;
     while (!(ref = gb_arena_alloc(&s->index.arena, gb_store_granules(s, p, true),
                                   GB_KIND_PENDING))) {
         if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
@@ -89,11 +89,11 @@ enum gb_err gb_chain_commit(struct gb_store *s, struct gb_chain_write *w, const 
     gb_ref ref = s->pin[w->pin].entry, old;
     for (;;) {
         old = gb_store_live(s, &p->key, now);
-        if (old && p->add) return GB_EXISTS;
+        if (old && p->add && !gb_store_is_past(s, old, now)) return GB_EXISTS;
         while (!old && !gb_store_counted(s, now))
             if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
         uint32_t word = gb_entry_at(s->base, ref)->word;
-        bool wide = p->due && gb_wheel_wide(&s->index.wheel, p->due); /* the clock has moved on */
+        bool wide = p->due && gb_wheel_wide(&s->index.wheel, p->due + p->stale); /* it moved on */
         struct gb_extra *x = gb_extra_at(s->base, ref, word);
         x->flags = (x->flags & ~GB_EXTRA_WIDE) | (wide ? GB_EXTRA_WIDE : 0u);
         if (!gb_store_admit(s, p->key.hash, ref, old)) break;

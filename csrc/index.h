@@ -77,9 +77,14 @@ static inline void gb_index_use(struct gb_index *ix, gb_ref ref) {
     gb_list_unlink(ix->base, link);
     gb_list_link(ix->base, gb_index_list(ix), link);
 }
-/* Whether an entry that has a timer is due. */
+/* Whether an entry that has a timer is at its end: to be removed. */
 static inline bool gb_index_due(const struct gb_index *ix, gb_ref ref, uint64_t now) {
     return gb_wheel_deadline(&ix->wheel, ref) <= now;
+}
+/* The deadline of an entry that has a timer; it may be kept for a while beyond (stale). */
+static inline uint64_t gb_index_deadline(const struct gb_index *ix, gb_ref ref) {
+    return gb_wheel_deadline(&ix->wheel, ref) -
+           gb_stale_at(ix->base, ref, gb_entry_at(ix->base, ref)->word);
 }
 
 #endif

@@ -47,7 +47,10 @@
     X(expirations, "entries removed because they were due")                                        \
     X(rejects, "values refused because they can never fit")                                        \
     X(clears, "times everything was removed at once")                                              \
-    X(moves, "blocks moved to make scattered room one")
+    X(moves, "blocks moved to make scattered room one")                                            \
+    X(loads, "values a get_or_set loaded")                                                         \
+    X(load_errors, "loads that raised")                                                            \
+    X(stale_hits, "get_or_sets answered with a value past its deadline")
 #define GB_FIELD(name, help) uint64_t name;
 struct gb_counters {
     GB_COUNTERS(GB_FIELD)

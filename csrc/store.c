@@ -3,7 +3,7 @@
 
 /* What the header must hold: a timer, and extra words for what the first word cannot say. */
 static uint32_t flags_of(const struct gb_store *s, const struct gb_put *p, bool chain) {
-    bool wide = p->due && (gb_wheel_wide(&s->index.wheel, p->due) || p->idle);
+    bool wide = p->due && (gb_wheel_wide(&s->index.wheel, p->due + p->stale) || p->idle || p->stale);
     bool empty = !p->key.len && !p->value_len; /* else the block were too small to be listed */
     bool extra = chain || wide || empty || p->key.len >= GB_KLEN_LONG;
     return (p->due ? GB_WORD_TTL : 0u) | (extra ? GB_WORD_EXTRA : 0u);
@@ -31,15 +31,17 @@ void gb_store_fill(struct gb_store *s, gb_ref ref, const struct gb_put *p, bool 
               ((klen < GB_KLEN_LONG ? klen : GB_KLEN_LONG) << 17) | (p->key.type << 25) |
               (p->value_type << 27) | flags;
     e->hash = (uint32_t)p->key.hash;
-    if (flags & GB_WORD_TTL) gb_timer_at(s->base, ref)->due = (uint32_t)p->due;
+    uint64_t end = p->due ? p->due + p->stale : 0u;
+    if (flags & GB_WORD_TTL) gb_timer_at(s->base, ref)->due = (uint32_t)end;
     if (flags & GB_WORD_EXTRA) {
-        bool wide = p->due && gb_wheel_wide(&s->index.wheel, p->due);
+        bool wide = p->due && gb_wheel_wide(&s->index.wheel, end);
         struct gb_extra *x = gb_extra_at(s->base, ref, e->word);
         memset(x, 0, sizeof *x);
         x->key_len = klen;
         x->val_len = p->value_len;
-        x->due_high = (uint32_t)(p->due >> 32);
+        x->due_high = (uint32_t)(end >> 32);
         x->idle = p->idle;
+        x->stale = p->due ? p->stale : 0u;
         x->flags = (wide ? GB_EXTRA_WIDE : 0u) | (chain ? GB_EXTRA_CHAIN : 0u);
         x->hard_low = (uint32_t)p->hard;
         x->hard_high = (uint32_t)(p->hard >> 32);
@@ -91,7 +93,7 @@ static enum gb_err prepare(struct gb_store *s, const struct gb_put *p, uint64_t 
                            gb_ref *old) {
     for (;;) {
         *old = gb_store_live(s, &p->key, now);
-        if (*old && p->add) return GB_EXISTS;
+        if (*old && p->add && !gb_store_is_past(s, *old, now)) return GB_EXISTS;
         while (!*old && !gb_store_counted(s, now))
             if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
         uint64_t epoch = s->index.root->epoch + s->head->counters.moves;
@@ -128,7 +130,7 @@ enum gb_err gb_store_put(struct gb_store *s, const struct gb_put *p, uint64_t no
 
 uint64_t gb_store_due(const struct gb_store *s, gb_ref ref) {
     if (!(gb_entry_at(s->base, ref)->word & GB_WORD_TTL)) return 0;
-    return gb_wheel_deadline(&s->index.wheel, ref);
+    return gb_index_deadline(&s->index, ref);
 }
 
 void gb_store_use_slow(struct gb_store *s, gb_ref ref, uint64_t now) {
@@ -136,7 +138,7 @@ void gb_store_use_slow(struct gb_store *s, gb_ref ref, uint64_t now) {
     if (!x->idle) return;
     uint64_t hard = ((uint64_t)x->hard_high << 32) | x->hard_low, due = now + x->idle;
     if (hard && hard < due) due = hard;
-    if (due != gb_store_due(s, ref)) (void)gb_index_retime(&s->index, ref, due);
+    if (due != gb_store_due(s, ref)) (void)gb_index_retime(&s->index, ref, due + x->stale);
 }
 
 /* Whether the entry's own block can say the new times. */
@@ -145,7 +147,7 @@ static bool retime_in_place(struct gb_store *s, gb_ref ref, uint64_t due, uint64
     uint32_t word = gb_entry_at(s->base, ref)->word;
     bool extra = word & GB_WORD_EXTRA;
     if (!(word & GB_WORD_TTL) != !due || (idle && !extra)) return false;
-    if (due && !gb_index_retime(&s->index, ref, due)) return false;
+    if (due && !gb_index_retime(&s->index, ref, due + gb_stale_at(s->base, ref, word))) return false;
     if (extra) {
         struct gb_extra *x = gb_extra_at(s->base, ref, word);
         x->idle = idle;
@@ -163,7 +165,8 @@ enum gb_err gb_store_retime(struct gb_store *s, gb_ref ref, uint64_t due, uint64
     uint32_t word = gb_entry_at(s->base, ref)->word;
     bool chain = gb_store_is_chain(s, ref, word);
     struct gb_put p = {.value_len = gb_value_len(s->base, ref, word),
-                       .value_type = gb_word_vtype(word), .due = due, .hard = hard, .idle = idle};
+                       .value_type = gb_word_vtype(word),   .due = due, .hard = hard, .idle = idle,
+                       .stale = gb_stale_at(s->base, ref, word)};
     p.key.len = gb_key_len(s->base, ref, word);
     p.key.type = gb_word_ktype(word);
     p.key.hash = gb_entry_at(s->base, ref)->hash;

@@ -33,6 +33,7 @@ struct gb_put {
     uint64_t due;  /* ms; 0: no TTL */
     uint64_t hard; /* ms; where idle is set, the deadline no use may pass; 0: none */
     uint32_t idle; /* ms a use adds; 0: none */
+    uint32_t stale; /* ms it is kept beyond `due`, for those who ask; 0: none */
     bool add;      /* only if absent: else GB_EXISTS */
 };
 
@@ -119,10 +120,15 @@ static inline void gb_store_use(struct gb_store *s, gb_ref ref, uint64_t now) {
  * entry gets another one: GB_AGAIN (look it up again), GB_FULL, GB_BUSY (pinned) as in put. */
 enum gb_err gb_store_retime(struct gb_store *s, gb_ref ref, uint64_t due, uint64_t hard,
                             uint32_t idle, uint64_t now);
-/* The deadline in ms, 0 if none. */
+/* The deadline in ms, 0 if none; the entry may be kept for a while beyond. */
 uint64_t gb_store_due(const struct gb_store *s, gb_ref ref);
 static inline bool gb_store_is_due(const struct gb_store *s, gb_ref ref, uint64_t now) {
     return (gb_entry_at(s->base, ref)->word & GB_WORD_TTL) && gb_index_due(&s->index, ref, now);
+}
+/* Whether plain reads take it for absent, though it may be kept for a while. */
+static inline bool gb_store_is_past(const struct gb_store *s, gb_ref ref, uint64_t now) {
+    return (gb_entry_at(s->base, ref)->word & GB_WORD_TTL) &&
+           gb_index_deadline(&s->index, ref) <= now;
 }
 bool gb_store_check(const struct gb_store *s, struct gb_fault *f);
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from .cache import Cache, ObjectCache
 from .codec import Codec
 from .errors import BudgetError, ClosedError, GbError, ImageError
+from .memoize import memoize
 from .stats import Entry, Memory, ObjectEntry, Stats
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "ObjectCache",
     "ObjectEntry",
     "Stats",
+    "memoize",
 ]
 __version__ = "0.1.0"

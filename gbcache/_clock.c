@@ -36,7 +36,7 @@ bool gb_clock_ask(const struct gb_clock *c, uint64_t *now) {
 }
 
 struct gb_life gb_clock_life(struct gb_clock *c, uint64_t now, uint64_t ttl) {
-    struct gb_life life = {0, 0, 0};
+    struct gb_life life = {0, 0, 0, 0};
     if (ttl && c->jitter > 0.0) { /* xorshift64*; shortened, never longer than given */
         c->dice ^= c->dice >> 12;
         c->dice ^= c->dice << 25;

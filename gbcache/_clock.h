@@ -2,7 +2,8 @@
  *
  * WHAT      Times are ms of an image's own clock, whose 0 lies a second before the cache was made, so
  *           that 0 can mean "no deadline". A custom clock is Python code: it is asked before any lock.
- *           A life is a deadline, and where there is an idle time the deadline no use may pass.
+ *           A life is a deadline, where there is an idle time the deadline no use may pass, and how long
+ *           the value is kept beyond its deadline for those who ask for it (stale).
  *
  * COST      coarse: 4 ns, at most two of its ticks of 4 ms behind. exact: 24 ns.
  *
@@ -27,7 +28,7 @@ struct gb_clock {
 };
 struct gb_life {
     uint64_t due, hard; /* 0: none */
-    uint32_t idle;
+    uint32_t idle, stale;
 };
 extern PyObject *gb_clock_seconds; /* units.seconds_of; set when the module is made */
 
@@ -61,13 +62,13 @@ static inline bool gb_clock_now(const struct gb_clock *c, bool exact, uint64_t *
     *now = exact ? gb_clock_exact(c) : gb_clock_coarse(c);
     return true;
 }
-/* Whether the entry is due. `*now` is 0 if no clock was read yet; the coarse clock decides unless it
+/* Whether the entry is past its deadline. `*now` is 0 if no clock was read yet; the coarse clock decides unless it
  * is within its own error of the deadline. */
 static inline bool gb_clock_due(const struct gb_clock *c, const struct gb_index *ix, gb_ref ref,
                                 uint64_t *now) {
     uint32_t word = gb_entry_at(ix->base, ref)->word;
     if (GB_LIKELY(!(word & GB_WORD_TTL))) return false;
-    uint64_t due = gb_wheel_deadline(&ix->wheel, ref);
+    uint64_t due = gb_index_deadline(ix, ref);
     if (!*now) {
         *now = gb_clock_coarse(c);
         if (due <= *now) return true;

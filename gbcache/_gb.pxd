@@ -22,7 +22,7 @@ cdef extern from "_hot.h" nogil:
         GB_KIND_DIRECTORY, GB_KIND_RING, GB_KIND_PENDING, GB_KIND_HEAD
     struct gb_counters:
         uint64_t hits, misses_absent, misses_expired, sets, replaces, deletes
-        uint64_t evictions, expirations, rejects, clears, moves
+        uint64_t evictions, expirations, rejects, clears, moves, loads, load_errors, stale_hits
     struct gb_table_root:
         uint32_t count
     struct gb_wheel_root:
@@ -129,7 +129,7 @@ cdef extern from "_hot.h":
         PyObject *keep
     gb_door_names_t gb_door_names
     enum gb_hot_how:
-        GB_HOT_READ, GB_HOT_PEEK, GB_HOT_TAKE
+        GB_HOT_READ, GB_HOT_PEEK, GB_HOT_STALE, GB_HOT_TAKE
     enum: GB_BOX_INT
     struct gb_box:
         const uint8_t *bytes
@@ -157,7 +157,8 @@ cdef extern from "_hot.h":
     PyObject *gb_hot_read(gb_door *d, PyObject *key, gb_hot_how how)
     object gb_hot_item(PyObject *self, PyObject *key)
     int gb_hot_write(gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bint add) except -1
-    int gb_hot_land(gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark) except -1
+    int gb_hot_land(gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
+                    uint32_t stale) except -1
     int gb_hot_timed(gb_door *d) except -1
     int gb_hot_delete(gb_door *d, PyObject *key) except -1
     int gb_hot_has(gb_door *d, PyObject *key) except -1

@@ -2,19 +2,21 @@
 #include "_args.h"
 #include "_many.h"
 
-/* Entered. The live entry of a key, or 0; counts a miss unless the caller only looks. */
-static gb_ref look(struct gb_door *d, const struct gb_key *k, uint64_t *now, bool counts) {
+/* Entered. The live entry of a key, or 0; counts a miss unless the caller only looks. What is past its
+ * deadline stays while it may be served stale. */
+static gb_ref look(struct gb_door *d, const struct gb_key *k, uint64_t *now, enum gb_hot_how how) {
     struct gb_store *s = &d->store;
     gb_ref ref = gb_store_find(s, k);
+    bool counts = how == GB_HOT_READ || how == GB_HOT_TAKE;
     if (GB_UNLIKELY(!ref)) {
         s->head->counters.misses_absent += counts;
         return 0;
     }
     if (GB_LIKELY(!gb_clock_due(&d->clock, &d->store.index, ref, now))) return ref;
-    if (counts) {
-        gb_room_remove(s, ref, GB_CAUSE_EXPIRE);
-        s->head->counters.misses_expired++;
-    }
+    bool over = gb_store_is_due(s, ref, *now);
+    s->head->counters.misses_expired += counts;
+    if (how == GB_HOT_STALE && !over) return ref;
+    if (how == GB_HOT_TAKE || (counts && over)) gb_room_remove(s, ref, GB_CAUSE_EXPIRE);
     return 0;
 }
 
@@ -37,7 +39,7 @@ static PyObject *read_key(struct gb_door *d, const struct gb_key *k, uint64_t no
     struct gb_store *s = &d->store;
     for (bool busy = false;; busy = false) {
         if (GB_UNLIKELY(!gb_door_enter(d))) return NULL;
-        gb_ref ref = look(d, k, &now, how != GB_HOT_PEEK);
+        gb_ref ref = look(d, k, &now, how);
         if (!ref) {
             gb_door_leave(d, GB_OP_GET);
             return NULL;
@@ -118,9 +120,9 @@ static inline void foresee_bucket(struct gb_door *d, uint64_t hash) {
 }
 
 static int write_key(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add,
-                     const char *mark) {
+                     const char *mark, uint32_t stale) {
     struct gb_box kb, vb;
-    struct gb_put p = {.add = add};
+    struct gb_put p = {.add = add, .stale = stale};
     uint64_t ms = d->clock.ttl, now;
     enum gb_err err = GB_OK;
     bool done = false;
@@ -149,12 +151,13 @@ static int write_key(struct gb_door *d, PyObject *key, PyObject *value, PyObject
 
 int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
     gb_args_void(d->flights, key);
-    return write_key(d, key, value, ttl, add, NULL);
+    return write_key(d, key, value, ttl, add, NULL, 0);
 }
 
-int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark) {
+int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
+                uint32_t stale) {
     const char *byte = gb_args_mark(mark);
-    return byte ? write_key(d, key, value, ttl, false, byte) : -1;
+    return byte ? write_key(d, key, value, ttl, false, byte, stale) : -1;
 }
 
 int gb_hot_delete(struct gb_door *d, PyObject *key) {
@@ -167,7 +170,9 @@ int gb_hot_delete(struct gb_door *d, PyObject *key) {
     bool sane = gb_box_core_key(d, &b, &k), in = false;
     if (gb_clock_now(&d->clock, true, &now) && (in = gb_door_enter(d))) {
         ref = sane ? gb_store_live(&d->store, &k, now) : 0;
-        if (ref) gb_room_remove(&d->store, ref, GB_CAUSE_DELETE);
+        bool past = ref && gb_store_is_past(&d->store, ref, now); /* kept for get_or_set alone */
+        if (ref) gb_room_remove(&d->store, ref, past ? GB_CAUSE_EXPIRE : GB_CAUSE_DELETE);
+        if (past) ref = 0;
         gb_door_leave(d, GB_OP_REMOVE);
     }
     gb_box_drop(&b);
@@ -182,7 +187,7 @@ int gb_hot_has(struct gb_door *d, PyObject *key) {
     if (!gb_box_key(&b, key)) return -1;
     bool sane = gb_box_core_key(d, &b, &k), in = false;
     if ((!d->clock.asks || gb_clock_ask(&d->clock, &now)) && (in = gb_door_enter(d))) {
-        ref = sane ? look(d, &k, &now, false) : 0;
+        ref = sane ? look(d, &k, &now, GB_HOT_PEEK) : 0;
         gb_door_leave(d, GB_OP_GET);
     }
     gb_box_drop(&b);

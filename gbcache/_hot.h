@@ -19,6 +19,7 @@ typedef struct {
 enum gb_hot_how {
     GB_HOT_READ, /* counts as use, and in the stats */
     GB_HOT_PEEK, /* leaves no trace */
+    GB_HOT_STALE, /* counts as use; also past the deadline, while the value is kept */
     GB_HOT_TAKE  /* removes it too */
 };
 
@@ -33,6 +34,11 @@ static inline void gb_hot_prefetch(const struct gb_store *s, gb_ref ref) {
 static inline void gb_hot_after(struct gb_door *d, gb_ref ref, uint64_t now, enum gb_hot_how how) {
     struct gb_store *s = &d->store;
     if (how == GB_HOT_PEEK) return;
+    if (how == GB_HOT_STALE) {
+        gb_index_use(&s->index, ref); /* its deadline does not slide */
+        s->head->counters.stale_hits++;
+        return;
+    }
     s->head->counters.hits++;
     if (how == GB_HOT_READ) gb_store_use(s, ref, now);
     else gb_room_remove(s, ref, GB_CAUSE_DELETE);
@@ -46,8 +52,9 @@ PyObject *gb_hot_read(struct gb_door *d, PyObject *key, enum gb_hot_how how);
 PyObject *gb_hot_item(PyObject *self, PyObject *key);
 /* 1 written, 0 there already (add), -1 exception. `ttl` NULL: the cache's own. */
 int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add);
-/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. */
-int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark);
+/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. `stale`: ms. */
+int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
+                uint32_t stale);
 /* 1 removed, 0 was not there, -1 exception. */
 int gb_hot_delete(struct gb_door *d, PyObject *key);
 /* 1 there, 0 not, -1 exception. No use, no stats. */

@@ -50,7 +50,7 @@ cdef extern from "_bulk.h":
         PyObject *asks
     struct gb_refs_counters:
         uint64_t hits, misses_absent, misses_expired, sets, replaces, deletes, evictions
-        uint64_t expirations, rejects, clears
+        uint64_t expirations, rejects, clears, loads, load_errors, stale_hits
     struct gb_refs:
         gb_index index
         gb_clock clock
@@ -68,7 +68,7 @@ cdef extern from "_bulk.h":
     ctypedef struct gb_quick_store:
         pass
     enum gb_quick_how:
-        GB_QUICK_READ, GB_QUICK_PEEK, GB_QUICK_TAKE
+        GB_QUICK_READ, GB_QUICK_PEEK, GB_QUICK_STALE, GB_QUICK_TAKE
     struct gb_quick_seen:
         uint64_t due, now, weight
         uint32_t idle
@@ -102,7 +102,11 @@ cdef extern from "_bulk.h":
     int gb_bulk_walk(gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) except -1
     void gb_args_key_error(PyObject *key) except *
     void gb_args_void_all(PyObject *flights)
-    int gb_quick_land(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark) except -1
+    int gb_quick_land(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
+                      uint32_t stale) except -1
+
+cdef extern from "_memo.h":
+    int gb_memo_install(PyObject *module, void *store) except -1
 
 __all__ = ["ObjectStore", "smallest"]
 
@@ -327,16 +331,29 @@ cdef class ObjectStore:
                 return True
         return False
 
+    def _forget(self):
+        """Empties it, and begins to count hits and misses anew: functools' cache_clear."""
+        self.clear()
+        self.refs.counters.hits = self.refs.counters.misses_absent = 0
+        self.refs.counters.misses_expired = 0
+
     def _weighs(self):
         return self.weigher is not None
 
-    def _land(self, key, value, ttl, flight):
-        """Stores what a flight loaded, unless it was voided; whether it did."""
-        return gb_quick_land(&self.refs, <PyObject *>key, <PyObject *>value,
-                           NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight) == 1
+    def _stale(self, key, default):
+        """The value of `key`, also past its deadline while it is kept; counts as use."""
+        cdef PyObject *value = gb_quick_read(&self.refs, <PyObject *>key, GB_QUICK_STALE)
+        return default if is_miss(value) else owned(value)
 
-    def _leave(self, key, flight):
+    def _land(self, key, value, ttl, flight, uint32_t stale):
+        """Stores what a flight loaded, unless it was voided; whether it did. `stale`: ms."""
+        return gb_quick_land(&self.refs, <PyObject *>key, <PyObject *>value,
+                             NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight, stale) == 1
+
+    def _leave(self, key, flight, bint loaded, bint failed):
         """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
+        self.refs.counters.loads += loaded
+        self.refs.counters.load_errors += failed
         if self.flights.get(key) is flight:
             del self.flights[key]
 
@@ -354,7 +371,8 @@ cdef class ObjectStore:
         counters = dict(hits=c.hits, misses_absent=c.misses_absent,
                         misses_expired=c.misses_expired, sets=c.sets, replaces=c.replaces,
                         deletes=c.deletes, evictions=c.evictions, expirations=c.expirations,
-                        rejects=c.rejects, clears=c.clears, moves=0)
+                        rejects=c.rejects, clears=c.clears, moves=0, loads=c.loads,
+                        load_errors=c.load_errors, stale_hits=c.stale_hits)
         parts = {name: <uint64_t>r.index.arena.root.ledger[i] * 8 for i, name in enumerate(KINDS)}
         parts["free"] = 0
         parts["free"] = top - sum(parts.values())
@@ -442,6 +460,8 @@ cdef install():
     gb_refs_names.keep = <PyObject *>keep
     gb_clock_seconds = <PyObject *>seconds_of
     gb_quick_install(<void *>ObjectStore, sizeof(gb_quick_store))
+    import sys
+    gb_memo_install(<PyObject *>sys.modules[__name__], <void *>ObjectStore)
 
 
 install()

@@ -268,15 +268,27 @@ cdef class PackedStore:
             return False
         return gb_door_work(d, gb_clock_exact(&d.clock), slices)
 
-    def _land(self, key, value, ttl, flight):
-        """Stores what a flight loaded, unless it was voided; whether it did."""
-        return gb_hot_land(&self.door, <PyObject *>key, <PyObject *>value,
-                           NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight) == 1
+    def _stale(self, key, default):
+        """The value of `key`, also past its deadline while it is kept; counts as use."""
+        cdef PyObject *value = gb_hot_read(&self.door, <PyObject *>key, GB_HOT_STALE)
+        return default if is_miss(value) else owned(value)
 
-    def _leave(self, key, flight):
+    def _land(self, key, value, ttl, flight, uint32_t stale):
+        """Stores what a flight loaded, unless it was voided; whether it did. `stale`: ms."""
+        return gb_hot_land(&self.door, <PyObject *>key, <PyObject *>value,
+                           NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight, stale) == 1
+
+    def _leave(self, key, flight, bint loaded, bint failed):
         """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
+        cdef gb_door *d = &self.door
         if self.flights.get(key) is flight:
             del self.flights[key]
+        if not d.open:
+            return
+        gb_door_enter(d)
+        d.store.head.counters.loads += loaded
+        d.store.head.counters.load_errors += failed
+        gb_door_leave(d, GB_OP_GET)
 
     def _timed(self):
         """Whether any entry has a TTL."""
@@ -301,7 +313,8 @@ cdef class PackedStore:
         counters = dict(hits=c.hits, misses_absent=c.misses_absent,
                         misses_expired=c.misses_expired, sets=c.sets, replaces=c.replaces,
                         deletes=c.deletes, evictions=c.evictions, expirations=c.expirations,
-                        rejects=c.rejects, clears=c.clears, moves=c.moves)
+                        rejects=c.rejects, clears=c.clears, moves=c.moves, loads=c.loads,
+                        load_errors=c.load_errors, stale_hits=c.stale_hits)
         parts = {name: <uint64_t>ledger[i] * 8 for i, name in enumerate(KINDS)}
         parts["head"] += length - sum(parts.values())  # less than a granule, if any
         sizes = dict(entries=count, timed=timed, key_bytes=keys, value_bytes=values,

@@ -1,5 +1,6 @@
 /* _quick.c - the fast half of ObjectStore. */
 #include "_bulk.h"
+#include "_once.h"
 
 static struct gb_refs *refs_of(PyObject *self) { return &((gb_quick_store *)self)->refs; }
 
@@ -11,11 +12,23 @@ static inline bool prepare(struct gb_refs *r, PyObject *key, uint64_t *hash, uin
     return GB_LIKELY(r->open) || gb_refs_opened(r);
 }
 
-static void expired(struct gb_refs *r, gb_ref ref) {
+/* Found past its deadline; it stays while it may be served stale. */
+static void expired(struct gb_refs *r, gb_ref ref, uint64_t now, enum gb_quick_how how) {
     struct gb_refs_aside aside = {.n = 0};
-    gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
+    if (how == GB_QUICK_PEEK) return;
     r->counters.misses_expired++;
+    if (how != GB_QUICK_TAKE && !gb_refs_is_over(r, ref, now)) return;
+    gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
     gb_refs_release(&aside);
+}
+
+/* What get_or_set answers while another loads. */
+static PyObject *read_stale(struct gb_refs *r, gb_ref ref) {
+    PyObject *pair[2];
+    r->counters.stale_hits++;
+    gb_index_use(&r->index, ref); /* its deadline does not slide */
+    gb_refs_leave(r);
+    return Py_NewRef(gb_refs_pair(r->index.base, ref, pair)[1]);
 }
 
 static PyObject *take(struct gb_refs *r, gb_ref ref, PyObject *value) {
@@ -26,18 +39,18 @@ static PyObject *take(struct gb_refs *r, gb_ref ref, PyObject *value) {
     return value;
 }
 
-PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how) {
-    uint64_t hash, now;
+/* Prepared. */
+static inline PyObject *read_key(struct gb_refs *r, PyObject *key, uint64_t hash, uint64_t now,
+                                 enum gb_quick_how how) {
     gb_ref ref;
-    if (how == GB_QUICK_TAKE) gb_args_void(r->flights, key);
-    if (GB_UNLIKELY(!prepare(r, key, &hash, &now))) return NULL;
     gb_refs_enter(r);
     if (gb_refs_find(r, key, hash, &ref) <= 0) {
-        r->counters.misses_absent += how != GB_QUICK_PEEK && !PyErr_Occurred();
+        r->counters.misses_absent += how != GB_QUICK_PEEK && how != GB_QUICK_STALE && !PyErr_Occurred();
         return NULL;
     }
     if (GB_UNLIKELY(gb_clock_due(&r->clock, &r->index, ref, &now))) {
-        if (how != GB_QUICK_PEEK) expired(r, ref);
+        if (how == GB_QUICK_STALE && !gb_refs_is_over(r, ref, now)) return read_stale(r, ref);
+        expired(r, ref, now, how);
         return NULL;
     }
     PyObject *pair[2], *value = Py_NewRef(gb_refs_pair(r->index.base, ref, pair)[1]);
@@ -47,6 +60,20 @@ PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how)
     gb_refs_use(r, ref, now);
     gb_refs_leave(r);
     return value;
+}
+
+PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how) {
+    uint64_t hash, now;
+    if (how == GB_QUICK_TAKE) gb_args_void(r->flights, key);
+    if (GB_UNLIKELY(!prepare(r, key, &hash, &now))) return NULL;
+    return read_key(r, key, hash, now, how);
+}
+
+PyObject *gb_quick_read_hashed(struct gb_refs *r, PyObject *key, uint64_t hash) {
+    uint64_t now = 0;
+    if (GB_UNLIKELY(r->clock.asks != NULL) && !gb_clock_ask(&r->clock, &now)) return NULL;
+    if (GB_UNLIKELY(!r->open) && !gb_refs_opened(r)) return NULL;
+    return read_key(r, key, hash, now, GB_QUICK_READ);
 }
 
 PyObject *gb_quick_item(PyObject *self, PyObject *key) {
@@ -92,30 +119,34 @@ static bool weigh(const struct gb_refs *r, PyObject *key, PyObject *value, uint6
 }
 
 static int write_key(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add,
-                     const char *mark) {
-    struct gb_refs_put p = {.key = key, .value = value, .add = add, .mark = mark};
+                     const char *mark, uint32_t stale) {
+    struct gb_refs_put p = {.key = mark ? gb_once_inner(key) : key, .value = value, .add = add,
+                            .mark = mark};
     uint64_t ms = r->clock.ttl;
     if (ttl && !gb_clock_ttl(ttl, &ms)) return -1;
-    if (!weigh(r, key, value, &p.weight) || !prepare(r, key, &p.hash, &p.now)) return -1;
+    if (!weigh(r, p.key, value, &p.weight) || !prepare(r, key, &p.hash, &p.now)) return -1;
     if (!p.now) { /* no clock need be read where nothing can be due */
         bool exact = ms || r->clock.idle || (add && r->index.wheel.root->count);
         p.now = exact ? gb_clock_exact(&r->clock)
                       : r->index.wheel.root->count ? gb_clock_coarse(&r->clock) : 1u;
     }
-    if (ms || r->clock.idle) p.life = gb_clock_life(&r->clock, p.now, ms);
+    if (ms || r->clock.idle) {
+        p.life = gb_clock_life(&r->clock, p.now, ms);
+        p.life.stale = stale;
+    }
     int done = gb_refs_put(r, &p);
     return done > 0 && timed(r, p.life.due) ? -1 : done;
 }
 
 int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
     gb_args_void(r->flights, key);
-    return write_key(r, key, value, ttl, add, NULL);
+    return write_key(r, key, value, ttl, add, NULL, 0);
 }
 
 int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl,
-                  PyObject *mark) {
+                  PyObject *mark, uint32_t stale) {
     const char *byte = gb_args_mark(mark);
-    return byte ? write_key(r, key, value, ttl, false, byte) : -1;
+    return byte ? write_key(r, key, value, ttl, false, byte, stale) : -1;
 }
 
 int gb_quick_delete(struct gb_refs *r, PyObject *key) {
@@ -156,6 +187,8 @@ int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
     if (!now) now = gb_clock_exact(&r->clock);
     if (gb_clock_due(&r->clock, &r->index, ref, &now)) return 0;
     struct gb_life life = gb_clock_life(&r->clock, now, ms);
+    uint32_t word = gb_entry_at(r->index.base, ref)->word;
+    life.stale = life.due ? gb_stale_at(r->index.base, ref, word) : 0u;
     if (gb_refs_retime(r, ref, &life)) return -1;
     return timed(r, life.due) ? -1 : 1;
 }

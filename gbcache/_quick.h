@@ -20,6 +20,7 @@ typedef struct {
 enum gb_quick_how {
     GB_QUICK_READ, /* counts as use, and in the stats */
     GB_QUICK_PEEK, /* leaves no trace */
+    GB_QUICK_STALE, /* counts as use; also past the deadline, while the value is kept */
     GB_QUICK_TAKE  /* removes it too */
 };
 /* What is known of an entry; `due` 0: never. */
@@ -32,12 +33,15 @@ struct gb_quick_seen {
 int gb_quick_install(PyTypeObject *type, size_t basic_size);
 /* A new reference; NULL with an exception, or without one for a miss. */
 PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how);
+/* A read of a key whose mixed hash is known. */
+PyObject *gb_quick_read_hashed(struct gb_refs *r, PyObject *key, uint64_t hash);
 /* cache[key]: a miss asks the type's __missing__, then raises KeyError. */
 PyObject *gb_quick_item(PyObject *self, PyObject *key);
 /* 1 written, 0 there already (add), -1 exception. `ttl` NULL: the cache's own. */
 int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add);
-/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. */
-int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark);
+/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. `stale`: ms. */
+int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
+                  uint32_t stale);
 /* 1 removed, 0 was not there, -1 exception. */
 int gb_quick_delete(struct gb_refs *r, PyObject *key);
 /* 1 there, 0 not, -1 exception. No use, no stats. */

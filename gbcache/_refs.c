@@ -101,7 +101,7 @@ again:
 
 uint64_t gb_refs_due(const struct gb_refs *r, gb_ref ref) {
     if (!(gb_entry_at(r->index.base, ref)->word & GB_WORD_TTL)) return 0;
-    return gb_wheel_deadline(&r->index.wheel, ref);
+    return gb_index_deadline(&r->index, ref);
 }
 
 uint32_t gb_refs_idle(const struct gb_refs *r, gb_ref ref) {
@@ -152,7 +152,7 @@ void gb_refs_remove(struct gb_refs *r, gb_ref ref, enum gb_cause cause,
 static uint32_t shape(const struct gb_refs *r, const struct gb_life *life) {
     uint32_t word = r->weigh ? HAS_WEIGHT : 0u;
     if (!life->due) return word;
-    bool extra = life->idle || gb_wheel_wide(&r->index.wheel, life->due);
+    bool extra = life->idle || life->stale || gb_wheel_wide(&r->index.wheel, life->due);
     return word | GB_WORD_TTL | (extra ? GB_WORD_EXTRA : 0u);
 }
 
@@ -160,13 +160,15 @@ static void set_life(struct gb_refs *r, gb_ref ref, const struct gb_life *life) 
     uint8_t *base = r->index.base;
     uint32_t word = gb_entry_at(base, ref)->word;
     if (!(word & GB_WORD_TTL)) return;
-    gb_timer_at(base, ref)->due = (uint32_t)life->due;
+    uint64_t end = life->due + life->stale;
+    gb_timer_at(base, ref)->due = (uint32_t)end;
     if (!(word & GB_WORD_EXTRA)) return;
     struct gb_extra *x = gb_extra_at(base, ref, word);
     memset(x, 0, sizeof *x);
-    x->due_high = (uint32_t)(life->due >> 32);
-    x->flags = gb_wheel_wide(&r->index.wheel, life->due) ? GB_EXTRA_WIDE : 0u;
+    x->due_high = (uint32_t)(end >> 32);
+    x->flags = gb_wheel_wide(&r->index.wheel, end) ? GB_EXTRA_WIDE : 0u;
     x->idle = life->idle;
+    x->stale = life->stale;
     x->hard_low = (uint32_t)life->hard;
     x->hard_high = (uint32_t)(life->hard >> 32);
 }
@@ -223,7 +225,7 @@ void gb_refs_slide(struct gb_refs *r, gb_ref ref, uint64_t now) {
     struct gb_extra *x = gb_extra_at(r->index.base, ref, gb_entry_at(r->index.base, ref)->word);
     if (!x->idle || !now) return;
     uint64_t hard = ((uint64_t)x->hard_high << 32) | x->hard_low, due = now + x->idle;
-    (void)gb_index_retime(&r->index, ref, hard && hard < due ? hard : due);
+    (void)gb_index_retime(&r->index, ref, (hard && hard < due ? hard : due) + x->stale);
 }
 
 /* ---- room ---- */
@@ -359,11 +361,11 @@ int gb_refs_put(struct gb_refs *r, const struct gb_refs_put *p) {
         gb_refs_enter(r);
         done = gb_refs_find(r, p->key, p->hash, &ref);
         if (done < 0) return -1;
-        if (ref && p->now && gb_refs_due(r, ref) && gb_refs_due(r, ref) <= p->now) {
+        if (ref && gb_refs_is_over(r, ref, p->now)) {
             gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
             ref = 0;
         }
-        if ((ref && p->add) || (p->mark && *p->mark)) {
+        if ((ref && p->add && !gb_refs_is_past(r, ref, p->now)) || (p->mark && *p->mark)) {
             done = 0;
             break;
         }

@@ -41,7 +41,7 @@ struct gb_refs_head { /* at the reservation's start */
 
 struct gb_refs_counters {
     uint64_t hits, misses_absent, misses_expired, sets, replaces, deletes, evictions, expirations,
-        rejects, clears;
+        rejects, clears, loads, load_errors, stale_hits;
 };
 
 struct gb_refs {
@@ -108,8 +108,18 @@ int gb_refs_fit(struct gb_refs *r, uint64_t now);
 bool gb_refs_expire(struct gb_refs *r, uint64_t now);
 /* Gives an entry another life: may move it to another block. -1 with an exception. */
 int gb_refs_retime(struct gb_refs *r, gb_ref ref, const struct gb_life *life);
-/* Milliseconds; 0: never. */
+/* The deadline in ms; 0: never. The entry may be kept for a while beyond. */
 uint64_t gb_refs_due(const struct gb_refs *r, gb_ref ref);
+/* Whether it is past its deadline: plain reads take it for absent. `now` 0: not known, so it is not. */
+static inline bool gb_refs_is_past(const struct gb_refs *r, gb_ref ref, uint64_t now) {
+    return (gb_entry_at(r->index.base, ref)->word & GB_WORD_TTL) &&
+           gb_index_deadline(&r->index, ref) <= now;
+}
+/* Whether it is at its end, and to be removed. */
+static inline bool gb_refs_is_over(const struct gb_refs *r, gb_ref ref, uint64_t now) {
+    return (gb_entry_at(r->index.base, ref)->word & GB_WORD_TTL) &&
+           gb_index_due(&r->index, ref, now);
+}
 uint32_t gb_refs_idle(const struct gb_refs *r, gb_ref ref);
 uint64_t gb_refs_weight(const struct gb_refs *r, gb_ref ref);
 /* Another value in an entry's place; its life, its weight and its rank stay. Releases the old one. */

@@ -43,6 +43,7 @@ static int touch_boxed(struct gb_door *d, struct gb_put *p, uint64_t now) {
     do {
         if (!gb_door_enter(d)) return -1;
         gb_ref ref = gb_store_live(&d->store, &p->key, now);
+        if (ref && gb_store_is_past(&d->store, ref, now)) ref = 0;
         err = ref ? gb_store_retime(&d->store, ref, p->due, p->hard, p->idle, now) : GB_GONE;
         gb_door_leave(d, GB_OP_SET);
         more = again(d, err, p);
@@ -76,7 +77,8 @@ static enum verdict incr_once(struct gb_door *d, struct gb_put *p, uint64_t now,
     gb_ref ref = gb_store_live(s, &p->key, now);
     long long held = initial, sum;
     *err = GB_OK;
-    p->due = p->hard = p->idle = 0;
+    p->due = p->hard = p->idle = p->stale = 0;
+    if (ref && gb_store_is_past(s, ref, now)) ref = 0;
     if (ref) { /* keeps its deadline */
         uint32_t word = gb_entry_at(s->base, ref)->word;
         if (gb_word_vtype(word) != GB_BOX_INT) return NO_INT;
@@ -86,6 +88,7 @@ static enum verdict incr_once(struct gb_door *d, struct gb_put *p, uint64_t now,
             const struct gb_extra *x = gb_extra_at(s->base, ref, word);
             p->hard = ((uint64_t)x->hard_high << 32) | x->hard_low;
             p->idle = x->idle;
+            p->stale = x->stale;
             if (p->idle) p->due = now + p->idle; /* a use */
             if (p->idle && p->hard && p->hard < p->due) p->due = p->hard;
         }

@@ -1,25 +1,18 @@
-"""`Cache`: the mapping people use."""
+"""`Cache` and `ObjectCache`: the mappings people use."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import (
-    Awaitable,
-    Callable,
-    ItemsView,
-    Iterator,
-    KeysView,
-    MutableMapping,
-    ValuesView,
-)
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any
 
-from . import flight, housekeeper, memory
+from . import housekeeper, memory
 from ._object import ObjectStore
-from ._packed import UNSET, PackedStore, smallest
+from ._packed import PackedStore, smallest
 from .codec import Codec, resolve
+from .mapping import Common
 from .stats import Memory, Stats
 from .units import bytes_of, seconds_of
 
@@ -63,132 +56,7 @@ def _check_times(
         raise TypeError(f"clock={clock!r} is not callable")
 
 
-class _Keys(KeysView[Any]):
-    _mapping: _Common
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._mapping._walk(0)
-
-
-class _Values(ValuesView[Any]):
-    _mapping: _Common
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._mapping._walk(1)
-
-    def __contains__(self, value: object) -> bool:
-        return any(value is held or value == held for held in self)
-
-
-class _Items(ItemsView[Any, Any]):
-    _mapping: _Common
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return self._mapping._walk(2)
-
-    def __contains__(self, item: object) -> bool:
-        if not isinstance(item, tuple) or len(item) != 2:
-            return False
-        absent = object()
-        held = self._mapping.peek(item[0], absent)
-        return held is not absent and (held is item[1] or held == item[1])
-
-
-Figures = tuple[dict[str, int], dict[str, int], dict[str, int], dict[str, int]]
-_C = TypeVar("_C", bound="_Common")
-
-
-class _Common(MutableMapping[Any, Any]):
-    """What both caches are: views in the order of use, no copies, a context."""
-
-    __hash__ = None  # type: ignore[assignment]
-    _way_out = "take dict(cache.items())"
-    name: str
-    _flights: dict[Any, flight.Flight]
-
-    if TYPE_CHECKING:  # what the stores are
-
-        def _walk(self, what: int) -> Iterator[Any]: ...
-        def _figures(self) -> Figures: ...
-        def close(self) -> None: ...
-        def peek(self, key: Any, default: Any = None) -> Any: ...
-        def get(self, key: Any, default: Any = None) -> Any: ...
-        def _land(self, key: Any, value: Any, ttl: Any, flight: bytearray) -> bool: ...
-        def _leave(self, key: Any, flight: bytearray) -> None: ...
-        def _arrived(self, key: Any, value: Any) -> Any: ...
-
-    def keys(self) -> KeysView[Any]:
-        """A view of the keys; iterating it is least recently used first, and no use."""
-        return _Keys(self)
-
-    def values(self) -> ValuesView[Any]:
-        """A view of the values; iterating it is least recently used first, and no use."""
-        return _Values(self)
-
-    def items(self) -> ItemsView[Any, Any]:
-        """A view of the pairs; iterating it is least recently used first, and no use."""
-        return _Items(self)
-
-    def get_or_set(
-        self, key: Any, fn: Callable[[], Any], ttl: float | timedelta | object | None = UNSET
-    ) -> Any:
-        """The value of `key`; if it is absent, ``fn()``, stored with `ttl` (not given: the cache's own).
-
-        One flight per key: of all threads and tasks that miss, one calls `fn`, the others get its result
-        or its exception, which is not stored. No lock is held meanwhile. Who would wait for himself, in
-        however many steps, calls `fn` himself; so does a call on the very event loop that the load needs.
-        If anybody sets, deletes or clears the key meanwhile, the result is returned and not stored. A
-        thread that `fn` starts, waits for, and that asks for the same key is beyond this: give it a copy
-        of the context (``contextvars.copy_context().run``).
-
-        A value that can never fit is returned all the same. Cost on a hit: a `get` and a call.
-        """
-        return flight.load(self, key, fn, ttl)
-
-    async def aget_or_set(
-        self,
-        key: Any,
-        fn: Callable[[], Awaitable[Any]],
-        ttl: float | timedelta | object | None = UNSET,
-    ) -> Any:
-        """`get_or_set` for coroutines: ``await fn()``; flights are shared with `get_or_set`, across loops.
-
-        If the task that loads is cancelled, one of those who wait takes over.
-        """
-        return await flight.aload(self, key, fn, ttl)
-
-    @property
-    def max_entries(self) -> int | None:
-        """The bound on the count, None if there is none."""
-        return self._figures()[2]["max_entries"] or None
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes in use: everything but free blocks."""
-        _, parts, sizes, _ = self._figures()
-        return sizes["total"] - parts["free"]
-
-    def copy(self) -> NoReturn:
-        """Refused: a cache is not a value."""
-        raise TypeError(f"a {type(self).__name__} cannot be copied: {self._way_out}")
-
-    def __copy__(self) -> NoReturn:
-        self.copy()
-
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        self.copy()
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} cannot be pickled: {self._way_out}")
-
-    def __enter__(self: _C) -> _C:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class Cache(PackedStore, _Common):
+class Cache(PackedStore, Common):
     """A mapping in a fixed number of bytes: least recently used out, a TTL for every key.
 
     Keys: str, bytes, int, float, bool, None, and tuples of these. Values: these atoms as they are; lists,
@@ -246,7 +114,7 @@ class Cache(PackedStore, _Common):
         _check_times(jitter, idle, clock)
         length, count = _limit(max_bytes), _count(max_entries)
         self.name = name
-        self._flights = {}
+        self._flights, self._generations = {}, {}
         self._max_bytes = bytes_of(max_bytes)
         self._resizing, self._in_resize = threading.RLock(), False
         self._attach(
@@ -332,7 +200,7 @@ class Cache(PackedStore, _Common):
         )
 
 
-class ObjectCache(ObjectStore, _Common):
+class ObjectCache(ObjectStore, Common):
     """A mapping of any hashable key to any value, by reference: least recently used out, TTLs per key.
 
     What `functools.lru_cache` and cachetools are used for. A value read is the very object that was
@@ -380,7 +248,7 @@ class ObjectCache(ObjectStore, _Common):
             raise TypeError(f"max_weight={max_weight!r} needs weigh=: a function of key and value")
         count, weight = _count(max_entries), _count(max_weight, "max_weight", 2**63 - 1)
         self.name = name
-        self._flights = {}
+        self._flights, self._generations = {}, {}
         self._attach(
             memory.reserve(count),
             seed=os.urandom(8),

@@ -11,21 +11,20 @@ After singleflight (Go, golang.org/x/sync), made safe for re-entrance, loops and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from datetime import timedelta
 from inspect import isawaitable
 from typing import Any, Protocol
 
 from .errors import BudgetError, ClosedError
 
-__all__ = ["Flight", "aload", "load"]
+__all__ = ["MISS", "Flight", "afill", "aload", "fill", "load"]
 
-_MISS = object()
+MISS = object()
 _AGAIN = object()
 """What followers are told when the leader was cancelled or interrupted: one of them leads now."""
 
@@ -36,67 +35,106 @@ class Loadable(Protocol):
     _flights: dict[Any, Flight]
 
     def get(self, key: Any, default: Any = None) -> Any: ...
-    def _land(self, key: Any, value: Any, ttl: Any, flight: bytearray) -> bool: ...
-    def _leave(self, key: Any, flight: bytearray) -> None: ...
+    def peek(self, key: Any, default: Any = None) -> Any: ...
+    def _stale(self, key: Any, default: Any) -> Any: ...
+    def _land(self, key: Any, value: Any, ttl: Any, flight: bytearray, stale: int) -> bool: ...
+    def _leave(self, key: Any, flight: bytearray, loaded: bool, failed: bool) -> None: ...
     def _arrived(self, key: Any, value: Any) -> Any: ...
 
 
 class Flight(bytearray):
     """One load under way. Its only byte is set by whoever changes the key (C does): then it is void."""
 
+    __slots__ = ("error", "future", "loop", "process", "successor", "value", "waits")
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        super().__init__(1)
-        self.loop = loop
-        self.process = os.getpid()
-        self.result: Future[Any] = Future()
-        self.waits: list[Flight] = []
-        """What its leader, or tasks of its leader, wait for."""
-        self.successors: list[Flight] = []
-        """Where it was voided: the first of these is the flight of those who came later."""
+    loop: asyncio.AbstractEventLoop | None
+    process: int
+    value: Any
+    """What came of it: MISS while it is under way."""
+    error: Exception | None
+    future: Future[Any] | None
+    """Made by the first who waits."""
+    waits: tuple[Flight, ...]
+    """What its leader, or tasks of its leader, wait for."""
+    successor: Flight | None
+    """Where it was voided: the flight of those who came later."""
 
 
 _leading: ContextVar[tuple[Flight, ...]] = ContextVar("gbcache_leading", default=())
 """The flights this thread, task, or a task it comes from, is loading for."""
 _graph = threading.RLock()
-"""Guards who waits for whom. Held for a few steps over flights, never while user code runs."""
+"""Guards who waits for whom, and how a flight ended. Held for a few steps, never while user code runs."""
+_process = os.getpid()
 
 
 def _in_child() -> None:
-    global _graph
-    _graph = threading.RLock()  # whoever held it is not here
+    global _graph, _process
+    _graph, _process = threading.RLock(), os.getpid()  # whoever held it is not here
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+def _start() -> tuple[Flight, Token[tuple[Flight, ...]]]:
+    """A flight that this thread or task leads, if the key has none."""
+    mine = Flight(1)
+    mine.loop, mine.process = asyncio._get_running_loop(), _process
+    mine.value, mine.error, mine.future = MISS, None, None
+    mine.waits, mine.successor = (), None
+    return mine, _leading.set((*_leading.get(), mine))
 
 
 def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
     """The flight of the key: `mine`, which then is ours to lead, or another's. Runs ``__eq__``."""
     flight = cache._flights.setdefault(key, mine)
+    if flight is mine:
+        return mine
     if flight.process != mine.process:  # its leader did not come along when we were forked
         flight[0] = 1
     while flight is not mine and flight[0]:
-        flight.successors.append(mine)  # atomic: the first to append leads
-        flight = flight.successors[0]
+        with _graph:
+            if flight.successor is None:
+                flight.successor = mine
+            flight = flight.successor
     if flight is mine:
         cache._flights[key] = mine
     return flight
 
 
+def _future(flight: Flight) -> Future[Any]:
+    """What a follower waits on."""
+    with _graph:
+        if flight.future is None:
+            flight.future = Future()
+            if flight.error is not None:
+                flight.future.set_exception(flight.error)
+            elif flight.value is not MISS:
+                flight.future.set_result(flight.value)
+        return flight.future
+
+
+def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
+    """The leader's last word; only the first counts."""
+    with _graph:
+        if flight.value is not MISS or flight.error is not None:
+            return
+        flight.value, flight.error = value, error
+        future = flight.future
+    if future is None:
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
+
+
 def _wait_for(flight: Flight, blocking: bool) -> bool:
     """Notes that the flights we lead wait for `flight`; False if that would close a cycle."""
     ours = _leading.get()
-    loop = _running_loop() if blocking else None
+    loop = asyncio._get_running_loop() if blocking else None
     with _graph:
         open_, seen = [flight], set()
         while open_:
@@ -107,67 +145,90 @@ def _wait_for(flight: Flight, blocking: bool) -> bool:
                 seen.add(at)
                 open_ += at.waits
         for one in ours:
-            one.waits.append(flight)
+            one.waits = (*one.waits, flight)
     return True
 
 
 def _waited(flight: Flight) -> None:
     with _graph:
         for one in _leading.get():
-            if flight in one.waits:
-                one.waits.remove(flight)
+            waits = list(one.waits)
+            if flight in waits:
+                waits.remove(flight)
+                one.waits = tuple(waits)
 
 
-def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any) -> None:
+def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, stale: int) -> None:
     """The leader's last step but one: the value to the cache, then to those who wait."""
     try:
-        with contextlib.suppress(BudgetError, ClosedError):
-            # Counted as a reject, or nobody's any more; what was asked for is there.
-            cache._land(key, value, ttl, flight)
+        cache._land(key, value, ttl, flight, stale)
+    except (BudgetError, ClosedError):  # noqa: SIM105 (suppress costs as much as the rest)
+        pass  # counted as a reject, or nobody's any more; what was asked for is there
     finally:
-        cache._leave(key, flight)
-    flight.result.set_result(value)
+        cache._leave(key, flight, True, False)
+    _settle(flight, value)
 
 
-def _failed(cache: Loadable, key: Any, flight: Flight, error: BaseException) -> None:
-    if flight.result.done():
-        return
-    cache._leave(key, flight)
+def _failed(
+    cache: Loadable, key: Any, flight: Flight, error: BaseException, loaded: bool
+) -> None:
+    """The leader raised, or was cancelled or interrupted, which is its own affair: another leads then."""
+    cache._leave(key, flight, False, isinstance(error, Exception) and not loaded)
     if isinstance(error, Exception):
-        flight.result.set_exception(error)
+        _settle(flight, MISS, error)
     else:
-        flight.result.set_result(_AGAIN)  # cancelled, interrupted: that is the leader's own affair
+        _settle(flight, _AGAIN)
 
 
 def load(
-    cache: Loadable, key: Any, fn: Callable[[], Any], ttl: float | timedelta | object | None
+    cache: Loadable,
+    key: Any,
+    fn: Callable[[], Any],
+    ttl: float | timedelta | object | None,
+    stale: int,
 ) -> Any:
-    """`cache.get_or_set`."""
+    """`cache.get_or_set`; `stale` in ms."""
+    value = cache.get(key, MISS)
+    return value if value is not MISS else fill(cache, key, fn, ttl, stale)
+
+
+def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int) -> Any:
+    """The value of a key that was just missed."""
     while True:
-        value = cache.get(key, _MISS)
-        if value is not _MISS:
-            return value
-        mine = Flight(_running_loop())
-        token = _leading.set((*_leading.get(), mine))
+        old = cache._stale(key, MISS) if stale else MISS
+        mine, token = _start()
+        loaded = False
         try:  # an interrupt may come anywhere from here on
             flight = _join(cache, key, mine)
             if flight is mine:
-                value = fn()
-                _landed(cache, key, mine, value, ttl)
+                value = cache.peek(key, MISS)  # another's flight may have landed since
+                if value is MISS:
+                    value = fn()
+                    loaded = True
+                    _landed(cache, key, mine, value, ttl, stale)
+                else:
+                    cache._leave(key, mine, False, False)
+                    _settle(mine, value)
                 return value
         except BaseException as error:
-            _failed(cache, key, mine, error)
-            raise
+            _failed(cache, key, mine, error, loaded)
+            if old is MISS or loaded or not isinstance(error, Exception):
+                raise
         finally:
             _leading.reset(token)
+        if old is not MISS:
+            return old
         if not _wait_for(flight, blocking=True):
             return fn()
         try:
-            value = flight.result.result()
+            value = _future(flight).result()
         finally:
             _waited(flight)
         if value is not _AGAIN:
             return cache._arrived(key, value)
+        value = cache.get(key, MISS)
+        if value is not MISS:
+            return value
 
 
 async def aload(
@@ -175,34 +236,53 @@ async def aload(
     key: Any,
     fn: Callable[[], Awaitable[Any]],
     ttl: float | timedelta | object | None,
+    stale: int,
 ) -> Any:
-    """`cache.aget_or_set`."""
+    """`cache.aget_or_set`; `stale` in ms."""
+    value = cache.get(key, MISS)
+    return value if value is not MISS else await afill(cache, key, fn, ttl, stale)
+
+
+async def afill(
+    cache: Loadable, key: Any, fn: Callable[[], Awaitable[Any]], ttl: Any, stale: int
+) -> Any:
+    """`fill` for coroutines."""
     while True:
-        value = cache.get(key, _MISS)
-        if value is not _MISS:
-            return value
-        mine = Flight(asyncio.get_running_loop())
-        token = _leading.set((*_leading.get(), mine))
+        old = cache._stale(key, MISS) if stale else MISS
+        mine, token = _start()
+        loaded = False
         try:
             flight = _join(cache, key, mine)
             if flight is mine:
-                value = await _awaited(fn())
-                _landed(cache, key, mine, value, ttl)
+                value = cache.peek(key, MISS)
+                if value is MISS:
+                    value = await _awaited(fn())
+                    loaded = True
+                    _landed(cache, key, mine, value, ttl, stale)
+                else:
+                    cache._leave(key, mine, False, False)
+                    _settle(mine, value)
                 return value
         except BaseException as error:
-            _failed(cache, key, mine, error)
-            raise
+            _failed(cache, key, mine, error, loaded)
+            if old is MISS or loaded or not isinstance(error, Exception):
+                raise
         finally:
             _leading.reset(token)
+        if old is not MISS:
+            return old
         if not _wait_for(flight, blocking=False):
             return await _awaited(fn())
         try:
             # Shielded: a follower that is cancelled cancels nobody else's result.
-            value = await asyncio.shield(asyncio.wrap_future(flight.result))
+            value = await asyncio.shield(asyncio.wrap_future(_future(flight)))
         finally:
             _waited(flight)
         if value is not _AGAIN:
             return cache._arrived(key, value)
+        value = cache.get(key, MISS)
+        if value is not MISS:
+            return value
 
 
 async def _awaited(value: Any) -> Any:

@@ -56,6 +56,11 @@ class Stats:
     clears: int
     moves: int
     """Blocks moved to make scattered room one."""
+    loads: int
+    """Values that `get_or_set` (and `memoize`) loaded; `load_errors`: loads that raised."""
+    load_errors: int
+    stale_hits: int
+    """Times `get_or_set` answered with a value past its deadline."""
     entries: int
     max_entries: int | None
     used_bytes: int

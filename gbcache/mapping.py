@@ -1,0 +1,166 @@
+"""What both caches are, whatever lies behind: views in the order of use, loading, no copies, a context."""
+
+from __future__ import annotations
+
+from collections.abc import (
+    Awaitable,
+    Callable,
+    ItemsView,
+    Iterator,
+    KeysView,
+    MutableMapping,
+    ValuesView,
+)
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from . import flight
+from ._packed import UNSET
+from .units import seconds_of
+
+__all__ = ["Common"]
+
+
+class _Keys(KeysView[Any]):
+    _mapping: Common
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._mapping._walk(0)
+
+
+class _Values(ValuesView[Any]):
+    _mapping: Common
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._mapping._walk(1)
+
+    def __contains__(self, value: object) -> bool:
+        return any(value is held or value == held for held in self)
+
+
+class _Items(ItemsView[Any, Any]):
+    _mapping: Common
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return self._mapping._walk(2)
+
+    def __contains__(self, item: object) -> bool:
+        if not isinstance(item, tuple) or len(item) != 2:
+            return False
+        absent = object()
+        held = self._mapping.peek(item[0], absent)
+        return held is not absent and (held is item[1] or held == item[1])
+
+
+Figures = tuple[dict[str, int], dict[str, int], dict[str, int], dict[str, int]]
+_C = TypeVar("_C", bound="Common")
+
+
+def stale_ms(stale: float | timedelta) -> int:
+    """`stale=` in ms; 0 (or None) for none."""
+    if stale is None or (stale == 0 and not isinstance(stale, bool)):
+        return 0
+    return min(int(seconds_of(stale, "stale") * 1000.0 + 0.5) or 1, 2**32 - 1)
+
+
+class Common(MutableMapping[Any, Any]):
+    """What both caches are: views in the order of use, no copies, a context."""
+
+    __hash__ = None  # type: ignore[assignment]
+    _way_out = "take dict(cache.items())"
+    name: str
+    _flights: dict[Any, flight.Flight]
+    _generations: dict[str, int]
+    """Of memoized functions whose results lie here."""
+
+    if TYPE_CHECKING:  # what the stores are
+
+        def _walk(self, what: int) -> Iterator[Any]: ...
+        def _figures(self) -> Figures: ...
+        def close(self) -> None: ...
+        def peek(self, key: Any, default: Any = None) -> Any: ...
+        def get(self, key: Any, default: Any = None) -> Any: ...
+        def _stale(self, key: Any, default: Any) -> Any: ...
+        def _land(self, key: Any, value: Any, ttl: Any, flight: bytearray, stale: int) -> bool: ...
+        def _leave(self, key: Any, flight: bytearray, loaded: bool, failed: bool) -> None: ...
+        def _arrived(self, key: Any, value: Any) -> Any: ...
+
+    def keys(self) -> KeysView[Any]:
+        """A view of the keys; iterating it is least recently used first, and no use."""
+        return _Keys(self)
+
+    def values(self) -> ValuesView[Any]:
+        """A view of the values; iterating it is least recently used first, and no use."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[Any, Any]:
+        """A view of the pairs; iterating it is least recently used first, and no use."""
+        return _Items(self)
+
+    def get_or_set(
+        self,
+        key: Any,
+        fn: Callable[[], Any],
+        ttl: float | timedelta | object | None = UNSET,
+        stale: float | timedelta = 0,
+    ) -> Any:
+        """The value of `key`; if it is absent, ``fn()``, stored with `ttl` (not given: the cache's own).
+
+        One flight per key: of all threads and tasks that miss, one calls `fn`, the others get its result
+        or its exception, which is not stored. No lock is held meanwhile. Who would wait for himself, in
+        however many steps, calls `fn` himself; so does a call on the very event loop that the load needs.
+        If anybody sets, deletes or clears the key meanwhile, the result is returned and not stored. A
+        thread that `fn` starts, waits for, and that asks for the same key is beyond this: give it a copy
+        of the context (``contextvars.copy_context().run``).
+
+        `stale`, in seconds or a timedelta: for so long after its deadline the value is kept, unseen by
+        plain reads. A `get_or_set` with `stale=` that finds it there loads anew if nobody else is
+        loading, and else returns it at once; if the load raises, it returns the old value too
+        (`stats().load_errors` counts). `len` counts such entries. At most 49 days.
+
+        A value that can never fit is returned all the same. Cost on a hit: a `get` and a call.
+        """
+        return flight.load(self, key, fn, ttl, stale_ms(stale) if stale else 0)
+
+    async def aget_or_set(
+        self,
+        key: Any,
+        fn: Callable[[], Awaitable[Any]],
+        ttl: float | timedelta | object | None = UNSET,
+        stale: float | timedelta = 0,
+    ) -> Any:
+        """`get_or_set` for coroutines: ``await fn()``; flights are shared with `get_or_set`, across loops.
+
+        If the task that loads is cancelled, one of those who wait takes over.
+        """
+        return await flight.aload(self, key, fn, ttl, stale_ms(stale) if stale else 0)
+
+    @property
+    def max_entries(self) -> int | None:
+        """The bound on the count, None if there is none."""
+        return self._figures()[2]["max_entries"] or None
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in use: everything but free blocks."""
+        _, parts, sizes, _ = self._figures()
+        return sizes["total"] - parts["free"]
+
+    def copy(self) -> NoReturn:
+        """Refused: a cache is not a value."""
+        raise TypeError(f"a {type(self).__name__} cannot be copied: {self._way_out}")
+
+    def __copy__(self) -> NoReturn:
+        self.copy()
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.copy()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be pickled: {self._way_out}")
+
+    def __enter__(self: _C) -> _C:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

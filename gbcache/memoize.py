@@ -1,0 +1,359 @@
+"""`memoize`: the face of functools.lru_cache, over a cache that knows times, flights and instances."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import itertools
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Collection
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
+
+from ._object import MARK, Holder, Memo
+from ._packed import UNSET
+from .cache import Cache, ObjectCache
+from .flight import MISS, afill, fill
+from .mapping import stale_ms
+from .units import seconds_of
+
+__all__ = ["CacheInfo", "Memoized", "memoize"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_numbers = itertools.count(1)
+_naming = threading.Lock()
+
+
+class CacheInfo(NamedTuple):
+    """As functools has it. Of a method: over all its instances that are alive."""
+
+    hits: int
+    misses: int
+    maxsize: int | None
+    currsize: int
+
+
+async def _ready(value: Any) -> Any:
+    return value
+
+
+def _ignoring(fn: Callable[..., Any], ignore: Collection[int | str]) -> tuple[int, set[str]]:
+    """The arguments the key leaves out: positions as bits, and names."""
+    if isinstance(ignore, str):
+        raise TypeError(f"ignore={ignore!r} is a str: give a tuple of names and positions")
+    parameters = list(inspect.signature(fn).parameters.values())
+    placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places, names = 0, set()
+    for which in ignore:
+        if isinstance(which, bool) or not isinstance(which, (int, str)):
+            raise TypeError(f"ignore={ignore!r}: {which!r} is not a position or a name")
+        if isinstance(which, int) and not 0 <= which < 64:
+            raise ValueError(f"ignore={ignore!r}: {which!r} is not from 0 to 63")
+        for i, parameter in enumerate(parameters):
+            if which == parameter.name or (which == i and parameter.kind in placed):
+                names.add(parameter.name)
+                places |= (parameter.kind in placed) << i
+                break
+        else:  # one of *args, or of **kwargs
+            if isinstance(which, int):
+                places |= 1 << which
+            else:
+                names.add(which)
+    return places, names
+
+
+def _flat(key: Any) -> tuple[Any, Any]:
+    """A call's key in what a packed cache can hold: positional, then named arguments; types by name."""
+    if not isinstance(key, tuple):
+        return (key,), ()
+    at = next((i for i, part in enumerate(key) if part is MARK), len(key))
+
+    def plain(parts: Any) -> Any:
+        return tuple(f"{p.__module__}.{p.__qualname__}" if isinstance(p, type) else p for p in parts)  # fmt: skip
+
+    return plain(key[:at]), plain(key[at + 1 :])
+
+
+class Memoized(Memo, Generic[P, R]):
+    """What `memoize` makes of a function; see there. Calls are looked up in C."""
+
+    __wrapped__: Callable[P, R]
+    cache: Any
+    """Where the results lie: an ObjectCache of its own, or the cache that was given."""
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    def __new__(
+        cls,
+        fn: Callable[P, R],
+        maxsize: int | None,
+        typed: bool,
+        ttl: Any,
+        key: Callable[..., Any] | None,
+        ignore: Collection[int | str],
+        stale: float | timedelta,
+        cache: Cache | ObjectCache | None,
+    ) -> Memoized[P, R]:
+        name = getattr(fn, "__qualname__", type(fn).__qualname__)
+        slow = inspect.iscoroutinefunction(fn)
+        kept = cache is None and maxsize != 0
+        self = super().__new__(
+            cls,
+            wrapped=fn,
+            store=cls._store_of(maxsize, ttl, name) if kept else None,
+            key=key,
+            places=_ignoring(fn, ignore)[0] if ignore else 0,
+            names=_ignoring(fn, ignore)[1] if ignore else None,
+            slot=f"{name} (memoized {next(_numbers)})",
+            ttl=UNSET if cache is None else ttl,
+            stale=stale_ms(stale),
+            typed=typed,
+            fill=afill if slow else fill,
+            ready=_ready if slow else None,
+            free=not kept and cache is None,
+        )
+        functools.update_wrapper(self, fn)
+        if slow:
+            self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+            if hasattr(inspect, "markcoroutinefunction"):
+                inspect.markcoroutinefunction(self)
+        self.cache = self._store if kept else cache
+        self._maxsize, self._given_ttl, self._async = maxsize, ttl, slow
+        self._hits = self._misses = 0  # of what is not counted by a cache of its own
+        self._counting = threading.Lock()
+        self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+        self._dictless: dict[int, tuple[weakref.ref[Any], Holder]] = {}
+        self._name = f"{getattr(fn, '__module__', '')}.{name}"
+        if cache is not None:
+            self._generation = self._next_generation()
+        return self
+
+    @staticmethod
+    def _store_of(maxsize: int | None, ttl: Any, name: str) -> ObjectCache:
+        return ObjectCache(maxsize, ttl=None if ttl is UNSET else ttl, name=name)
+
+    # --- what C asks -----------------------------------------------------------------------
+
+    def _instance(self, obj: Any) -> Holder:
+        """The instance's holder, made if need be."""
+        held = self._find(obj)
+        if held is not None:
+            return held
+        try:
+            owner: Any = weakref.ref(obj)
+        except TypeError:
+            owner = id(obj)
+        holder = Holder(self._store_of(self._maxsize, self._given_ttl, self._store.name), owner)
+        content = getattr(obj, "__dict__", None)
+        if type(content) is dict and not isinstance(obj, type):
+            held = content.setdefault(self._slot, holder)
+            if held is not holder and self._held(obj) is not held:
+                content[self._slot] = held = holder  # it came along with a copied __dict__
+        elif isinstance(owner, int):
+            raise TypeError(
+                f"{self!r}: a {type(obj).__qualname__} has neither a __dict__ nor weak references: add "
+                f"'__weakref__' to its __slots__, or give memoize a cache= and a key="
+            )
+        else:
+            key, instances = id(obj), self._dictless
+            owner = weakref.ref(obj, lambda _: instances.pop(key, None))
+            held = instances.setdefault(key, (owner, holder))[1]
+        self._holders.add(held)
+        return held
+
+    def _find(self, obj: Any) -> Holder | None:
+        held = self._held(obj)
+        if held is None and id(obj) in self._dictless:
+            owner, holder = self._dictless.get(id(obj), (None, None))
+            held = holder if owner is not None and owner() is obj else None
+        return held
+
+    def _shared(self, key: Any, call: Callable[[], Any]) -> Any:
+        """A call whose results lie in a cache that was given, or nowhere."""
+        if self.cache is None:
+            with self._counting:
+                self._misses += 1
+            return call()
+        full = self._full(key)
+        value = self.cache.get(full, MISS)
+        with self._counting:
+            self._hits += value is not MISS
+            self._misses += value is MISS
+        if value is MISS:
+            return self._fill(self.cache, full, call, self._given_ttl, self._stale_ms)
+        return self._ready(value) if self._async else value
+
+    def _full(self, key: Any) -> Any:
+        if self._given_key is not None:
+            return self._name, self._generation, key
+        return self._name, self._generation, *_flat(key)
+
+    def _next_generation(self) -> int:
+        """A number nobody of this name has had in this cache: a function that is defined anew, or another
+        of the same name, does not see the old one's results."""
+        with _naming:
+            given = self.cache._generations
+            given[self._name] = number = given.get(self._name, -1) + 1
+        return number
+
+    # --- the face of functools ---------------------------------------------------------------
+
+    def cache_info(self) -> CacheInfo:
+        """Hits, misses, maxsize and currsize. In a given cache: currsize and maxsize are that cache's."""
+        if self._store is None:
+            size = 0 if self.cache is None else len(self.cache)
+            bound = 0 if self.cache is None else self.cache.max_entries
+            return CacheInfo(self._hits, self._misses, bound, size)
+        return self._info([self._store, *(holder.store for holder in list(self._holders))])
+
+    def _info(self, stores: list[ObjectCache]) -> CacheInfo:
+        stats = [store.stats() for store in stores]
+        hits, misses = sum(s.hits for s in stats), sum(s.misses for s in stats)
+        return CacheInfo(hits, misses, stats[0].max_entries, sum(s.entries for s in stats))
+
+    def cache_clear(self) -> None:
+        """Forgets every result, of every instance, and the counts. In a given cache: raises the
+        generation, so that no old result is found; they leave as others need the room."""
+        with self._counting:
+            self._hits = self._misses = 0
+        if self._store is None:
+            if self.cache is not None:
+                self._generation = self._next_generation()
+            return
+        for store in [self._store, *(holder.store for holder in list(self._holders))]:
+            store._forget()
+
+    def cache_parameters(self) -> dict[str, Any]:
+        """`maxsize` and `typed`, as they were given."""
+        return {"maxsize": self._maxsize, "typed": self._typed}
+
+    def cache_key(self, *args: Any, **kwargs: Any) -> Any:
+        """The key under which the result of such a call lies in `cache`."""
+        key = self._key(*args, **kwargs)
+        return key if self._store is not None or self.cache is None else self._full(key)
+
+    def cache_invalidate(self, *args: Any, **kwargs: Any) -> bool:
+        """Forgets the result of such a call; whether there was one. A call under way is not stored."""
+        store = self.cache
+        if self._store is not None and self._method and args:
+            holder = self._find(args[0])
+            store = None if holder is None else holder.store
+        if store is None:
+            return False
+        return store.pop(self.cache_key(*args, **kwargs), MISS) is not MISS
+
+    def _of(self, obj: Any, name: str) -> Any:
+        """An attribute of the method bound to `obj`: its own results, else what the memo has."""
+        if name in ("cache_key", "cache_invalidate"):
+            return functools.partial(getattr(self, name), obj)
+        if name == "__signature__":
+            whole = inspect.signature(self.__wrapped__)
+            return whole.replace(parameters=list(whole.parameters.values())[1:])
+        if self._store is not None:
+            if name == "cache":
+                return self._instance(obj).store
+            if name == "cache_info":
+                return lambda: self._info([self._instance(obj).store])
+            if name == "cache_clear":
+                return self._instance(obj).store._forget
+        return getattr(self, name)
+
+    def __reduce__(self) -> str:
+        return self.__wrapped__.__qualname__
+
+    def __copy__(self) -> Memoized[P, R]:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Memoized[P, R]:
+        return self
+
+    def __repr__(self) -> str:
+        return f"<memoized {self._name}>"
+
+
+@overload
+def memoize(maxsize: Callable[P, R], /) -> Memoized[P, R]: ...
+@overload
+def memoize(
+    maxsize: int | None = 128,
+    typed: bool = False,
+    *,
+    ttl: float | timedelta | None = ...,
+    key: Callable[..., Any] | None = None,
+    ignore: Collection[int | str] = (),
+    stale: float | timedelta = 0,
+    cache: Cache | ObjectCache | None = None,
+) -> Callable[[Callable[P, R]], Memoized[P, R]]: ...
+def memoize(
+    maxsize: Any = 128,
+    typed: bool = False,
+    *,
+    ttl: Any = UNSET,
+    key: Callable[..., Any] | None = None,
+    ignore: Collection[int | str] = (),
+    stale: float | timedelta = 0,
+    cache: Cache | ObjectCache | None = None,
+) -> Any:
+    """Keeps the results of a function: `functools.lru_cache` with times, flights and instances.
+
+    ``@memoize`` or ``@memoize(maxsize=1000, ttl=60)``, on functions, methods, static and class methods,
+    and on ``async def``. Of all threads and tasks that miss a call, one makes it and the others get its
+    result, or its exception, which is not kept.
+
+    A method's results belong to the instance: each has `maxsize` of its own (and an index of 25 kB at its
+    first call), they lie in its ``__dict__`` as a cached_property's do, and go with it, also if they
+    refer to it.
+
+    Parameters
+    ----------
+    maxsize : int or None
+        The most results kept, the least recently used go first; None: no bound; 0: none are kept.
+    typed : bool
+        Whether ``f(3)`` and ``f(3.0)`` are told apart.
+    ttl : float or timedelta, optional
+        Seconds a result is kept. None: for ever. Not given: for ever, or as the given `cache` has it.
+    key : callable, optional
+        ``key(*args, **kwargs)``: what stands for a call, hashable. A method's sees the instance too.
+        Not given: as functools does it; ``f(a=1, b=2)`` and ``f(b=2, a=1)`` are two calls.
+    ignore : names and positions
+        Arguments that make no difference.
+    stale : float or timedelta
+        For so long after its `ttl` a result is given to those who call while one of them makes it anew,
+        and where that raises.
+    cache : Cache or ObjectCache, optional
+        Where the results are to lie, shared with others; `maxsize` then counts for nothing. In a `Cache`
+        they lie in its byte budget, under (qualified name, generation, arguments): arguments and results
+        must be what it can hold. A method then needs `key`.
+
+    The result has `cache_info cache_clear cache_parameters __wrapped__` as functools', and `cache`,
+    `cache_key(*args, **kwargs)`, `cache_invalidate(*args, **kwargs)`. Cost of a hit: a look-up; an int or
+    str alone needs no tuple.
+
+    Raises TypeError for arguments of the wrong type, ValueError for times that are not above 0; in a
+    call, TypeError for arguments that cannot be hashed.
+    """
+    if callable(maxsize) or isinstance(maxsize, (staticmethod, classmethod)):
+        return _wrap(maxsize, 128, False, UNSET, None, (), 0, None)
+    if maxsize is not None and (isinstance(maxsize, bool) or not isinstance(maxsize, int)):
+        raise TypeError(f"maxsize={maxsize!r} is not an int, None, or the function itself")
+    if key is not None and (not callable(key) or typed or ignore):
+        raise TypeError(f"key={key!r} must be callable, and goes with neither typed= nor ignore=")
+    if cache is not None and not isinstance(cache, (Cache, ObjectCache)):
+        raise TypeError(f"cache={cache!r} is not a Cache or an ObjectCache")
+    if ttl is not UNSET and ttl is not None:
+        seconds_of(ttl)
+    stale_ms(stale)
+    bound = None if maxsize is None else max(maxsize, 0)
+    return lambda fn: _wrap(fn, bound, bool(typed), ttl, key, ignore, stale, cache)
+
+
+def _wrap(fn: Any, *options: Any) -> Any:
+    if isinstance(fn, (staticmethod, classmethod)):
+        return type(fn)(_wrap(fn.__func__, *options))
+    if not callable(fn):
+        raise TypeError(f"memoize: {fn!r} is not callable")
+    return Memoized(fn, *options)
