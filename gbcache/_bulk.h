@@ -20,4 +20,9 @@ PyObject *gb_bulk_get(PyObject *self, PyObject *keys);
 PyObject *gb_bulk_snapshot(struct gb_refs *r, uint64_t **hashes);
 /* A snapshot's key in its turn: 1 and its value, 0 if it is gone, -1 exception. */
 int gb_bulk_walk(struct gb_refs *r, PyObject *key, uint64_t hash, PyObject **value);
+/* Every pair of an image, in the order of its blocks. */
+int gb_bulk_traverse(const struct gb_arena *a, visitproc visit, void *arg);
+/* Releases every pair of an image nobody uses any more. */
+void gb_bulk_drain(struct gb_arena *a);
+
 #endif

@@ -86,7 +86,7 @@ cdef extern from "_bulk.h":
     bint gb_refs_opened(gb_refs *r) except 0
     int gb_refs_fit(gb_refs *r, uint64_t now) except -1
     bint gb_refs_expire(gb_refs *r, uint64_t now)
-    void gb_refs_drain(gb_arena *a)
+    void gb_bulk_drain(gb_arena *a)
     bint gb_refs_check(const gb_refs *r, gb_fault *f)
     void gb_arena_grow(gb_arena *a, gb_ref new_end)
     int gb_quick_install(void *type, size_t basic_size) except -1
@@ -171,7 +171,7 @@ cdef class ObjectStore:
     def __dealloc__(self):
         if self.refs.open:
             self.refs.open = False
-            gb_refs_drain(&self.refs.index.arena)
+            gb_bulk_drain(&self.refs.index.arena)
         if self.mapped:
             self.mapped = False
             PyBuffer_Release(&self.view)
@@ -181,7 +181,7 @@ cdef class ObjectStore:
         if not self.refs.open:
             return
         self.refs.open = False
-        gb_refs_drain(&self.refs.index.arena)
+        gb_bulk_drain(&self.refs.index.arena)
         if self.mapped:  # a destructor may have come here before
             self.mapped = False
             PyBuffer_Release(&self.view)
@@ -260,7 +260,7 @@ cdef class ObjectStore:
         gb_args_void_all(r.flights)
         gb_refs_format(r, self.view.buf, self.view.len, now)
         r.counters.clears += 1
-        gb_refs_drain(&old)
+        gb_bulk_drain(&old)
         PyBuffer_Release(&view)
         map.close()
 

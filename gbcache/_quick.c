@@ -41,11 +41,13 @@ static PyObject *take(struct gb_refs *r, gb_ref ref, PyObject *value) {
 
 /* Prepared. */
 static inline PyObject *read_key(struct gb_refs *r, PyObject *key, uint64_t hash, uint64_t now,
-                                 enum gb_quick_how how) {
+                                 enum gb_quick_how how, bool *failed) {
     gb_ref ref;
     gb_refs_enter(r);
-    if (gb_refs_find(r, key, hash, &ref) <= 0) {
-        r->counters.misses_absent += how != GB_QUICK_PEEK && how != GB_QUICK_STALE && !PyErr_Occurred();
+    int found = gb_refs_find(r, key, hash, &ref);
+    *failed = found < 0;
+    if (found <= 0) {
+        r->counters.misses_absent += how != GB_QUICK_PEEK && how != GB_QUICK_STALE && !found;
         return NULL;
     }
     if (GB_UNLIKELY(gb_clock_due(&r->clock, &r->index, ref, &now))) {
@@ -65,15 +67,17 @@ static inline PyObject *read_key(struct gb_refs *r, PyObject *key, uint64_t hash
 PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how) {
     uint64_t hash, now;
     if (how == GB_QUICK_TAKE) gb_args_void(r->flights, key);
+    bool failed;
     if (GB_UNLIKELY(!prepare(r, key, &hash, &now))) return NULL;
-    return read_key(r, key, hash, now, how);
+    return read_key(r, key, hash, now, how, &failed);
 }
 
 PyObject *gb_quick_read_hashed(struct gb_refs *r, PyObject *key, uint64_t hash) {
     uint64_t now = 0;
+    bool failed;
     if (GB_UNLIKELY(r->clock.asks != NULL) && !gb_clock_ask(&r->clock, &now)) return NULL;
     if (GB_UNLIKELY(!r->open) && !gb_refs_opened(r)) return NULL;
-    return read_key(r, key, hash, now, GB_QUICK_READ);
+    return read_key(r, key, hash, now, GB_QUICK_READ, &failed);
 }
 
 PyObject *gb_quick_item(PyObject *self, PyObject *key) {
@@ -263,8 +267,12 @@ static PyObject *quick_get(PyObject *self, PyObject *const *args, Py_ssize_t n, 
     } else if (!gb_args_take("get", names, 1, 2, args, n, kwnames, a)) {
         return NULL;
     }
-    PyObject *value = gb_quick_read(refs_of(self), a[0], GB_QUICK_READ);
-    if (value || PyErr_Occurred()) return value;
+    struct gb_refs *r = refs_of(self);
+    uint64_t hash, now;
+    bool failed; /* so that a miss need not ask whether there is an exception */
+    if (GB_UNLIKELY(!prepare(r, a[0], &hash, &now))) return NULL;
+    PyObject *value = read_key(r, a[0], hash, now, GB_QUICK_READ, &failed);
+    if (value || GB_UNLIKELY(failed)) return value;
     return Py_NewRef(a[1] ? a[1] : Py_None);
 }
 
@@ -325,7 +333,7 @@ static inquiry base_clear;
 
 static int quick_traverse(PyObject *self, visitproc visit, void *arg) {
     const struct gb_refs *r = refs_of(self);
-    int stop = r->open ? gb_refs_traverse(&r->index.arena, visit, arg) : 0;
+    int stop = r->open ? gb_bulk_traverse(&r->index.arena, visit, arg) : 0;
     return stop || !base_traverse ? stop : base_traverse(self, visit, arg);
 }
 
@@ -334,7 +342,7 @@ static int quick_clear(PyObject *self) {
     struct gb_refs *r = refs_of(self);
     if (r->open) {
         r->open = false;
-        gb_refs_drain(&r->index.arena);
+        gb_bulk_drain(&r->index.arena);
     }
     r->weigh = r->flights = r->clock.asks = NULL; /* borrowed from what goes now */
     return base_clear ? base_clear(self) : 0;

@@ -135,15 +135,21 @@ static void put_aside(struct gb_refs *r, gb_ref ref, struct gb_refs_aside *aside
     r->weight -= gb_refs_weight(r, ref);
 }
 
-void gb_refs_remove(struct gb_refs *r, gb_ref ref, enum gb_cause cause,
-                    struct gb_refs_aside *aside) {
+/* The one door out, but for the block: its bytes stay. */
+static inline void take_out(struct gb_refs *r, gb_ref ref, enum gb_cause cause,
+                            struct gb_refs_aside *aside) {
     struct gb_refs_counters *c = &r->counters;
     put_aside(r, ref, aside);
     gb_index_remove(&r->index, ref);
-    gb_arena_free(&r->index.arena, ref);
     c->deletes += cause == GB_CAUSE_DELETE;
     c->evictions += cause == GB_CAUSE_EVICT;
     c->expirations += cause == GB_CAUSE_EXPIRE;
+}
+
+void gb_refs_remove(struct gb_refs *r, gb_ref ref, enum gb_cause cause,
+                    struct gb_refs_aside *aside) {
+    take_out(r, ref, cause, aside);
+    gb_arena_free(&r->index.arena, ref);
     if (gb_table_wants_shrink(&r->index.table)) (void)gb_table_shrink(&r->index.table);
 }
 
@@ -173,20 +179,28 @@ static void set_life(struct gb_refs *r, gb_ref ref, const struct gb_life *life) 
     x->hard_high = (uint32_t)(life->hard >> 32);
 }
 
-/* A block of a shape, its pair filled in (references borrowed). 0: the reservation is full. */
-static gb_ref block(struct gb_refs *r, uint32_t shape, uint64_t hash, PyObject *const pair[2],
-                    uint64_t weight) {
-    uint32_t bytes = gb_header_bytes(shape) + 2u * (uint32_t)sizeof *pair +
+static uint32_t granules_of(uint32_t shape) {
+    uint32_t bytes = gb_header_bytes(shape) + 2u * (uint32_t)sizeof(PyObject *) +
                      (shape & HAS_WEIGHT ? 8u : 0u);
-    gb_ref ref = gb_arena_alloc(&r->index.arena, (bytes + GB_GRANULE - 1u) / GB_GRANULE,
-                                GB_KIND_ENTRY);
-    if (!ref) return 0;
+    return (bytes + GB_GRANULE - 1u) / GB_GRANULE;
+}
+
+/* Makes an entry of a block that has the right length (references borrowed). */
+static void fill(struct gb_refs *r, gb_ref ref, uint32_t shape, uint64_t hash, PyObject *const pair[2],
+                 uint64_t weight) {
     struct gb_entry *e = gb_entry_at(r->index.base, ref);
-    e->word |= shape | ((uint32_t)(hash >> 56) << 17);
-    uint8_t *to = (uint8_t *)e + gb_header_bytes(e->word);
-    memcpy(to, pair, 2u * sizeof *pair);
+    uint32_t block = 1023u | (7u << 10) | GB_WORD_PREV_FREE;
+    e->word = (e->word & block) | shape | ((uint32_t)(hash >> 56) << 17);
+    memcpy((uint8_t *)e + gb_header_bytes(e->word), pair, 2u * sizeof *pair);
     set_weight(r->index.base, ref, weight);
     e->hash = (uint32_t)hash;
+}
+
+/* A block of a shape, its pair filled in. 0: the reservation is full. */
+static gb_ref block(struct gb_refs *r, uint32_t shape, uint64_t hash, PyObject *const pair[2],
+                    uint64_t weight) {
+    gb_ref ref = gb_arena_alloc(&r->index.arena, granules_of(shape), GB_KIND_ENTRY);
+    if (ref) fill(r, ref, shape, hash, pair, weight);
     return ref;
 }
 
@@ -229,15 +243,20 @@ void gb_refs_slide(struct gb_refs *r, gb_ref ref, uint64_t now) {
 }
 
 /* ---- room ---- */
-/* One entry out, the dead before the living; false if none is left. */
-static bool evict(struct gb_refs *r, uint64_t now, struct gb_refs_aside *aside) {
+/* Who is to go: the dead before the living; 0 if nobody is left. */
+static gb_ref victim_of(struct gb_refs *r, uint64_t now, enum gb_cause *cause) {
     struct gb_index *ix = &r->index;
     gb_ref victim = 0;
     bool more = false;
     if (ix->wheel.root->count)
         victim = gb_wheel_due(&ix->wheel, now, &ix->arena.work, ix->arena.work.steps + 8u, &more);
-    enum gb_cause cause = victim ? GB_CAUSE_EXPIRE : GB_CAUSE_EVICT;
-    if (!victim) victim = gb_index_victim(ix);
+    *cause = victim ? GB_CAUSE_EXPIRE : GB_CAUSE_EVICT;
+    return victim ? victim : gb_index_victim(ix);
+}
+
+static bool evict(struct gb_refs *r, uint64_t now, struct gb_refs_aside *aside) {
+    enum gb_cause cause;
+    gb_ref victim = victim_of(r, now, &cause);
     if (victim) gb_refs_remove(r, victim, cause, aside);
     return victim != 0;
 }
@@ -251,8 +270,8 @@ static void foresee(const struct gb_refs *r) {
     PyObject *pair[2];
     const struct gb_entry *e = gb_entry_at(r->index.base, victim);
     gb_refs_pair(r->index.base, victim, pair);
-    __builtin_prefetch(pair[0], 1);
-    __builtin_prefetch(pair[1], 1);
+    uintptr_t seen = (uintptr_t)Py_TYPE(pair[0]) + (uintptr_t)Py_TYPE(pair[1]);
+    __asm__ volatile("" : : "r"(seen));
     __builtin_prefetch(gb_table_bucket(t, gb_table_bucket_of(t, e->hash)), 1);
     __builtin_prefetch(gb_list_at(r->index.base, e->lru.prev), 1);
 }
@@ -335,10 +354,12 @@ static int overwrite(struct gb_refs *r, gb_ref ref, const struct gb_refs_put *p,
     return 1;
 }
 
-static int insert(struct gb_refs *r, const struct gb_refs_put *p) {
+/* `ref`: a block of the right length that is free for it; 0: none. */
+static int insert(struct gb_refs *r, const struct gb_refs_put *p, gb_ref ref) {
     PyObject *const pair[2] = {p->key, p->value};
     bool window = false;
-    gb_ref ref = block(r, shape(r, &p->life), p->hash, pair, p->weight);
+    if (ref) fill(r, ref, shape(r, &p->life), p->hash, pair, p->weight);
+    else ref = block(r, shape(r, &p->life), p->hash, pair, p->weight);
     if (!ref) return no_room();
     set_life(r, ref, &p->life);
     if (gb_index_insert(&r->index, p->hash, ref)) {
@@ -350,6 +371,18 @@ static int insert(struct gb_refs *r, const struct gb_refs_put *p) {
     r->weight += p->weight;
     if (gb_table_wants_grow(&r->index.table)) (void)gb_table_grow(&r->index.table, &window);
     return 1;
+}
+
+/* One for one: the victim's block becomes the new entry's, so that the arena and the blocks beside it,
+ * which are as cold, are left alone. -1 with an exception. */
+static int exchange_victim(struct gb_refs *r, const struct gb_refs_put *p, struct gb_refs_aside *aside) {
+    enum gb_cause cause;
+    gb_ref victim = victim_of(r, p->now, &cause);
+    uint32_t word = gb_entry_at(r->index.base, victim)->word;
+    bool fits = gb_word_granules(word) == granules_of(shape(r, &p->life));
+    if (fits) take_out(r, victim, cause, aside);
+    else gb_refs_remove(r, victim, cause, aside);
+    return insert(r, p, fits ? victim : 0);
 }
 
 int gb_refs_put(struct gb_refs *r, const struct gb_refs_put *p) {
@@ -371,17 +404,16 @@ int gb_refs_put(struct gb_refs *r, const struct gb_refs_put *p) {
         }
         uint64_t weight = ref ? p->weight - gb_refs_weight(r, ref) : p->weight; /* wraps, and back */
         if (GB_LIKELY(!aside.n && !over(r, !ref, weight))) {
-            done = ref ? overwrite(r, ref, p, &aside) : insert(r, p);
+            done = ref ? overwrite(r, ref, p, &aside) : insert(r, p, 0);
             r->counters.sets += done > 0;
             break;
         }
         if (ref) gb_index_use(&r->index, ref); /* it is not to be its own victim */
         if (!aside.n && !ref && r->max_entries && !r->max_weight) { /* the common way: one for one */
-            (void)evict(r, p->now, &aside);
-            done = over(r, 1, 0) ? 2 : insert(r, p);
-            r->counters.sets += done == 1;
+            done = exchange_victim(r, p, &aside);
+            r->counters.sets += done > 0;
             foresee(r);
-            if (done != 2) break;
+            break;
         }
         gb_refs_leave(r);
         gb_refs_release(&aside);
@@ -394,35 +426,11 @@ int gb_refs_put(struct gb_refs *r, const struct gb_refs_put *p) {
     return done;
 }
 
-/* ---- all of them ---- */
-static gb_ref next_block(const struct gb_arena *a, gb_ref at) { return at + gb_arena_size(a, at); }
-
-int gb_refs_traverse(const struct gb_arena *a, visitproc visit, void *arg) {
-    PyObject *pair[2];
-    for (gb_ref at = a->root->first; at < a->root->end; at = next_block(a, at)) {
-        if (gb_word_kind(gb_entry_at(a->base, at)->word) != GB_KIND_ENTRY) continue;
-        gb_refs_pair(a->base, at, pair);
-        Py_VISIT(pair[0]);
-        Py_VISIT(pair[1]);
-    }
-    return 0;
-}
-
-void gb_refs_drain(struct gb_arena *a) {
-    PyObject *pair[2];
-    for (gb_ref at = a->root->first; at < a->root->end; at = next_block(a, at)) {
-        if (gb_word_kind(gb_entry_at(a->base, at)->word) != GB_KIND_ENTRY) continue;
-        gb_refs_pair(a->base, at, pair);
-        Py_DECREF(pair[0]);
-        Py_DECREF(pair[1]);
-    }
-}
-
 bool gb_refs_check(const struct gb_refs *r, struct gb_fault *f) {
     const struct gb_arena *a = &r->index.arena;
     uint64_t entries = 0, weight = 0;
     if (!gb_index_check(&r->index, f)) return false;
-    for (gb_ref at = a->root->first; at < a->root->end; at = next_block(a, at)) {
+    for (gb_ref at = a->root->first; at < a->root->end; at += gb_arena_size(a, at)) {
         uint32_t word = gb_entry_at(a->base, at)->word;
         if (gb_word_kind(word) != GB_KIND_ENTRY) continue;
         if (!gb_refs_key(a->base, at))

@@ -2,7 +2,7 @@
  *
  * WHAT      The same table, recency list and wheel as the packed store's, over entries whose payload is
  *           a pair of references. They lie in a reservation of address space, touched as it fills, that
- *           the cache has for itself; the garbage collector is shown every pair (gb_refs_traverse). The
+ *           the cache has for itself; the garbage collector is shown every pair (gb_bulk_traverse). The
  *           GIL is the lock: nothing here lets go of it, but what runs Python code.
  *
  * PICTURE   an entry's block            word of an entry
@@ -124,10 +124,6 @@ uint32_t gb_refs_idle(const struct gb_refs *r, gb_ref ref);
 uint64_t gb_refs_weight(const struct gb_refs *r, gb_ref ref);
 /* Another value in an entry's place; its life, its weight and its rank stay. Releases the old one. */
 void gb_refs_swap(struct gb_refs *r, gb_ref ref, PyObject *value);
-/* Every pair of an image, in the order of its blocks. */
-int gb_refs_traverse(const struct gb_arena *a, visitproc visit, void *arg);
-/* Releases every pair of an image nobody uses any more. */
-void gb_refs_drain(struct gb_arena *a);
 bool gb_refs_check(const struct gb_refs *r, struct gb_fault *f);
 
 static inline PyObject **gb_refs_pair(uint8_t *base, gb_ref ref, PyObject *pair[2]) {
