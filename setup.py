@@ -18,9 +18,9 @@ if not PYTHON_H.exists():
     raise SystemExit(
         f"gbcache: {PYTHON_H} is missing: install Python's headers (Debian: python3-dev)"
     )
-SHARED = ["csrc/gb.c", "gbcache/_args.c", "gbcache/_clock.c"]
+SHARED = ["csrc/gb.c", "gbcache/_args.c", "gbcache/_clock.c", "gbcache/_event.c"]
 MODULES = {
-    "_packed": ["_box.c", "_door.c", "_hot.c", "_many.c", "_verbs.c", "_walk.c"],
+    "_packed": ["_box.c", "_door.c", "_hot.c", "_many.c", "_news.c", "_verbs.c", "_walk.c"],
     "_object": ["_bound.c", "_bulk.c", "_memo.c", "_once.c", "_quick.c", "_refs.c"],
 }
 PURE = ["flight"]  # Python as it stands, compiled: a load is no deeper in frames than its function
@@ -58,7 +58,7 @@ extensions = [Extension(f"gbcache.{name}", [f"gbcache/{name}.py"]) for name in P
         f"gbcache.{name}",
         [f"gbcache/{name}.pyx", *SHARED, *(f"gbcache/{source}" for source in sources)],
         include_dirs=["gbcache", "csrc"],
-        depends=HEADERS,
+        depends=[*HEADERS, *(str(p.relative_to(HERE)) for p in HERE.glob("gbcache/*.pxi"))],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread", *os.environ.get("GB_LDFLAGS", "").split()],
     )

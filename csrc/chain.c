@@ -15,6 +15,7 @@ enum gb_err gb_chain_begin(struct gb_store *s, struct gb_chain_write *w, const s
     if (p->key.len > GB_KEY_MAX) return GB_LONGKEY;
     if (need > capacity || p->value_len > GB_CHAIN_VALUE_MAX) {
         s->head->counters.rejects++;
+        gb_tell_key(s, GB_EVENT_REJECT, p->key.bytes, p->key.len, p->key.type);
         return GB_TOOBIG;
     }
     if (need + s->writing > capacity) return GB_BUSY;
@@ -22,7 +23,7 @@ enum gb_err gb_chain_begin(struct gb_store *s, struct gb_chain_write *w, const s
     if (old && p->add && !gb_store_is_past(s, old, now)) return GB_EXISTS;
     while (!(ref = gb_arena_alloc(&s->index.arena, gb_store_granules(s, p, true),
                                   GB_KIND_PENDING))) {
-        if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
+        if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
         enum gb_err err = gb_room_make(s, now, false);
         if (err) return err;
     }
@@ -36,7 +37,7 @@ enum gb_err gb_chain_begin(struct gb_store *s, struct gb_chain_write *w, const s
     old = gb_store_find(s, &p->key);
     if (old && gb_arena_free_granules(&s->index.arena) < need) {
         uint32_t word = gb_entry_at(s->base, old)->word;
-        if (gb_store_is_chain(s, old, word)) gb_room_remove(s, old, GB_CAUSE_REPLACE);
+        if (gb_store_is_chain(s, old, word)) gb_room_remove(s, old, GB_CAUSE_EVICT);
     }
     w->done = 0;
     w->promised = need;
@@ -62,7 +63,7 @@ enum gb_err gb_chain_step(struct gb_store *s, struct gb_chain_write *w, const st
                           uint64_t now) {
     uint32_t stop = w->done + GB_CHAIN_SLICE < p->value_len ? w->done + GB_CHAIN_SLICE
                                                            : p->value_len;
-    while (w->done < stop && gb_room_steps(s) <= GB_ROOM_LAST) { /* holes may be small and many */
+    while (w->done < stop && gb_head_steps(s) <= gb_room_last(s)) { /* holes may be small and many */
         uint32_t left = p->value_len - w->done;
         uint32_t want = left < EXTENT_BYTES ? left : EXTENT_BYTES;
         uint32_t most = (uint32_t)(want + sizeof(struct gb_extent) + GB_GRANULE - 1u) / GB_GRANULE;
@@ -91,13 +92,13 @@ enum gb_err gb_chain_commit(struct gb_store *s, struct gb_chain_write *w, const 
         old = gb_store_live(s, &p->key, now);
         if (old && p->add && !gb_store_is_past(s, old, now)) return GB_EXISTS;
         while (!old && !gb_store_counted(s, now))
-            if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
+            if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
         uint32_t word = gb_entry_at(s->base, ref)->word;
         bool wide = p->due && gb_wheel_wide(&s->index.wheel, p->due + p->stale); /* it moved on */
         struct gb_extra *x = gb_extra_at(s->base, ref, word);
         x->flags = (x->flags & ~GB_EXTRA_WIDE) | (wide ? GB_EXTRA_WIDE : 0u);
         if (!gb_store_admit(s, p->key.hash, ref, old)) break;
-        if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
+        if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
         enum gb_err err = gb_room_make(s, now, false);
         if (err) return err;
     }
@@ -125,7 +126,7 @@ enum gb_err gb_chain_open(struct gb_store *s, struct gb_chain_read *r, gb_ref re
 enum gb_err gb_chain_copy(struct gb_store *s, struct gb_chain_read *r, uint8_t *to) {
     struct gb_pin *pin = &s->pin[r->pin];
     uint32_t budget = GB_CHAIN_SLICE;
-    while (r->left && budget && gb_room_steps(s) < GB_STEPS_MAX) {
+    while (r->left && budget && gb_head_steps(s) < GB_STEPS_MAX) {
         const struct gb_extent *x = gb_extent_at(s->base, pin->extent);
         uint32_t n = x->used - r->skip;
         if (n > budget) n = budget;
@@ -145,7 +146,7 @@ enum gb_err gb_chain_copy(struct gb_store *s, struct gb_chain_read *r, uint8_t *
 void gb_chain_close(struct gb_store *s, struct gb_chain_read *r) { gb_room_unpin(s, r->pin); }
 
 void gb_chain_orphans(struct gb_store *s) {
-    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) {
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) {
         gb_ref ref = s->pin[i].entry;
         if (!s->pin[i].used) continue;
         bool writing = s->pin[i].writing;

@@ -64,7 +64,7 @@ bool gb_store_counted(struct gb_store *s, uint64_t now) {
     gb_ref victim = 0;
     bool more = false;
     if (h->wheel.count) /* the dead go before the living */
-        victim = gb_wheel_due(&s->index.wheel, now, &s->index.arena.work, gb_room_steps(s) + 8u,
+        victim = gb_wheel_due(&s->index.wheel, now, &s->index.arena.work, gb_head_steps(s) + 8u,
                               &more);
     if (victim) gb_room_remove(s, victim, GB_CAUSE_EXPIRE);
     else if (!more) gb_room_remove(s, gb_index_victim(&s->index), GB_CAUSE_EVICT);
@@ -75,12 +75,15 @@ enum gb_err gb_store_admit(struct gb_store *s, uint64_t hash, gb_ref ref, gb_ref
     struct gb_counters *c = &s->head->counters;
     gb_arena_rekind(&s->index.arena, ref, GB_KIND_ENTRY);
     if (old) {
+        gb_tell(s, GB_EVENT_REPLACE, ref, ref, old);
         gb_index_replace(&s->index, old, ref, true);
         gb_room_release(s, old);
         c->replaces++;
     } else if (gb_index_insert(&s->index, hash, ref)) {
         gb_arena_rekind(&s->index.arena, ref, GB_KIND_PENDING);
         return GB_FULL;
+    } else {
+        gb_tell(s, GB_EVENT_SET, ref, ref, 0);
     }
     gb_room_born(s, ref);
     c->sets++;
@@ -95,11 +98,11 @@ static enum gb_err prepare(struct gb_store *s, const struct gb_put *p, uint64_t 
         *old = gb_store_live(s, &p->key, now);
         if (*old && p->add && !gb_store_is_past(s, *old, now)) return GB_EXISTS;
         while (!*old && !gb_store_counted(s, now))
-            if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
+            if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
         uint64_t epoch = s->index.root->epoch + s->head->counters.moves;
         uint32_t granules = gb_store_granules(s, p, false);
         while (!(*ref = gb_arena_alloc(&s->index.arena, granules, GB_KIND_PENDING))) {
-            if (gb_room_steps(s) > GB_ROOM_LAST) return GB_AGAIN;
+            if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
             enum gb_err err = gb_room_make(s, now, false);
             if (err) return err;
             if (s->index.root->epoch + s->head->counters.moves != epoch) break;
@@ -117,7 +120,7 @@ enum gb_err gb_store_put(struct gb_store *s, const struct gb_put *p, uint64_t no
     enum gb_err err = prepare(s, p, now, &ref, &old);
     if (err) return err;
     while (gb_store_admit(s, p->key.hash, ref, old)) { /* the table wants an overflow bucket */
-        err = gb_room_steps(s) > GB_ROOM_LAST ? GB_AGAIN : gb_room_make(s, now, false);
+        err = gb_head_steps(s) > gb_room_last(s) ? GB_AGAIN : gb_room_make(s, now, false);
         if (err) {
             gb_arena_free(&s->index.arena, ref);
             return err;
@@ -160,7 +163,10 @@ static bool retime_in_place(struct gb_store *s, gb_ref ref, uint64_t due, uint64
 enum gb_err gb_store_retime(struct gb_store *s, gb_ref ref, uint64_t due, uint64_t hard,
                             uint32_t idle, uint64_t now) {
     gb_index_use(&s->index, ref);
-    if (retime_in_place(s, ref, due, hard, idle)) return GB_OK;
+    if (retime_in_place(s, ref, due, hard, idle)) {
+        gb_tell(s, GB_EVENT_TOUCH, ref, 0, 0);
+        return GB_OK;
+    }
     if (s->pins && gb_room_pinned(s, ref)) return GB_BUSY; /* its chain is being read */
     uint32_t word = gb_entry_at(s->base, ref)->word;
     bool chain = gb_store_is_chain(s, ref, word);
@@ -185,6 +191,7 @@ enum gb_err gb_store_retime(struct gb_store *s, gb_ref ref, uint64_t due, uint64
         if (from->chain) gb_extent_at(s->base, from->chain)->prev = to;
         from->chain = 0;
     }
+    gb_tell(s, GB_EVENT_TOUCH, to, 0, 0);
     gb_arena_rekind(&s->index.arena, to, GB_KIND_ENTRY);
     gb_index_replace(&s->index, ref, to, true);
     gb_room_release(s, ref);

@@ -1,5 +1,5 @@
 /* _bound.c - a memoized method of one instance, and where its results lie. */
-#include "_memo.h"
+#include "_bound.h"
 #include <structmember.h>
 
 gb_holder *gb_bound_held(const gb_memo *m, PyObject *self) {

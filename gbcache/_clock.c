@@ -8,6 +8,8 @@ int gb_clock_start(struct gb_clock *c, PyObject *asks, PyObject *ttl, PyObject *
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     c->zero_ns = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    clock_gettime(CLOCK_REALTIME, &t);
+    c->wall = (double)t.tv_sec + (double)t.tv_nsec / 1e9;
     c->jitter = jitter;
     c->dice = seed | 1u;
     if (!gb_clock_ttl(ttl, &c->ttl) || !gb_clock_ttl(idle, &c->idle)) return -1;
@@ -18,10 +20,11 @@ int gb_clock_start(struct gb_clock *c, PyObject *asks, PyObject *ttl, PyObject *
     Py_DECREF(said);
     if (PyErr_Occurred()) return -1;
     c->asks = asks;
+    c->last = GB_CLOCK_HEAD_START;
     return 0;
 }
 
-bool gb_clock_ask(const struct gb_clock *c, uint64_t *now) {
+bool gb_clock_ask(struct gb_clock *c, uint64_t *now) {
     PyObject *said = PyObject_CallNoArgs(c->asks);
     if (!said) return false;
     double seconds = PyFloat_AsDouble(said);
@@ -31,7 +34,7 @@ bool gb_clock_ask(const struct gb_clock *c, uint64_t *now) {
         PyErr_Format(PyExc_ValueError, "clock returned %R: not a time in seconds", said);
     Py_DECREF(said);
     if (PyErr_Occurred()) return false;
-    *now = (ms > 0.0 ? (uint64_t)ms : 0u) + GB_CLOCK_HEAD_START;
+    *now = c->last = (ms > 0.0 ? (uint64_t)ms : 0u) + GB_CLOCK_HEAD_START;
     return true;
 }
 

@@ -21,6 +21,8 @@
 struct gb_clock {
     int64_t zero_ns; /* the monotonic clock at time 0 */
     double zero;     /* the custom clock's */
+    double wall;     /* what time.time() said at time 0 */
+    uint64_t last;   /* what the custom clock said last */
     PyObject *asks;  /* the custom clock, NULL for the monotonic one */
     uint64_t ttl, idle; /* ms a write is given where it says nothing; 0: none */
     double jitter;      /* the largest share of a TTL that is taken off at random */
@@ -55,12 +57,20 @@ static inline uint64_t gb_clock_coarse(const struct gb_clock *c) {
 int gb_clock_start(struct gb_clock *c, PyObject *asks, PyObject *ttl, PyObject *idle, double jitter,
                    uint64_t seed);
 /* Asks the custom clock. False: an exception is set. */
-bool gb_clock_ask(const struct gb_clock *c, uint64_t *now);
+bool gb_clock_ask(struct gb_clock *c, uint64_t *now);
 /* The time for an operation that begins: `exact` where a deadline depends on it. */
-static inline bool gb_clock_now(const struct gb_clock *c, bool exact, uint64_t *now) {
+static inline bool gb_clock_now(struct gb_clock *c, bool exact, uint64_t *now) {
     if (GB_UNLIKELY(c->asks != NULL)) return gb_clock_ask(c, now);
     *now = exact ? gb_clock_exact(c) : gb_clock_coarse(c);
     return true;
+}
+/* The time of an event: no Python code runs. */
+static inline uint64_t gb_clock_date(const struct gb_clock *c) {
+    return c->asks ? c->last : gb_clock_coarse(c);
+}
+/* A time in seconds, as time.time() (or the custom clock) has it. */
+static inline double gb_clock_at(const struct gb_clock *c, uint64_t ms) {
+    return (c->asks ? c->zero : c->wall) + ((double)ms - GB_CLOCK_HEAD_START) / 1000.0;
 }
 /* Whether the entry is past its deadline. `*now` is 0 if no clock was read yet; the coarse clock decides unless it
  * is within its own error of the deadline. */

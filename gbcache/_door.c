@@ -25,6 +25,24 @@ void gb_door_closed(struct gb_door *d) {
                               "super().__init__()");
 }
 
+void gb_door_told(struct gb_door *d) {
+    d->store.told = false;
+    d->inform = d->hears != NULL;
+    gb_bell_ring_all(&d->bells);
+}
+
+void gb_door_inform_slow(struct gb_door *d) {
+    PyObject *type, *value, *trace, *hears = Py_XNewRef(d->hears);
+    d->inform = false;
+    if (!hears) return;
+    PyErr_Fetch(&type, &value, &trace); /* the operation's own */
+    PyObject *none = PyObject_CallNoArgs(hears);
+    if (!none) PyErr_WriteUnraisable(hears);
+    Py_XDECREF(none);
+    Py_DECREF(hears);
+    PyErr_Restore(type, value, trace);
+}
+
 PyThreadState *gb_door_out(struct gb_door *d) {
     atomic_fetch_add(&d->outsiders, 1u);
     return PyEval_SaveThread();
@@ -70,11 +88,11 @@ void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p) {
 /* One long write's step or commit, entered by whoever calls. */
 static enum gb_err write_on(struct gb_door *d, struct gb_chain_write *w, const struct gb_put *p,
                             uint64_t now, bool commit) {
-    gb_room_enter(&d->store);
+    gb_door_begin(d);
     enum gb_err err = commit ? gb_chain_commit(&d->store, w, p, now)
                              : gb_chain_step(&d->store, w, p, now);
     if (err == GB_FULL || err == GB_EXISTS) gb_chain_abort(&d->store, w);
-    gb_room_leave(&d->store, GB_OP_LONG);
+    gb_head_leave(&d->store, GB_OP_LONG);
     return err;
 }
 
@@ -86,6 +104,7 @@ static enum gb_err write_out(struct gb_door *d, struct gb_chain_write *w, const 
     do {
         gb_lock_wait(&d->lock);
         err = write_on(d, w, p, now, false);
+        if (GB_UNLIKELY(d->store.told)) gb_door_told(d);
         gb_lock_free(&d->lock);
     } while (err == GB_AGAIN);
     gb_door_back(d, state);
@@ -103,6 +122,7 @@ static enum gb_err write_in(struct gb_door *d, struct gb_chain_write *w, const s
         } else {
             err = write_on(d, w, p, now, commit);
         }
+        if (GB_UNLIKELY(d->store.told)) gb_door_told(d);
         gb_door_unlock(d);
     } while (err == GB_AGAIN);
     return err;
@@ -163,10 +183,10 @@ bool gb_door_copy(struct gb_door *d, struct gb_chain_read *r, uint8_t *to) {
     PyThreadState *state = gb_door_out(d);
     while (err == GB_AGAIN) {
         gb_lock_wait(&d->lock);
-        gb_room_enter(&d->store);
+        gb_head_enter(&d->store);
         err = gb_chain_copy(&d->store, r, to);
         if (!err) gb_chain_close(&d->store, r);
-        gb_room_leave(&d->store, GB_OP_GET);
+        gb_head_leave(&d->store, GB_OP_GET);
         gb_lock_free(&d->lock);
     }
     gb_door_back(d, state);
@@ -178,9 +198,10 @@ bool gb_door_work(struct gb_door *d, uint64_t now, uint32_t slices) {
     PyThreadState *state = gb_door_out(d);
     for (uint32_t i = 0; more && i < slices; i++) {
         gb_lock_wait(&d->lock);
-        gb_room_enter(&d->store);
+        gb_door_begin(d);
         more = gb_room_work(&d->store, now);
-        gb_room_leave(&d->store, GB_OP_EXPIRE);
+        gb_head_leave(&d->store, GB_OP_EXPIRE);
+        if (GB_UNLIKELY(d->store.told)) gb_door_told(d);
         gb_lock_free(&d->lock);
         if (gb_lock_wanted(&d->lock)) sched_yield();
     }

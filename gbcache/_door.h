@@ -18,6 +18,7 @@
 #define GB_DOOR_H
 
 #include "_clock.h"
+#include "_bell.h"
 #include "chain.h"
 #include "lock.h"
 
@@ -32,6 +33,9 @@ struct gb_door {
     struct gb_clock clock;
     PyObject *encode, *decode;
     PyObject *flights; /* of flights under way: _args.h */
+    struct gb_bells bells; /* of readers that may sleep */
+    PyObject *hears;       /* to be called after an operation that told something; NULL: nobody */
+    bool inform;           /* it is to be called */
 };
 
 /* Set once, when the module is made: the exceptions, and the Python halves of rare conversions. */
@@ -56,6 +60,18 @@ static inline bool gb_door_locks(struct gb_door *d) {
     return GB_UNLIKELY(atomic_load_explicit(&d->outsiders, memory_order_relaxed) != 0);
 #endif
 }
+/* Rings the bells: something was recorded. */
+void gb_door_told(struct gb_door *d);
+/* Calls who hears at once (inline delivery). With the GIL, outside, at an operation's end. */
+void gb_door_inform_slow(struct gb_door *d);
+static inline void gb_door_inform(struct gb_door *d) {
+    if (GB_UNLIKELY(d->inform)) gb_door_inform_slow(d);
+}
+/* A hold begins; the lock is held. */
+static inline void gb_door_begin(struct gb_door *d) {
+    gb_head_enter(&d->store);
+    if (GB_UNLIKELY(d->store.listens != 0)) d->store.now = gb_clock_date(&d->clock);
+}
 static inline void gb_door_unlock(struct gb_door *d) {
     if (gb_door_locks(d) && !gb_door_mine(d)) gb_lock_free(&d->lock);
 }
@@ -66,11 +82,12 @@ static inline bool gb_door_enter(struct gb_door *d) {
         gb_door_closed(d);
         return false;
     }
-    gb_room_enter(&d->store);
+    gb_door_begin(d);
     return true;
 }
 static inline void gb_door_leave(struct gb_door *d, enum gb_op op) {
-    gb_room_leave(&d->store, op);
+    gb_head_leave(&d->store, op);
+    if (GB_UNLIKELY(d->store.told)) gb_door_told(d);
     gb_door_unlock(d);
 }
 

@@ -9,6 +9,7 @@ cdef extern from "_hot.h" nogil:
     enum: GB_WINDOW_BYTES
     enum: GB_STEPS_MAX
     enum: GB_DEBUG
+    enum: GB_TELL_LEAST
     enum: GB_WORD_TTL
     enum: GB_WORD_EXTRA
     enum gb_err:
@@ -29,17 +30,25 @@ cdef extern from "_hot.h" nogil:
         uint32_t count
     struct gb_arena_root:
         uint32_t ledger[9]
+    struct gb_ring_root:
+        uint32_t granules
+    struct gb_ring:
+        pass
     struct gb_head:
         uint64_t length, key_bytes, value_bytes
         uint32_t max_entries
+        gb_ring_root ring
         gb_counters counters
         gb_table_root table
         gb_wheel_root wheel
         gb_arena_root arena
     struct gb_digest:
         pass
+    struct gb_wheel:
+        pass
     struct gb_index:
         uint32_t stirs
+        gb_wheel wheel
     struct gb_entry:
         uint32_t word, hash
     struct gb_extra:
@@ -49,8 +58,10 @@ cdef extern from "_hot.h" nogil:
         gb_head *head
         gb_index index
         gb_digest digest
-        uint32_t pins
+        uint32_t pins, listens
         uint32_t max_steps[7]
+        gb_ring ring
+        bint values
     struct gb_key:
         const uint8_t *bytes
         uint32_t len, type
@@ -73,6 +84,9 @@ cdef extern from "_hot.h" nogil:
     uint64_t gb_room_smallest()
     gb_err gb_room_shrink(gb_store *s, uint64_t length)
     void gb_room_grow(gb_store *s, uint64_t length)
+    gb_err gb_room_ring(gb_store *s, gb_ref granules)
+    uint64_t gb_ring_next(const gb_ring *r)
+    uint64_t gb_wheel_next(const gb_wheel *w)
     void gb_room_remove(gb_store *s, gb_ref ref, gb_cause cause)
     bint gb_chain_check(const gb_store *s, gb_fault *f)
     gb_ref gb_index_victim(const gb_index *ix)
@@ -98,6 +112,18 @@ cdef extern from "_hot.h" nogil:
     void gb_lock_wait(gb_lock *l)
     void gb_lock_free(gb_lock *l)
 
+cdef extern from "_bell.h":
+    struct gb_bell:
+        bint armed
+        int fd
+    struct gb_bells:
+        uint32_t n
+    bint gb_bell_add(gb_bells *bs, gb_bell *b)
+    void gb_bell_drop(gb_bells *bs, const gb_bell *b)
+
+cdef extern from "_event.h":
+    int gb_event_install() except -1
+
 cdef extern from "_clock.h":
     ctypedef struct PyObject
     enum: GB_CLOCK_HEAD_START
@@ -107,7 +133,7 @@ cdef extern from "_clock.h":
     int gb_clock_start(gb_clock *c, PyObject *asks, PyObject *ttl, PyObject *idle, double jitter,
                        uint64_t seed) except -1
     uint64_t gb_clock_exact(const gb_clock *c)
-    bint gb_clock_now(const gb_clock *c, bint exact, uint64_t *now) except 0
+    bint gb_clock_now(gb_clock *c, bint exact, uint64_t *now) except 0
 
 cdef extern from "_hot.h":
     struct PyThreadState:
@@ -117,6 +143,8 @@ cdef extern from "_hot.h":
         gb_lock lock
         uint32_t outsiders
         bint open, born, keep
+        gb_bells bells
+        PyObject *hears
         gb_clock clock
         PyObject *encode
         PyObject *decode
@@ -139,6 +167,7 @@ cdef extern from "_hot.h":
         pass
 
     bint gb_door_enter(gb_door *d) except 0
+    void gb_door_inform(gb_door *d)
     void gb_door_leave(gb_door *d, gb_op op)
     void gb_door_wait(gb_door *d)
     void gb_door_unlock(gb_door *d)
@@ -181,3 +210,12 @@ cdef extern from "_verbs.h":
 cdef extern from "_walk.h":
     bint gb_walk_snapshot(gb_door *d, uint64_t **hashes, size_t *n) except 0
     int gb_walk_next(gb_door *d, uint64_t hash, bint want_value, PyObject **key, PyObject **value) except -1
+
+cdef extern from "_news.h":
+    struct gb_news:
+        size_t used, done
+    bint gb_news_open(gb_door *d, gb_news *n, int64_t since, uint32_t kinds, PyObject *prefix, bint values) except 0
+    object gb_news_pull(gb_door *d, gb_news *n, Py_ssize_t most)
+    bint gb_news_finish(gb_door *d, gb_news *n) except 0
+    int gb_news_pending(gb_door *d, const gb_news *n) except -1
+    void gb_news_close(gb_news *n)

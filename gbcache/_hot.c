@@ -72,6 +72,7 @@ PyObject *gb_hot_read(struct gb_door *d, PyObject *key, enum gb_hot_how how) {
         value = read_key(d, &k, now, how);
     }
     gb_box_drop(&b);
+    gb_door_inform(d);
     return value;
 }
 
@@ -145,6 +146,7 @@ static int write_key(struct gb_door *d, PyObject *key, PyObject *value, PyObject
     }
     gb_box_drop(&vb);
     gb_box_drop(&kb);
+    gb_door_inform(d);
     if (!done || (p.due && gb_hot_timed(d))) return -1;
     return err == GB_OK;
 }
@@ -176,6 +178,7 @@ int gb_hot_delete(struct gb_door *d, PyObject *key) {
         gb_door_leave(d, GB_OP_REMOVE);
     }
     gb_box_drop(&b);
+    gb_door_inform(d);
     return !in ? -1 : ref != 0;
 }
 

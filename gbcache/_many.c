@@ -49,7 +49,7 @@ static bool batch_read(struct gb_door *d, struct batch *g, int n, uint64_t now) 
         __builtin_prefetch(gb_entry_at(d->store.base, ref[i]), 1);
         __builtin_prefetch((uint8_t *)gb_entry_at(d->store.base, ref[i]) + 64);
     }
-    gb_room_enter(&d->store); /* the look-ups that follow count these steps */
+    gb_head_enter(&d->store); /* the look-ups that follow count these steps */
     for (int i = 0; i < n; i++)
         if (ref[i]) gb_hot_prefetch(&d->store, ref[i]);
     for (int i = 0; i < n; i++) batch_take(d, g, i, now);

@@ -1,5 +1,5 @@
 /* _memo.c - keys of calls, hits and misses. */
-#include "_memo.h"
+#include "_bound.h"
 #include <structmember.h>
 
 static PyTypeObject memo_type;

@@ -38,18 +38,6 @@ typedef struct {
     bool method; /* it lies in a class */
     bool free;   /* nothing is kept, so that instances share nothing */
 } gb_memo;
-typedef struct {
-    PyObject_HEAD
-    vectorcallfunc call;
-    PyObject *memo, *self;
-} gb_bound;
-typedef struct {
-    PyObject_HEAD
-    PyObject *store, *owner; /* owner: a weak reference, or the address of who can have none */
-    PyObject *weak;
-} gb_holder;
-
-extern PyTypeObject gb_bound_type, gb_holder_type;
 extern PyTypeObject *gb_memo_store; /* ObjectStore */
 
 /* Makes the types ready and puts Memo and Holder into the module; `store` is ObjectStore. */
@@ -57,8 +45,5 @@ int gb_memo_install(PyObject *module, PyTypeObject *store);
 /* A call whose results are the instance's own. */
 PyObject *gb_memo_on(const gb_memo *m, PyObject *self, PyObject *const *args, Py_ssize_t n,
                      PyObject *kwnames);
-PyObject *gb_bound_new(PyObject *memo, PyObject *self);
-/* The instance's holder in its __dict__, borrowed; NULL if it is not there, or has no __dict__. */
-gb_holder *gb_bound_held(const gb_memo *m, PyObject *self);
 
 #endif

@@ -77,7 +77,7 @@ cdef extern from "_bulk.h":
 
     int gb_clock_start(gb_clock *c, PyObject *asks, PyObject *ttl, PyObject *idle, double jitter,
                        uint64_t seed) except -1
-    bint gb_clock_now(const gb_clock *c, bint exact, uint64_t *now) except 0
+    bint gb_clock_now(gb_clock *c, bint exact, uint64_t *now) except 0
     uint64_t gb_clock_exact(const gb_clock *c)
     uint64_t gb_refs_smallest()
     gb_err gb_refs_format(gb_refs *r, void *base, uint64_t length, uint64_t now)

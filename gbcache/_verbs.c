@@ -65,6 +65,7 @@ int gb_verbs_touch(struct gb_door *d, PyObject *key, PyObject *ttl) {
         done = touch_boxed(d, &p, now);
     }
     gb_box_drop(&b);
+    gb_door_inform(d);
     return done == 1 && p.due && gb_hot_timed(d) ? -1 : done;
 }
 
@@ -127,6 +128,7 @@ int gb_verbs_incr(struct gb_door *d, PyObject *key, long long delta, long long i
         } while (more > 0);
     }
     gb_box_drop(&b);
+    gb_door_inform(d);
     *total = sum;
     if (more) return -1;
     if (verdict == NO_INT) PyErr_Format(PyExc_TypeError, "incr: the value of %R is not an int", key);

@@ -1,4 +1,4 @@
-"""Fuzzes the store, normal and tiny: clang's libFuzzer where there is one, else gcc and driver.c."""
+"""Fuzzes each fuzz_*.c, normal and tiny: clang's libFuzzer where there is one, else gcc and driver.c."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = ROOT / "tests" / "fuzz"
 OUT = ROOT / "build" / "fuzz"
+TARGETS = sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.c"))
+VARIANTS = ["normal", "tiny"]
 INCLUDE = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'native'}"]
 FLAGS = ["-std=c11", "-O1", "-g", "-DGB_DEBUG=2", "-fno-sanitize-recover=undefined"]
 
 
-def build(variant: str, clang: str | None) -> Path:
-    program = OUT / f"fuzz_store_{variant}"
+def build(target: str, variant: str, clang: str | None) -> Path:
+    program = OUT / f"fuzz_{target}_{variant}"
     tiny = ["-DGB_TINY"] if variant == "tiny" else []
     if clang:
         command = [clang, "-fsanitize=fuzzer,address,undefined"]
-        sources = [HERE / "fuzz_store.c"]
+        sources = [HERE / f"fuzz_{target}.c"]
     else:
         command = ["gcc", "-fsanitize=address,undefined"]
-        sources = [HERE / "fuzz_store.c", HERE / "driver.c"]
+        sources = [HERE / f"fuzz_{target}.c", HERE / "driver.c"]
     files = [str(source) for source in sources]
     subprocess.run(
         [*command, *FLAGS, *tiny, *INCLUDE, *files, "-lpthread", "-o", str(program)], check=True
@@ -48,10 +50,10 @@ def command_of(program: Path, libfuzzer: bool, seconds: int, seed: int, case: Pa
     ]
 
 
-def run(variant: str, clang: str | None, seconds: int, seed: int) -> bool:
-    """One variant; whether nothing was found."""
-    program = build(variant, clang)
-    case = OUT / f"case_{variant}_{seed}.bin"
+def run(target: str, variant: str, clang: str | None, seconds: int, seed: int) -> bool:
+    """One target in one variant; whether nothing was found."""
+    program = build(target, variant, clang)
+    case = OUT / f"case_{target}_{variant}_{seed}.bin"
     case.unlink(missing_ok=True)
     command = command_of(program, clang is not None, seconds, seed, case)
     try:
@@ -63,24 +65,25 @@ def run(variant: str, clang: str | None, seconds: int, seed: int) -> bool:
         found = re.search(r"\d+ runs, \d+ runs/s", text)
         final = re.search(r"average_exec_per_sec:\s*(\d+)", text)
         rate = found.group(0) if found else f"{final.group(1)} runs/s" if final else "done"
-        print(f"{variant}: {rate}, nothing found")
+        print(f"{target}, {variant}: {rate}, nothing found", flush=True)
         return True
     print(text[-6000:])
-    print(f"{variant}: failed with seed {seed}; the input is {case}")
+    print(f"{target}, {variant}: failed with seed {seed}; the input is {case}")
     print(f"replay: {program} {case}")
     return False
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=60, help="for both variants together")
+    parser.add_argument("--seconds", type=int, default=60, help="for all of it together")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     clang = shutil.which("clang")
-    half = max(1, args.seconds // 2)
+    runs = [(target, variant) for target in TARGETS for variant in VARIANTS]
+    share = max(1, args.seconds // len(runs))
     print(f"{'clang, libFuzzer' if clang else 'gcc, driver.c'}; seed {args.seed}", flush=True)
-    good = [run(variant, clang, half, args.seed) for variant in ("normal", "tiny")]
+    good = [run(target, variant, clang, share, args.seed) for target, variant in runs]
     return 0 if all(good) else 1
 
 

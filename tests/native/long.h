@@ -26,8 +26,8 @@ struct reader {
 };
 static struct gb_store store, *s = &store;
 static struct version model[KEYS];
-static struct writer writers[GB_ROOM_PINS];
-static struct reader readers[GB_ROOM_PINS];
+static struct writer writers[GB_HEAD_PINS];
+static struct reader readers[GB_HEAD_PINS];
 static uint64_t now, length, names[KEYS]; /* the keys' bytes */
 static uint8_t *image;
 static bool plain; /* no deadlines */
@@ -62,12 +62,12 @@ static struct gb_key key_of(uint32_t k) {
 }
 static uint32_t writing(void) {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) n += writers[i].used;
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) n += writers[i].used;
     return n;
 }
 static uint32_t reading(void) {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) n += readers[i].used;
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) n += readers[i].used;
     return n;
 }
 
@@ -103,7 +103,7 @@ static void compare(void) {
         if (ref && check_below(6) == 0) whole(ref, model[k]);
     }
     CHECK(s->index.table.root->count == n);
-    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) promised += writers[i].used ? writers[i].w.promised : 0;
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) promised += writers[i].used ? writers[i].w.promised : 0;
     CHECK(s->writing == promised && s->pins == writing() + reading());
     for (uint32_t op = 0; op < GB_OPS; op++) {
         if (s->max_steps[op] > GB_STEPS_MAX) printf("op %u: %u steps\n", op, s->max_steps[op]);
@@ -116,9 +116,9 @@ static void compare(void) {
     do {                                                                                           \
         uint32_t holds_ = 0;                                                                       \
         do {                                                                                       \
-            gb_room_enter(s);                                                                      \
+            gb_head_enter(s);                                                                      \
             err = call;                                                                            \
-            gb_room_leave(s, op);                                                                  \
+            gb_head_leave(s, op);                                                                  \
             CHECK(++holds_ < 200000u); /* else it would never end */                               \
         } while (err == GB_AGAIN);                                                                 \
     } while (0)
@@ -130,8 +130,8 @@ static void write_done(struct writer *w) {
 static struct writer *write_begin(uint32_t k, uint32_t len, bool add) {
     uint32_t i = 0, before = gb_arena_free_granules(&s->index.arena);
     enum gb_err err;
-    while (i < GB_ROOM_PINS && writers[i].used) i++;
-    if (i == GB_ROOM_PINS) return NULL;
+    while (i < GB_HEAD_PINS && writers[i].used) i++;
+    if (i == GB_HEAD_PINS) return NULL;
     struct writer *w = &writers[i];
     *w = (struct writer){.k = k, .tag = check_below(1u << 16), .value = malloc(len + 1u)};
     for (uint32_t b = 0; b < len; b++) w->value[b] = byte_of(w->tag, b);
@@ -142,7 +142,7 @@ static struct writer *write_begin(uint32_t k, uint32_t len, bool add) {
     bool there = gb_store_find(s, &w->p.key) != 0;
     if (err == GB_EXISTS) CHECK(add && there);
     else if (err == GB_TOOBIG) CHECK(len / 8u > gb_room_capacity(s) * 3u / 4u || len > GB_CHAIN_VALUE_MAX);
-    else if (err == GB_BUSY) CHECK(s->pins == GB_ROOM_PINS || s->writing > 0);
+    else if (err == GB_BUSY) CHECK(s->pins == GB_HEAD_PINS || s->writing > 0);
     else if (err == GB_FULL) CHECK(starved || reading() > 0);
     else CHECK(err == GB_OK);
     if (err == GB_TOOBIG) CHECK(gb_arena_free_granules(&s->index.arena) == before);
@@ -157,9 +157,9 @@ static void write_abort(struct writer *w) {
 }
 /* One slice; the last is followed by a commit. */
 static void write_step(struct writer *w) {
-    gb_room_enter(s);
+    gb_head_enter(s);
     enum gb_err err = gb_chain_step(s, &w->w, &w->p, now);
-    gb_room_leave(s, GB_OP_LONG);
+    gb_head_leave(s, GB_OP_LONG);
     if (err == GB_AGAIN) return;
     if (!err && w->w.done == w->p.value_len) {
         if (check_below(5) == 0) return; /* the commit may come much later */
@@ -191,10 +191,10 @@ static bool read_open(uint32_t k) {
     gb_ref ref = gb_store_find(s, &key);
     uint32_t i = 0;
     if (!ref || !gb_store_is_chain(s, ref, gb_entry_at(image, ref)->word)) return false;
-    while (i < GB_ROOM_PINS && readers[i].used) i++;
-    if (i == GB_ROOM_PINS) return false;
+    while (i < GB_HEAD_PINS && readers[i].used) i++;
+    if (i == GB_HEAD_PINS) return false;
     struct reader *r = &readers[i];
-    bool room = s->pins < GB_ROOM_PINS;
+    bool room = s->pins < GB_HEAD_PINS;
     CHECK(gb_chain_open(s, &r->r, ref) == (room ? GB_OK : GB_BUSY));
     if (!room) return false;
     CHECK(gb_room_pinned(s, ref));
@@ -209,9 +209,9 @@ static void read_close(struct reader *r) {
     r->used = false;
 }
 static void read_step(struct reader *r) {
-    gb_room_enter(s);
+    gb_head_enter(s);
     enum gb_err err = gb_chain_copy(s, &r->r, r->to);
-    gb_room_leave(s, GB_OP_GET);
+    gb_head_leave(s, GB_OP_GET);
     uint32_t bad = 0;
     CHECK(r->r.done + r->r.left == r->v.len && (err == GB_OK) == !r->r.left);
     CHECK(err == GB_OK || err == GB_AGAIN);
@@ -235,9 +235,9 @@ static void put_small(uint32_t k) {
 static void drop(uint32_t k) {
     struct gb_key key = key_of(k);
     gb_ref ref = gb_store_find(s, &key);
-    gb_room_enter(s);
+    gb_head_enter(s);
     if (ref) gb_room_remove(s, ref, check_below(2) ? GB_CAUSE_DELETE : GB_CAUSE_EVICT);
-    gb_room_leave(s, GB_OP_REMOVE);
+    gb_head_leave(s, GB_OP_REMOVE);
     model[k].there = false;
 }
 static void retime(uint32_t k) {
@@ -245,11 +245,11 @@ static void retime(uint32_t k) {
     uint64_t due = check_below(2) ? 0 : now + 1u + check_random() % ((uint64_t)1 << (1u + check_below(40)));
     enum gb_err err = GB_AGAIN;
     for (uint32_t n = 0; err == GB_AGAIN; n++) {
-        gb_room_enter(s);
+        gb_head_enter(s);
         gb_ref ref = gb_store_live(s, &key, now);
         bool pinned = ref && gb_room_pinned(s, ref);
         err = ref ? gb_store_retime(s, ref, due, 0, 0, now) : GB_GONE;
-        gb_room_leave(s, GB_OP_SET);
+        gb_head_leave(s, GB_OP_SET);
         CHECK(err != GB_BUSY || pinned);
         CHECK(n < 200000u);
     }
@@ -257,20 +257,20 @@ static void retime(uint32_t k) {
 }
 static void tidy(void) {
     for (bool more = true; more;) {
-        gb_room_enter(s);
+        gb_head_enter(s);
         more = gb_room_work(s, now);
-        gb_room_leave(s, GB_OP_EXPIRE);
+        gb_head_leave(s, GB_OP_EXPIRE);
     }
 }
 static void close_all(void) {
-    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) {
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) {
         if (readers[i].used) read_close(&readers[i]);
         if (writers[i].used) write_abort(&writers[i]);
     }
 }
 static void orphans(void) {
     gb_chain_orphans(s);
-    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) {
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) {
         if (readers[i].used) free(readers[i].to);
         if (writers[i].used) free(writers[i].value);
         readers[i].used = writers[i].used = false;

@@ -94,9 +94,9 @@ static void twin_read(struct twin *t, gb_ref ref, uint32_t tag, uint32_t len) {
     enum gb_err err = gb_chain_open(&t->store, &r, ref);
     CHECK(err == GB_OK);
     do {
-        gb_room_enter(&t->store);
+        gb_head_enter(&t->store);
         err = gb_chain_copy(&t->store, &r, to);
-        gb_room_leave(&t->store, GB_OP_GET);
+        gb_head_leave(&t->store, GB_OP_GET);
     } while (err == GB_AGAIN);
     CHECK(err == GB_OK && !memcmp(to, model_value, len));
     gb_chain_close(&t->store, &r);
@@ -136,9 +136,9 @@ static enum gb_err twin_put_long(struct twin *t, struct gb_put *p) {
     struct gb_chain_write w;
     enum gb_err err;
     do {
-        gb_room_enter(s);
+        gb_head_enter(s);
         err = gb_chain_begin(s, &w, p, t->now);
-        gb_room_leave(s, GB_OP_LONG);
+        gb_head_leave(s, GB_OP_LONG);
     } while (err == GB_AGAIN);
     if (err) return err;
     if (check_below(10) == 0) {
@@ -146,16 +146,16 @@ static enum gb_err twin_put_long(struct twin *t, struct gb_put *p) {
         return GB_GONE;
     }
     do {
-        gb_room_enter(s);
+        gb_head_enter(s);
         err = gb_chain_step(s, &w, p, t->now);
-        gb_room_leave(s, GB_OP_LONG);
+        gb_head_leave(s, GB_OP_LONG);
         if (check_below(4) == 0) SOUND(gb_chain_check, s);
     } while (err == GB_AGAIN);
     CHECK(err == GB_OK);
     do {
-        gb_room_enter(s);
+        gb_head_enter(s);
         err = gb_chain_commit(s, &w, p, t->now);
-        gb_room_leave(s, GB_OP_LONG);
+        gb_head_leave(s, GB_OP_LONG);
     } while (err == GB_AGAIN);
     if (err) gb_chain_abort(s, &w);
     return err;
@@ -181,9 +181,9 @@ static void twin_put(struct twin *t, uint32_t value_most) {
     enum gb_err err;
     if (gb_store_fits_inline(&p)) {
         do {
-            gb_room_enter(s);
+            gb_head_enter(s);
             err = gb_store_put(s, &p, t->now);
-            gb_room_leave(s, GB_OP_SET);
+            gb_head_leave(s, GB_OP_SET);
         } while (err == GB_AGAIN);
     } else {
         err = twin_put_long(t, &p);
@@ -221,9 +221,9 @@ static void twin_resize(struct twin *t) {
         return;
     }
     do {
-        gb_room_enter(&t->store);
+        gb_head_enter(&t->store);
         err = gb_room_shrink(&t->store, length);
-        gb_room_leave(&t->store, GB_OP_RESIZE);
+        gb_head_leave(&t->store, GB_OP_RESIZE);
     } while (err == GB_AGAIN);
     CHECK(err == GB_OK);
     twin_relocate(t, length);
@@ -234,10 +234,10 @@ static void twin_touch(struct twin *t, struct gb_key *key, uint32_t k) {
     uint64_t due = check_below(3) ? t->now + 1u + check_below(5000) : 0;
     enum gb_err err = GB_AGAIN;
     while (err == GB_AGAIN) {
-        gb_room_enter(s);
+        gb_head_enter(s);
         gb_ref ref = gb_store_live(s, key, t->now);
         err = ref ? gb_store_retime(s, ref, due, 0, 0, t->now) : GB_GONE;
-        gb_room_leave(s, GB_OP_SET);
+        gb_head_leave(s, GB_OP_SET);
     }
     struct model_entry *e = model_find(t, k);
     if (err == GB_GONE) return;
@@ -258,7 +258,7 @@ static void twin_step(struct twin *t, uint32_t value_most) {
         return;
     }
     gb_store_key(s, &key, bytes, model_key(k, bytes), k & 3u);
-    gb_room_enter(s);
+    gb_head_enter(s);
     if (what < 75) {
         gb_ref ref = gb_store_find(s, &key);
         CHECK(!ref == !e);
@@ -277,15 +277,15 @@ static void twin_step(struct twin *t, uint32_t value_most) {
         t->now += check_below(check_below(20) ? 400u : 3000000u);
     } else if (what < 96) {
         for (bool more = true; more;) {
-            gb_room_enter(s);
+            gb_head_enter(s);
             more = gb_room_work(s, t->now);
-            gb_room_leave(s, GB_OP_EXPIRE);
+            gb_head_leave(s, GB_OP_EXPIRE);
         }
         for (uint32_t i = 0; i < t->n; i++) /* at most one tick late */
             CHECK(!t->m[i].due || t->m[i].due + 8u > t->now ||
                   !gb_store_find(s, (gb_store_key(s, &key, bytes, model_key(t->m[i].key, bytes),
                                                   t->m[i].key & 3u), &key)));
-        gb_room_enter(s);
+        gb_head_enter(s);
     } else if (what < 98) {
         twin_relocate(t, t->length);
     } else if (what < 99 || check_below(4)) {
@@ -294,6 +294,6 @@ static void twin_step(struct twin *t, uint32_t value_most) {
         CHECK(gb_room_clear(s, t->now) == GB_OK);
         t->n = 0;
     }
-    gb_room_leave(&t->store, GB_OP_REMOVE);
+    gb_head_leave(&t->store, GB_OP_REMOVE);
 }
 #endif

@@ -53,8 +53,8 @@ static void run(uint64_t bytes, uint32_t steps, uint32_t who, bool colliding) {
 static void pins_run_out(void) {
     start(gb_room_smallest() * 2u, false);
     commit(write_all(0, 3000));
-    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) CHECK(read_open(0));
-    CHECK(s->pins == GB_ROOM_PINS);
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) CHECK(read_open(0));
+    CHECK(s->pins == GB_HEAD_PINS);
     struct gb_chain_read r;
     struct gb_key key = key_of(0);
     CHECK(gb_chain_open(s, &r, gb_store_find(s, &key)) == GB_BUSY);
@@ -64,7 +64,7 @@ static void pins_run_out(void) {
     CHECK(gb_room_clear(s, now) == GB_BUSY);
     compare();
     drop(0); /* dead, and still read by sixteen */
-    for (uint32_t i = 0; i < GB_ROOM_PINS; i++) {
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) {
         CHECK(s->head->arena.ledger[GB_KIND_PENDING] > 0);
         while (readers[i].used) read_step(&readers[i]);
         compare();
@@ -118,8 +118,8 @@ static void commit_full(void) {
         gb_ref ref;
         while (i < 4096u && (ref = gb_arena_alloc(&s->index.arena, size, GB_KIND_RING))) filler[i++] = ref;
     }
-    gb_room_enter(s);
-    s->index.arena.work.steps = GB_ROOM_LAST + 1u; /* the hold has no step left for room */
+    gb_head_enter(s);
+    s->index.arena.work.steps = gb_room_last(s) + 1u; /* the hold has no step left for room */
     CHECK(gb_chain_commit(s, &w->w, &w->p, now) == GB_AGAIN);
     commit(w); /* evicts for it */
     while (i) gb_arena_free(&s->index.arena, filler[--i]);
@@ -187,7 +187,7 @@ static void shrink_left(uint32_t how) {
     uint32_t all = (uint32_t)gb_room_capacity(s) * 8u;
     for (uint32_t k = 0; k < KEYS; k++) commit(write_all(k, all / 40u));
     for (uint32_t i = 0; i < 3; i++) {
-        gb_room_enter(s);
+        gb_head_enter(s);
         CHECK(gb_room_shrink(s, gb_room_smallest()) == GB_AGAIN);
     }
     if (how == 0) orphans();
@@ -289,7 +289,7 @@ int main(int argc, char **argv) {
         run(small * 2u, 2500, 3, true);
         run(small * 4u, 2000, 6, false);
         run(small * 12u, 1000, 3, round != 0);
-        run(small, 1500, GB_ROOM_PINS, true);
+        run(small, 1500, GB_HEAD_PINS, true);
     }
     CHECK(commits > 50 && long_reads > 50 && busy > 5);
     printf("%lu commits, %lu reads, %lu full, %lu busy\n", commits, long_reads, fulls, busy);

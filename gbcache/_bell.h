@@ -1,0 +1,52 @@
+/* _bell.h - how a reader that sleeps hears of news.
+ *
+ * WHAT      A bell is a file descriptor (an eventfd, or a pipe's end that does not block) and whether its
+ *           owner wants to hear: a reader arms it, looks once more, and sleeps on the descriptor. Whoever
+ *           makes news rings every armed bell of the cache: one write for each sleep, none while a reader
+ *           is awake. Ringing runs no Python code, so it may happen anywhere, after the lock.
+ *
+ * INVARIANT 1 a reader that armed its bell before it looked for the last time is rung for all that came
+ *             after that look.
+ *
+ * NOT HERE  who sleeps how (notify.py), what the news is (ring, _queue).
+ */
+#ifndef GB_BELL_H
+#define GB_BELL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <unistd.h>
+
+#define GB_BELLS 32u /* readers of one cache that may sleep, at most */
+
+struct gb_bell {
+    _Atomic bool armed;
+    int fd;
+};
+struct gb_bells {
+    uint32_t n;
+    struct gb_bell *all[GB_BELLS];
+};
+
+static inline void gb_bell_ring(struct gb_bell *b) {
+    const uint64_t one = 1;
+    if (!atomic_exchange(&b->armed, false)) return;
+    ssize_t n = write(b->fd, &one, sizeof one); /* full: it has been rung already */
+    (void)n;
+}
+static inline void gb_bell_ring_all(const struct gb_bells *bs) {
+    for (uint32_t i = 0; i < bs->n; i++) gb_bell_ring(bs->all[i]);
+}
+/* False: there are GB_BELLS already. */
+static inline bool gb_bell_add(struct gb_bells *bs, struct gb_bell *b) {
+    if (bs->n == GB_BELLS) return false;
+    bs->all[bs->n++] = b;
+    return true;
+}
+static inline void gb_bell_drop(struct gb_bells *bs, const struct gb_bell *b) {
+    for (uint32_t i = 0; i < bs->n; i++)
+        if (bs->all[i] == b) bs->all[i--] = bs->all[--bs->n];
+}
+
+#endif

@@ -1,0 +1,285 @@
+# _image.pxi - part of _packed.pyx: an image's life, but for the verbs on it.
+
+
+@cython.no_gc_clear  # the buffer must outlive everything that may still read it
+cdef class PackedImage:
+    """An image in a writable buffer: how it is opened, looked after, listened to, resized, closed."""
+
+    cdef gb_door door  # first: _hot.c knows it lies there
+    cdef Py_buffer view
+    cdef object map, clock, encode, decode, hears
+    cdef dict flights
+    cdef object __weakref__
+
+    def __cinit__(self, *args, **kwargs):
+        if <char *>&self.door - <char *><void *>self != sizeof(gb_hot_store) - sizeof(gb_door):
+            raise SystemError("PackedImage does not begin with its door")
+        gb_lock_init(&self.door.lock)
+
+    def _attach(self, map, *, seed, clock, ttl, idle, double jitter, uint32_t max_entries, codec,
+                dict flights, housekeeping):
+        """Formats an image in `map` (a writable buffer, page-aligned) and opens the door."""
+        cdef uint64_t words[2]
+        cdef gb_door *d = &self.door
+        cdef const unsigned char[:] bytes16 = seed
+        if d.born:
+            raise RuntimeError("the cache was initialised already: __init__ may run once")
+        memcpy(words, &bytes16[0], 16)
+        self.clock, self.encode, self.decode = clock, codec.encode, codec.decode
+        d.encode, d.decode = <PyObject *>self.encode, <PyObject *>self.decode
+        self.flights, d.flights = flights, <PyObject *>flights
+        gb_clock_start(&d.clock, NULL if clock is None else <PyObject *>self.clock, <PyObject *>ttl,
+                       <PyObject *>idle, jitter, words[0])
+        self._hold_buffer(map)
+        cdef gb_err err = gb_room_format(&d.store, self.view.buf, self.view.len, words,
+                                         GB_CLOCK_HEAD_START)
+        if err:
+            PyBuffer_Release(&self.view)
+            gb_door_raise(d, err, NULL)
+        d.store.head.max_entries = max_entries
+        self.map = map
+        d.keep = housekeeping
+        d.born = d.open = True
+
+    def _hold_buffer(self, map):
+        PyObject_GetBuffer(map, &self.view, PyBUF_WRITABLE)
+        if <size_t>self.view.buf % 4096:
+            PyBuffer_Release(&self.view)
+            raise ValueError("the image's buffer does not begin on a page")
+
+    def __dealloc__(self):
+        if self.door.open:
+            self.door.open = False
+            PyBuffer_Release(&self.view)
+
+    def close(self):
+        """Gives the image's memory back. Closing twice is allowed; any other use raises ClosedError.
+
+        Waits for long copies under way in other threads.
+        """
+        cdef gb_door *d = &self.door
+        if not d.open: return
+        gb_door_enter(d)
+        d.open = False
+        gb_door_leave(d, GB_OP_RESIZE)
+        while d.outsiders:
+            gb_door_rest()
+        PyBuffer_Release(&self.view)
+        map, self.map = self.map, None
+        map.close()
+
+    @property
+    def closed(self):
+        """Whether the cache is closed (or was never initialised)."""
+        return not self.door.open
+
+    def check(self):
+        """Walks the whole image and compares every invariant; AssertionError names the broken one.
+
+        Cost: in proportion to the entries, in one lock hold: for tests and for doubts.
+        """
+        cdef gb_fault fault
+        cdef gb_door *d = &self.door
+        gb_door_enter(d)
+        cdef bint sound = gb_chain_check(&d.store, &fault)
+        gb_door_unlock(d)  # a check's steps are nobody's worst case
+        if not sound:
+            raise AssertionError(f"{fault.rule.decode()}: at {fault.at}, want {fault.want}, "
+                                 f"got {fault.got}")
+
+    def _work(self, uint32_t slices):
+        """The housekeeper's door: some slices of due entries; True if more is waiting."""
+        cdef gb_door *d = &self.door
+        if not d.open or d.clock.asks != NULL:
+            return False
+        cdef bint more = gb_door_work(d, gb_clock_exact(&d.clock), slices)
+        gb_door_inform(d)
+        return more
+
+    def _leave(self, key, flight, bint loaded, bint failed):
+        """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
+        cdef gb_door *d = &self.door
+        if self.flights.get(key) is flight:
+            del self.flights[key]
+        if not d.open:
+            return
+        gb_door_enter(d)
+        d.store.head.counters.loads += loaded
+        d.store.head.counters.load_errors += failed
+        gb_door_leave(d, GB_OP_GET)
+
+    def _listen(self, uint32_t kinds, bint values, uint64_t room):
+        """Has events of these kinds (bits) recorded, 0: none; the first time makes a ring of `room` bytes."""
+        cdef gb_door *d = &self.door
+        cdef gb_err err = GB_AGAIN
+        cdef gb_ref granules = max(room // 8, <uint64_t>GB_TELL_LEAST)
+        while err:
+            gb_door_enter(d)
+            err = gb_room_ring(&d.store, granules) if kinds and not d.store.head.ring.granules else GB_OK
+            if not err:
+                d.store.listens, d.store.values = kinds, values
+            gb_door_leave(d, GB_OP_RESIZE)
+            if err == GB_BUSY:
+                gb_door_rest()
+            elif err == GB_SMALL:
+                raise ValueError(f"events: a ring of {granules * 8} bytes does not fit this cache: give it "
+                                 f"max_bytes={gb_room_smallest() + granules * 8} or more, or a smaller ring")
+            elif err and err != GB_AGAIN:
+                gb_door_raise(d, err, NULL)
+            PyErr_CheckSignals()
+        gb_door_inform(d)
+
+    def _cursor(self, since, uint32_t kinds, prefix, bint values):
+        """A PackedCursor on what comes (`since` None), or on what is kept with a higher number."""
+        cdef PackedCursor cursor = PackedCursor()
+        cursor.store = self
+        gb_news_open(&self.door, &cursor.news, -1 if since is None else since, kinds,
+                     NULL if prefix is None else <PyObject *>prefix, values)
+        return cursor
+
+    def _seq(self):
+        """The number of the last event recorded; 0: none was."""
+        cdef gb_door *d = &self.door
+        gb_door_enter(d)
+        cdef uint64_t seq = gb_ring_next(&d.store.ring) - 1 if d.store.head.ring.granules else 0
+        gb_door_leave(d, GB_OP_GET)
+        return seq
+
+    def _bells(self, size_t bell, bint add):
+        """Registers a bell, by its address, or lets go of it."""
+        cdef gb_door *d = &self.door
+        cdef bint done = True, inside = d.open  # else nobody rings
+        if inside:
+            gb_door_enter(d)
+        if add:
+            done = gb_bell_add(&d.bells, <gb_bell *>bell)
+        else:
+            gb_bell_drop(&d.bells, <gb_bell *>bell)
+        if inside:
+            gb_door_leave(d, GB_OP_GET)
+        if not done:
+            raise ValueError("too many readers sleep on one cache: 32 watches and subscribers' threads at most")
+
+    def _hear(self, fn):
+        """Has `fn()` called after each operation that told something, by the thread that did it."""
+        self.hears = fn
+        self.door.hears = NULL if fn is None else <PyObject *>fn
+
+    def _next_due(self):
+        """ms until the wheel has something to do; None if nothing is timed."""
+        cdef gb_door *d = &self.door
+        cdef uint64_t due, now
+        gb_door_enter(d)
+        due, now = gb_wheel_next(&d.store.index.wheel), gb_clock_exact(&d.clock)
+        gb_door_leave(d, GB_OP_GET)
+        return None if due == <uint64_t>-1 else due - now if due > now else 0
+
+    def _timed(self):
+        """Whether any entry has a TTL."""
+        return self.door.open and self.door.store.head.wheel.count > 0
+
+    def _figures(self):
+        """Everything that is counted: (counters, ledger in bytes, sizes, max_steps)."""
+        cdef gb_door *d = &self.door
+        cdef gb_counters c
+        cdef uint32_t ledger[9]
+        cdef uint32_t steps[7]
+        cdef uint32_t count, timed, most, ring
+        cdef uint64_t keys, values, length
+        gb_door_enter(d)
+        c = d.store.head.counters
+        memcpy(ledger, d.store.head.arena.ledger, sizeof(ledger))
+        memcpy(steps, d.store.max_steps, sizeof(steps))
+        keys, values = d.store.head.key_bytes, d.store.head.value_bytes
+        length, count, ring = d.store.head.length, d.store.head.table.count, d.store.head.ring.granules
+        timed, most = d.store.head.wheel.count, d.store.head.max_entries
+        gb_door_leave(d, GB_OP_GET)
+        counters = dict(hits=c.hits, misses_absent=c.misses_absent,
+                        misses_expired=c.misses_expired, sets=c.sets, replaces=c.replaces,
+                        deletes=c.deletes, evictions=c.evictions, expirations=c.expirations,
+                        rejects=c.rejects, clears=c.clears, moves=c.moves, loads=c.loads,
+                        load_errors=c.load_errors, stale_hits=c.stale_hits)
+        parts = {name: <uint64_t>ledger[i] * 8 for i, name in enumerate(KINDS)}
+        parts["ring"] = <uint64_t>ring * 8
+        parts["head"] += length - sum(parts.values())  # less than a granule, if any
+        sizes = dict(entries=count, timed=timed, key_bytes=keys, value_bytes=values,
+                     total=length, max_entries=most)
+        return counters, parts, sizes, {op: steps[i] for i, op in enumerate(OPS)}
+
+    def _shrink(self, uint64_t length):
+        """Empties all above `length`, in slices; the mapping is as long as before."""
+        cdef gb_door *d = &self.door
+        cdef gb_err err = GB_AGAIN
+        try:
+            while err:
+                gb_door_enter(d)
+                err = gb_room_shrink(&d.store, length)
+                gb_door_leave(d, GB_OP_RESIZE)
+                if err == GB_BUSY:
+                    gb_door_rest()
+                elif err and err != GB_AGAIN:
+                    gb_door_raise(d, err, NULL)
+                PyErr_CheckSignals()
+        except BaseException:
+            gb_door_enter(d)
+            gb_room_shrink(&d.store, d.store.head.length)  # left half done
+            gb_door_leave(d, GB_OP_RESIZE)
+            raise
+
+    def _remap(self, uint64_t length, fresh=None):
+        """Makes the mapping, in place or as a copy into `fresh`, as long as an image that fits already.
+
+        No Python code may run meanwhile: the collector rests, and mmap.resize is called as it is.
+        """
+        cdef gb_door *d = &self.door
+        cdef Py_buffer other
+        cdef bint collects
+        size, old = int(length), self.map
+        gb_door_enter(d)
+        collects = PyGC_Disable()
+        try:
+            if length < d.store.head.length:
+                raise SystemError(f"an image of {d.store.head.length} bytes does not fit {length}")
+            if fresh is None:
+                PyBuffer_Release(&self.view)
+                try:
+                    old.resize(size)
+                finally:
+                    PyObject_GetBuffer(old, &self.view, PyBUF_WRITABLE)
+            else:
+                PyObject_GetBuffer(fresh, &other, PyBUF_WRITABLE)
+                memcpy(other.buf, self.view.buf, min(<size_t>self.view.len, <size_t>other.len))
+                PyBuffer_Release(&self.view)
+                self.view, self.map = other, fresh
+            gb_room_rebase(&d.store, self.view.buf)
+            if length > d.store.head.length:
+                gb_room_grow(&d.store, length)
+        finally:
+            gb_room_rebase(&d.store, self.view.buf)
+            gb_door_leave(d, GB_OP_RESIZE)
+            if collects:
+                PyGC_Enable()
+        if fresh is not None:
+            old.close()
+
+    def _limit(self, uint32_t max_entries):
+        """Sets max_entries; evicts down to it, in slices."""
+        cdef gb_door *d = &self.door
+        cdef bint over = True
+        while over:
+            gb_door_enter(d)
+            d.store.head.max_entries = max_entries
+            over = max_entries and d.store.head.table.count > max_entries
+            if over:
+                gb_room_remove(&d.store, gb_index_victim(&d.store.index), GB_CAUSE_EVICT)
+            gb_door_leave(d, GB_OP_REMOVE)
+        gb_door_inform(d)
+
+    def _fork_before(self):
+        gb_door_fork_before(&self.door)
+
+    def _fork_parent(self):
+        gb_door_fork_parent(&self.door)
+
+    def _fork_child(self):
+        gb_door_fork_child(&self.door)

@@ -1,0 +1,143 @@
+/* _news.c - records out of the ring, Events out of records. */
+#include "_news.h"
+
+bool gb_news_open(struct gb_door *d, struct gb_news *n, int64_t since, uint32_t kinds, PyObject *prefix,
+                  bool values) {
+    struct gb_box b;
+    n->filter = (struct gb_ring_filter){.kinds = kinds, .prefix_type = -1, .values = values};
+    if (prefix) {
+        if (!gb_box_key(&b, prefix)) return false;
+        n->prefix = PyBytes_FromStringAndSize((const char *)b.bytes, (Py_ssize_t)b.len);
+        n->filter.prefix_type = (int32_t)b.type;
+        gb_box_drop(&b);
+        if (!n->prefix) return false;
+        n->filter.prefix = (const uint8_t *)PyBytes_AS_STRING(n->prefix);
+        n->filter.prefix_len = (uint32_t)PyBytes_GET_SIZE(n->prefix);
+    }
+    if (!gb_door_enter(d)) return false;
+    if (since < 0) gb_ring_newest(&d->store.ring, &n->at);
+    else gb_ring_since(&d->store.ring, &n->at, (uint64_t)since);
+    gb_door_leave(d, GB_OP_GET);
+    return true;
+}
+
+void gb_news_close(struct gb_news *n) {
+    PyMem_RawFree(n->buffer);
+    n->buffer = NULL;
+    n->room = n->used = n->done = 0;
+    Py_CLEAR(n->prefix);
+}
+
+static bool make_room(struct gb_news *n, size_t room) {
+    if (n->room - n->used >= room) return true;
+    uint8_t *larger = PyMem_RawRealloc(n->buffer, n->used + room);
+    if (!larger) {
+        PyErr_NoMemory();
+        return false;
+    }
+    n->buffer = larger;
+    n->room = n->used + room;
+    return true;
+}
+
+/* One hold's worth into the buffer. 1: there may be more, 0: that was all, -1: exception. */
+static int fetch(struct gb_door *d, struct gb_news *n) {
+    uint64_t lost = 0, wanted = n->at.wanted;
+    bool more = false;
+    size_t room = n->room - n->used;
+    if (!gb_door_enter(d)) return -1;
+    n->used += gb_ring_pull(&d->store.ring, &n->at, &n->filter, n->buffer + n->used,
+                            room < GB_NEWS_BUFFER ? (uint32_t)room : GB_NEWS_BUFFER,
+                            &d->store.index.arena.work, GB_STEPS_MAX, &lost, &more);
+    gb_door_leave(d, GB_OP_GET);
+    if (lost) {
+        n->lost += lost;
+        n->lost_last = wanted + lost - 1u;
+    }
+    return more;
+}
+
+bool gb_news_finish(struct gb_door *d, struct gb_news *n) {
+    for (int more = 1; more > 0;) {
+        if (!make_room(n, GB_NEWS_BUFFER)) return false;
+        if ((more = fetch(d, n)) < 0) return false;
+    }
+    return true;
+}
+
+int gb_news_pending(struct gb_door *d, const struct gb_news *n) {
+    if (n->done < n->used || n->lost) return 1;
+    if (!d->open) return 0;
+    if (!gb_door_enter(d)) return -1;
+    bool pending = gb_ring_pending(&d->store.ring, &n->at);
+    gb_door_leave(d, GB_OP_GET);
+    return pending;
+}
+
+static PyObject *key_of(const struct gb_ring_record *e) {
+    const char *bytes = (const char *)gb_ring_key(e);
+    int64_t whole;
+    switch (e->key_type) {
+    case GB_BOX_KEY_STR:
+        return PyUnicode_DecodeUTF8(bytes, e->key_len, "surrogatepass");
+    case GB_BOX_KEY_INT:
+        memcpy(&whole, bytes, sizeof whole);
+        return PyLong_FromLongLong(whole);
+    default:
+        return gb_box_key_object(e->key_type, PyBytes_FromStringAndSize(bytes, e->key_len));
+    }
+}
+
+static PyObject *value_of(const struct gb_door *d, uint8_t tag, const uint8_t *bytes, uint32_t len) {
+    if (gb_ring_state(tag) == GB_RING_OMITTED) return Py_NewRef(gb_event_names.omitted);
+    if (!bytes) return Py_NewRef(Py_None);
+    return gb_box_finish(d, gb_ring_type(tag), gb_box_raw(gb_ring_type(tag), bytes, len));
+}
+
+static PyObject *event_of(const struct gb_door *d, const struct gb_ring_record *e) {
+    double at = gb_clock_at(&d->clock, e->at);
+    if (gb_ring_wide(e->kind)) {
+        PyObject *count = PyLong_FromUnsignedLongLong(e->count);
+        return count ? gb_event_make(e->seq, e->kind, NULL, count, NULL, at) : NULL;
+    }
+    PyObject *key = key_of(e), *value = NULL, *old = NULL;
+    if (key) value = value_of(d, e->value, gb_ring_value(e), e->value_len);
+    if (value) old = value_of(d, e->old, gb_ring_old(e), e->old_len);
+    if (old) return gb_event_make(e->seq, e->kind, key, value, old, at);
+    Py_XDECREF(key);
+    Py_XDECREF(value);
+    return NULL;
+}
+
+/* The next Event of those fetched; NULL with an exception: that one is passed over. */
+static PyObject *next_of(const struct gb_door *d, struct gb_news *n) {
+    if (n->lost) {
+        uint64_t lost = n->lost;
+        n->lost = 0;
+        return gb_event_lost(n->lost_last, lost);
+    }
+    const struct gb_ring_record *e = gb_ring_record_at(n->buffer + n->done);
+    n->done += gb_ring_size(e);
+    return event_of(d, e);
+}
+
+PyObject *gb_news_pull(struct gb_door *d, struct gb_news *n, Py_ssize_t most) {
+    PyObject *list = PyList_New(0);
+    bool fine = list != NULL;
+    while (fine && PyList_GET_SIZE(list) < most) {
+        if (n->done == n->used && !n->lost) {
+            if (!d->open) break;
+            n->done = n->used = 0;
+            fine = make_room(n, GB_NEWS_BUFFER);
+            int more = fine ? fetch(d, n) : -1;
+            fine = more >= 0;
+            if (!fine || (!n->used && !n->lost && !more)) break;
+            continue;
+        }
+        PyObject *event = next_of(d, n);
+        fine = event && PyList_Append(list, event) == 0;
+        Py_XDECREF(event);
+    }
+    if (!fine) Py_CLEAR(list);
+    return list;
+}

@@ -1,0 +1,42 @@
+/* _news.h - a reader of PackedStore's events.
+ *
+ * WHAT      A news is a cursor into the image's ring, a filter, and the records it has copied out but not
+ *           handed over yet: from then on nobody can overwrite them, nor does it matter that the cache is
+ *           closed. Under the lock bytes are copied; Events are made after it.
+ *
+ * INVARIANT 1 what was overwritten before it was copied out is told, once, as a `lost` with its count.
+ *
+ * COST      pull: one hold for each 64 KiB of records, or 64 windows walked over.
+ *
+ * NOT HERE  who is told, in which thread (notify.py); what the records are (ring).
+ */
+#ifndef GB_NEWS_H
+#define GB_NEWS_H
+
+#include "_box.h"
+#include "_event.h"
+
+#define GB_NEWS_BUFFER 65536u
+
+struct gb_news {
+    struct gb_ring_cursor at;
+    struct gb_ring_filter filter;
+    PyObject *prefix; /* bytes: what filter.prefix points into */
+    uint8_t *buffer;
+    size_t room, used, done; /* of the buffer; [done, used) is still to be handed over */
+    uint64_t lost, lost_last; /* to be told first: how many, the number of the last */
+};
+
+/* A cursor on what comes (`since` < 0), or on what is kept with a higher number than that; `prefix` may be
+ * NULL. False with an exception. */
+bool gb_news_open(struct gb_door *d, struct gb_news *n, int64_t since, uint32_t kinds, PyObject *prefix,
+                  bool values);
+/* A list of at most `most` Events, empty if there is no news. */
+PyObject *gb_news_pull(struct gb_door *d, struct gb_news *n, Py_ssize_t most);
+/* Copies out all there is: the cache is about to be closed. */
+bool gb_news_finish(struct gb_door *d, struct gb_news *n);
+/* 1 if a pull would find something to look at, 0, -1 with an exception. */
+int gb_news_pending(struct gb_door *d, const struct gb_news *n);
+void gb_news_close(struct gb_news *n);
+
+#endif

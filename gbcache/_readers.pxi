@@ -1,0 +1,80 @@
+# _readers.pxi - part of _packed.pyx: who goes through a PackedStore.
+
+cdef class PackedWalk:
+    """One iteration: the hashes of a moment, each looked up when its turn comes."""
+
+    cdef PackedImage store
+    cdef uint64_t *hashes
+    cdef size_t at, n
+    cdef int what
+
+    def __cinit__(self, PackedImage store, int what):
+        self.store, self.what = store, what
+        gb_walk_snapshot(&store.door, &self.hashes, &self.n)
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.hashes)
+
+    def __iter__(self):
+        return self
+
+    def __length_hint__(self):
+        return self.n - self.at
+
+    def __next__(self):
+        cdef PyObject *key = NULL
+        cdef PyObject *value = NULL
+        while self.at < self.n:
+            self.at += 1
+            if not gb_walk_next(&self.store.door, self.hashes[self.at - 1], self.what > 0,
+                                &key, &value):
+                continue
+            if self.what == 0:
+                return owned(key)
+            name, held = owned(key), owned(value)
+            return held if self.what == 1 else (name, held)
+        raise StopIteration
+
+
+cdef class PackedCursor:
+    """A place in a store's events, and which of them are wanted. See ``_news.h``."""
+
+    cdef PackedImage store
+    cdef gb_news news
+    cdef object __weakref__
+
+    def __dealloc__(self):
+        gb_news_close(&self.news)
+
+    def pull(self, Py_ssize_t most):
+        """The next Events in a list, `most` at most; empty if there are none."""
+        return gb_news_pull(&self.store.door, &self.news, most)
+
+    def pending(self):
+        """Whether a pull would find something to look at."""
+        return gb_news_pending(&self.store.door, &self.news) == 1
+
+    def finish(self):
+        """Copies out what is left: the cache is about to be closed."""
+        gb_news_finish(&self.store.door, &self.news)
+
+
+cdef class Bell:
+    """A file descriptor to sleep on: readable once there is news after `arm`. See ``_bell.h``."""
+
+    cdef gb_bell bell
+
+    def __init__(self, int fd):
+        self.bell.fd = fd
+
+    def arm(self):
+        """From now on news makes the descriptor readable, once."""
+        self.bell.armed = True
+
+    def disarm(self):
+        self.bell.armed = False
+
+    @property
+    def address(self):
+        """Where the stores' C finds it. Keep the bell alive as long as it is registered."""
+        return <size_t>&self.bell

@@ -1,0 +1,71 @@
+"""What a cache tells of its changes: the words. Who listens, and how it is told, is in `notify`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+__all__ = ["OMITTED", "Event", "Kind"]
+
+
+class Kind(str, Enum):
+    """What happened. Plain strings do as well: ``Kind.EVICT == "evict"``."""
+
+    SET = "set"
+    """A value was written where there was none."""
+    REPLACE = "replace"
+    """A value was written over an old one."""
+    TOUCH = "touch"
+    """A deadline was set anew; the value is the same."""
+    DELETE = "delete"
+    """An entry was removed by request."""
+    EXPIRE = "expire"
+    """An entry was removed because it was due."""
+    EVICT = "evict"
+    """An entry was removed to make room."""
+    CLEAR = "clear"
+    """Everything was removed at once; `value` says how many entries."""
+    REJECT = "reject"
+    """A value was refused because it can never fit; the old one, if any, stays."""
+    INVALIDATE = "invalidate"
+    """An entry was removed because it changed elsewhere."""
+    RECOVER = "recover"
+    """The cache is not what it was before it stopped; `value` says how many entries are left."""
+    LOST = "lost"
+    """Events that this reader will not see, because it was slower than they came; `value` says how many."""
+
+    __str__ = str.__str__
+
+
+class _Omitted:
+    """A value of more bytes than an event carries."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "gbcache.OMITTED"
+
+    def __reduce__(self) -> str:
+        return "OMITTED"
+
+
+OMITTED = _Omitted()
+"""In an event in a value's place: it was longer than an event carries (16 KiB)."""
+
+
+class Event(NamedTuple):
+    """One change, told once."""
+
+    seq: int
+    """The number of the event, from 1, one higher each; of `lost`: of the last event lost."""
+    kind: Kind
+    key: Any
+    """None for `clear`, `recover` and `lost`."""
+    value: Any
+    """The new value of `set` and `replace`, where values were asked for; a count for `clear`,
+    `recover` and `lost`; else None."""
+    old: Any
+    """The value that went, of `replace delete expire evict`, where values were asked for; else None."""
+    at: float
+    """When, in seconds as of time.time() (of the cache's own `clock=`, if it has one); exact to 4 ms.
+    Of `lost`: 0.0."""
