@@ -11,22 +11,30 @@ from __future__ import annotations
 
 from .cache import Cache, ObjectCache
 from .codec import Codec
+from .events import OMITTED, Event, Kind
 from .errors import BudgetError, ClosedError, GbError, ImageError
 from .memoize import memoize
+from .notify import Subscription
 from .stats import Entry, Memory, ObjectEntry, Stats
+from .watch import Watch
 
 __all__ = [
+    "OMITTED",
     "BudgetError",
     "Cache",
     "ClosedError",
     "Codec",
     "Entry",
+    "Event",
     "GbError",
     "ImageError",
+    "Kind",
     "Memory",
     "ObjectCache",
     "ObjectEntry",
     "Stats",
+    "Subscription",
+    "Watch",
     "memoize",
 ]
 __version__ = "0.1.0"

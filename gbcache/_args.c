@@ -43,10 +43,10 @@ PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i) {
     return pair;
 }
 
-void gb_args_void_slow(PyObject *flights, PyObject *key) {
+bool gb_args_void_slow(PyObject *flights, PyObject *key) {
     PyObject *flight = PyDict_GetItemWithError(flights, key);
     if (flight) PyByteArray_AS_STRING(flight)[0] = 1;
-    else PyErr_Clear(); /* unhashable, or its == raised: the call itself will say so */
+    return flight || !PyErr_Occurred();
 }
 
 void gb_args_void_all(PyObject *flights) {

@@ -12,6 +12,7 @@
 #include <Python.h>
 #include <stdbool.h>
 
+#define GB_ARGS_LIKELY(x) __builtin_expect(!!(x), 1)
 #define GB_ARGS_FAST(name, function, text)                                                         \
     {#name, (PyCFunction)(void (*)(void))function, METH_FASTCALL | METH_KEYWORDS, text}
 
@@ -24,10 +25,10 @@ PyObject *gb_args_pairs(PyObject *items);
 PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i);
 /* `flights` maps a key to the flight under way for it (flight.py), which is a bytearray of one: a 1 in it
  * says that the key was changed while its value was being loaded, so that the loaded one is not to be
- * stored. To be called before the change. */
-void gb_args_void_slow(PyObject *flights, PyObject *key);
-static inline void gb_args_void(PyObject *flights, PyObject *key) {
-    if (flights && PyDict_GET_SIZE(flights)) gb_args_void_slow(flights, key);
+ * stored. To be called before the change; false with an exception of the key's own. */
+bool gb_args_void_slow(PyObject *flights, PyObject *key);
+static inline bool gb_args_void(PyObject *flights, PyObject *key) {
+    return GB_ARGS_LIKELY(!flights || !PyDict_GET_SIZE(flights)) || gb_args_void_slow(flights, key);
 }
 void gb_args_void_all(PyObject *flights);
 /* The flight's byte; NULL with a TypeError if it is none. */

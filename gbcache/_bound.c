@@ -2,6 +2,17 @@
 #include "_bound.h"
 #include <structmember.h>
 
+PyObject *gb_bound_referent(PyObject *weak) {
+    PyObject *found = NULL;
+#if PY_VERSION_HEX >= 0x030D0000
+    (void)PyWeakref_GetRef(weak, &found);
+#else
+    found = PyWeakref_GET_OBJECT(weak);
+    found = found == Py_None ? NULL : Py_NewRef(found);
+#endif
+    return found;
+}
+
 gb_holder *gb_bound_held(const gb_memo *m, PyObject *self) {
     if (PyType_Check(self) || !Py_TYPE(self)->tp_dictoffset) return NULL;
     PyObject *dict = PyObject_GenericGetDict(self, NULL);
@@ -13,9 +24,10 @@ gb_holder *gb_bound_held(const gb_memo *m, PyObject *self) {
     Py_DECREF(dict); /* the instance holds it */
     if (!held || Py_TYPE(held) != &gb_holder_type) return NULL;
     PyObject *owner = ((gb_holder *)held)->owner;
-    bool same = PyWeakref_Check(owner) ? PyWeakref_GET_OBJECT(owner) == self
-                                       : PyLong_AsVoidPtr(owner) == (void *)self;
-    return same ? (gb_holder *)held : NULL;
+    if (!PyWeakref_Check(owner)) return PyLong_AsVoidPtr(owner) == (void *)self ? (gb_holder *)held : NULL;
+    PyObject *referent = gb_bound_referent(owner);
+    Py_XDECREF(referent); /* the caller holds the instance */
+    return referent == self ? (gb_holder *)held : NULL;
 }
 
 /* ---- bound memo ---- */
@@ -68,6 +80,39 @@ static Py_hash_t bound_hash(PyObject *self) {
     Py_hash_t h = (Py_hash_t)(a * 1000003u ^ b);
     return h == -1 ? -2 : h;
 }
+static PyObject *bound_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    PyObject *memo, *self;
+    (void)type;
+    if (kwargs || !PyArg_ParseTuple(args, "OO:BoundMemo", &memo, &self)) return NULL;
+    if (gb_memo_is(memo)) return gb_bound_new(memo, self);
+    PyErr_Format(PyExc_TypeError, "BoundMemo: %R is not a memoized function", memo);
+    return NULL;
+}
+/* As a bound method: what `self.name` is where it is unpickled. */
+static PyObject *bound_reduce(PyObject *self, PyObject *protocol) {
+    gb_bound *b = (gb_bound *)self;
+    (void)protocol;
+    PyObject *name = PyObject_GetAttrString(b->memo, "__name__"), *how = NULL, *from = NULL;
+    if (name) from = PyImport_ImportModule("builtins");
+    PyObject *getattr = from ? PyObject_GetAttrString(from, "getattr") : NULL;
+    if (getattr) how = Py_BuildValue("O(OO)", getattr, b->self, name);
+    Py_XDECREF(getattr);
+    Py_XDECREF(from);
+    Py_XDECREF(name);
+    return how;
+}
+static PyObject *bound_doc(PyObject *self, void *none) {
+    (void)none;
+    return PyObject_GetAttrString(((gb_bound *)self)->memo, "__doc__");
+}
+static PyMethodDef bound_methods[] = {
+    {"__reduce_ex__", bound_reduce, METH_O, "As getattr(instance, name)."},
+    {NULL, NULL, 0, NULL},
+};
+static PyGetSetDef bound_getset[] = {
+    {"__doc__", bound_doc, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
 static PyMemberDef bound_members[] = {
     {"__func__", T_OBJECT, offsetof(gb_bound, memo), READONLY, NULL},
     {"__self__", T_OBJECT, offsetof(gb_bound, self), READONLY, NULL},
@@ -87,6 +132,9 @@ PyTypeObject gb_bound_type = {
     .tp_richcompare = bound_compare,
     .tp_hash = bound_hash,
     .tp_members = bound_members,
+    .tp_methods = bound_methods,
+    .tp_getset = bound_getset,
+    .tp_new = bound_new,
 };
 
 /* ---- holder ---- */

@@ -157,7 +157,7 @@ cdef extern from "_hot.h":
         PyObject *keep
     gb_door_names_t gb_door_names
     enum gb_hot_how:
-        GB_HOT_READ, GB_HOT_PEEK, GB_HOT_STALE, GB_HOT_TAKE
+        GB_HOT_READ, GB_HOT_PEEK, GB_HOT_STALE, GB_HOT_KEPT, GB_HOT_TAKE
     enum: GB_BOX_INT
     struct gb_box:
         const uint8_t *bytes

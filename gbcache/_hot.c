@@ -15,7 +15,7 @@ static gb_ref look(struct gb_door *d, const struct gb_key *k, uint64_t *now, enu
     if (GB_LIKELY(!gb_clock_due(&d->clock, &d->store.index, ref, now))) return ref;
     bool over = gb_store_is_due(s, ref, *now);
     s->head->counters.misses_expired += counts;
-    if (how == GB_HOT_STALE && !over) return ref;
+    if ((how == GB_HOT_STALE || how == GB_HOT_KEPT) && !over) return ref;
     if (how == GB_HOT_TAKE || (counts && over)) gb_room_remove(s, ref, GB_CAUSE_EXPIRE);
     return 0;
 }
@@ -65,7 +65,7 @@ PyObject *gb_hot_read(struct gb_door *d, PyObject *key, enum gb_hot_how how) {
     struct gb_key k;
     uint64_t now = 0;
     PyObject *value = NULL;
-    if (how == GB_HOT_TAKE) gb_args_void(d->flights, key);
+    if (how == GB_HOT_TAKE && !gb_args_void(d->flights, key)) return NULL;
     if (GB_UNLIKELY(!gb_box_key(&b, key))) return NULL;
     if (GB_LIKELY(!d->clock.asks) || gb_clock_ask(&d->clock, &now)) {
         if (GB_UNLIKELY(!gb_box_core_key(d, &b, &k))) k.len = 0, k.type = 3u; /* nobody's key */
@@ -152,23 +152,21 @@ static int write_key(struct gb_door *d, PyObject *key, PyObject *value, PyObject
 }
 
 int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
-    gb_args_void(d->flights, key);
-    return write_key(d, key, value, ttl, add, NULL, 0);
+    return !gb_args_void(d->flights, key) ? -1 : write_key(d, key, value, ttl, add, NULL, 0);
 }
 
 int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
                 uint32_t stale) {
     const char *byte = gb_args_mark(mark);
-    return byte ? write_key(d, key, value, ttl, false, byte, stale) : -1;
+    return byte ? write_key(d, key, value, ttl, true, byte, stale) : -1; /* add: a later write stays */
 }
 
 int gb_hot_delete(struct gb_door *d, PyObject *key) {
-    gb_args_void(d->flights, key);
     struct gb_box b;
     struct gb_key k;
     uint64_t now = 0;
     gb_ref ref = 0;
-    if (!gb_box_key(&b, key)) return -1;
+    if (!gb_args_void(d->flights, key) || !gb_box_key(&b, key)) return -1;
     bool sane = gb_box_core_key(d, &b, &k), in = false;
     if (gb_clock_now(&d->clock, true, &now) && (in = gb_door_enter(d))) {
         ref = sane ? gb_store_live(&d->store, &k, now) : 0;

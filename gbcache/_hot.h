@@ -20,6 +20,7 @@ enum gb_hot_how {
     GB_HOT_READ, /* counts as use, and in the stats */
     GB_HOT_PEEK, /* leaves no trace */
     GB_HOT_STALE, /* counts as use; also past the deadline, while the value is kept */
+    GB_HOT_KEPT,  /* the same, and leaves no trace */
     GB_HOT_TAKE  /* removes it too */
 };
 
@@ -33,7 +34,7 @@ static inline void gb_hot_prefetch(const struct gb_store *s, gb_ref ref) {
 /* Entered: what a hit changes. */
 static inline void gb_hot_after(struct gb_door *d, gb_ref ref, uint64_t now, enum gb_hot_how how) {
     struct gb_store *s = &d->store;
-    if (how == GB_HOT_PEEK) return;
+    if (how == GB_HOT_PEEK || how == GB_HOT_KEPT) return;
     if (how == GB_HOT_STALE) {
         gb_index_use(&s->index, ref); /* its deadline does not slide */
         s->head->counters.stale_hits++;

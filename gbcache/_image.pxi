@@ -99,8 +99,9 @@ cdef class PackedImage:
     def _leave(self, key, flight, bint loaded, bint failed):
         """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
         cdef gb_door *d = &self.door
-        if self.flights.get(key) is flight:
-            del self.flights[key]
+        found = self.flights.pop(key, None)
+        if found is not None and found is not flight:
+            self.flights.setdefault(key, found)
         if not d.open:
             return
         gb_door_enter(d)

@@ -63,6 +63,10 @@ static bool batch_give(struct gb_door *d, struct batch *g, int n, PyObject *cons
     bool fine = true;
     for (int i = 0; i < n; i++) {
         gb_box_drop(&g->box[i]);
+        if (!fine) {
+            Py_XDECREF(g->raw[i]);
+            continue;
+        }
         PyObject *value = gb_box_finish(d, g->type[i], g->raw[i]);
         if (fine && g->later[i]) value = gb_hot_read(d, keys[i], GB_HOT_READ);
         if (fine && value) fine = PyDict_SetItem(into, keys[i], value) == 0;

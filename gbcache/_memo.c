@@ -81,6 +81,16 @@ static PyObject *key_on(const gb_memo *m, PyObject *self, PyObject *const *args,
 }
 
 /* ---- calls ---- */
+static bool is_plain(PyObject *key) {
+    return PyLong_CheckExact(key) || PyUnicode_CheckExact(key) || Py_TYPE(key) == &gb_once_type;
+}
+
+PyObject *gb_memo_name(PyObject *key) {
+    if (is_plain(key)) return Py_NewRef(key);
+    Py_hash_t hash = PyObject_Hash(key);
+    return hash == -1 ? NULL : gb_once_new(key, hash);
+}
+
 /* Steals the key. `first` may be NULL: the instance of a bound call. */
 static PyObject *missed(const gb_memo *m, PyObject *store, PyObject *key, Py_hash_t hash, PyObject *first,
                         PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
@@ -89,8 +99,7 @@ static PyObject *missed(const gb_memo *m, PyObject *store, PyObject *key, Py_has
         PyObject *const all[] = {(PyObject *)m, key, call};
         value = PyObject_VectorcallMethod(name_shared, all, 3, NULL);
     } else if (call) {
-        bool plain = PyLong_CheckExact(key) || PyUnicode_CheckExact(key);
-        name = plain ? Py_NewRef(key) : gb_once_new(key, hash);
+        name = is_plain(key) ? Py_NewRef(key) : gb_once_new(key, hash);
         PyObject *const all[] = {store, name, call, m->ttl, m->stale};
         if (name) value = PyObject_Vectorcall(m->fill, all, 5, NULL);
     }
@@ -120,6 +129,14 @@ static PyObject *through(const gb_memo *m, PyObject *store, PyObject *first, PyO
     return value;
 }
 
+/* An instance that can have no holder is part of the key, as in functools. Steals the key without it. */
+static PyObject *kept_by_results(const gb_memo *m, PyObject *self, PyObject *const *args, Py_ssize_t n,
+                                 PyObject *kwnames, PyObject *key) {
+    PyObject *whole = PyTuple_Pack(2, self, key);
+    Py_DECREF(key);
+    return whole ? through(m, m->store, self, args, n, kwnames, whole) : NULL;
+}
+
 PyObject *gb_memo_on(const gb_memo *m, PyObject *self, PyObject *const *args, Py_ssize_t n,
                      PyObject *kwnames) {
     PyObject *value = NULL, *key = key_on(m, self, args, n, kwnames);
@@ -136,16 +153,25 @@ PyObject *gb_memo_on(const gb_memo *m, PyObject *self, PyObject *const *args, Py
         PyObject *const all[] = {(PyObject *)(void *)m, self};
         holder = PyObject_VectorcallMethod(name_instance, all, 2, NULL);
     }
-    if (holder) value = through(m, ((gb_holder *)holder)->store, self, args, n, kwnames, key);
+    if (holder == Py_None) value = kept_by_results(m, self, args, n, kwnames, key);
+    else if (holder) value = through(m, ((gb_holder *)holder)->store, self, args, n, kwnames, key);
     else Py_DECREF(key);
     Py_XDECREF(holder);
     return value;
 }
 
+/* Whether a call's first argument is the instance: the memo lies in a class of it. */
+static bool owns(const gb_memo *m, PyObject *first) {
+    PyObject *owner = m->owner ? gb_bound_referent(m->owner) : NULL;
+    bool is = owner && PyType_Check(owner) && PyType_IsSubtype(Py_TYPE(first), (PyTypeObject *)owner);
+    Py_XDECREF(owner);
+    return is;
+}
+
 static PyObject *memo_call(PyObject *self, PyObject *const *args, size_t flagged, PyObject *kwnames) {
     const gb_memo *m = (gb_memo *)self;
     Py_ssize_t n = PyVectorcall_NARGS(flagged);
-    if (GB_UNLIKELY(m->method && n)) /* Class.method(instance, ...) */
+    if (GB_UNLIKELY(m->owner != NULL) && n && owns(m, args[0])) /* Class.method(instance, ...) */
         return gb_memo_on(m, args[0], args + 1, n - 1, kwnames);
     PyObject *key = key_of(m, args, n, kwnames);
     if (GB_UNLIKELY(!key)) return NULL;
@@ -155,16 +181,22 @@ static PyObject *memo_call(PyObject *self, PyObject *const *args, size_t flagged
 
 static PyObject *memo_get(PyObject *self, PyObject *instance, PyObject *type) {
     (void)type;
+    gb_memo *m = (gb_memo *)self;
     if (!instance || instance == Py_None) return Py_NewRef(self);
-    ((gb_memo *)self)->method = true; /* also one that was put into its class later */
+    if (!m->owner) { /* one that was put into its class later */
+        m->owner = PyWeakref_NewRef((PyObject *)Py_TYPE(instance), NULL);
+        if (!m->owner) return NULL;
+    }
     return gb_bound_new(self, instance);
 }
+
+bool gb_memo_is(PyObject *memo) { return PyObject_TypeCheck(memo, &memo_type); }
 
 /* ---- the type ---- */
 static int memo_traverse(PyObject *self, visitproc visit, void *arg) {
     gb_memo *m = (gb_memo *)self;
     PyObject *all[] = {m->wrapped, m->store, m->key, m->names, m->slot, m->ttl, m->stale, m->fill, m->ready,
-                       m->dict};
+                       m->owner, m->dict};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) Py_VISIT(all[i]);
     return 0;
 }
@@ -178,7 +210,7 @@ static void memo_dealloc(PyObject *self) {
     PyObject_GC_UnTrack(self);
     if (m->weak) PyObject_ClearWeakRefs(self);
     PyObject *all[] = {m->wrapped, m->store, m->key, m->names, m->slot, m->ttl, m->stale, m->fill, m->ready,
-                       m->dict};
+                       m->owner, m->dict};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) Py_XDECREF(all[i]);
     Py_TYPE(self)->tp_free(self);
 }
@@ -216,32 +248,41 @@ static PyObject *memo_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
 }
 
 /* Python would call a subclass through its slot before 3.12: twice as slow. */
-static PyObject *memo_init_subclass(PyObject *type, PyObject *args, PyObject *kwargs) {
-    (void)args, (void)kwargs;
-    ((PyTypeObject *)type)->tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL;
+static PyObject *memo_quicken(PyObject *none, PyObject *type) {
+    (void)none;
+    if (PyType_Check(type) && PyType_IsSubtype((PyTypeObject *)type, &memo_type))
+        ((PyTypeObject *)type)->tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL;
     Py_RETURN_NONE;
 }
 
 static PyObject *memo_key(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
     const gb_memo *m = (gb_memo *)self;
-    return m->method && n ? key_on(m, args[0], args + 1, n - 1, kwnames) : key_of(m, args, n, kwnames);
+    if (!n || !owns(m, args[0])) return key_of(m, args, n, kwnames);
+    return key_on(m, args[0], args + 1, n - 1, kwnames);
 }
 static PyObject *memo_held(PyObject *self, PyObject *instance) {
     gb_holder *held = gb_bound_held((gb_memo *)self, instance);
     if (!held && PyErr_Occurred()) return NULL;
     return Py_NewRef(held ? (PyObject *)held : Py_None);
 }
+static PyObject *memo_owns(PyObject *self, PyObject *instance) {
+    return PyBool_FromLong(owns((gb_memo *)self, instance));
+}
 static PyObject *memo_set_name(PyObject *self, PyObject *args) {
-    (void)args;
-    ((gb_memo *)self)->method = true;
+    gb_memo *m = (gb_memo *)self;
+    PyObject *owner, *name;
+    if (!PyArg_ParseTuple(args, "OO:__set_name__", &owner, &name)) return NULL;
+    PyObject *ref = PyWeakref_NewRef(owner, NULL);
+    if (!ref) return NULL;
+    Py_XSETREF(m->owner, ref);
     Py_RETURN_NONE;
 }
 static PyMethodDef memo_methods[] = {
     {"__set_name__", memo_set_name, METH_VARARGS, NULL},
     GB_ARGS_FAST(_key, memo_key, "The key of a call."),
     {"_held", memo_held, METH_O, "The holder in the instance's __dict__, or None."},
-    {"__init_subclass__", (PyCFunction)(void (*)(void))memo_init_subclass,
-     METH_VARARGS | METH_KEYWORDS | METH_CLASS, NULL},
+    {"_owns", memo_owns, METH_O, "Whether it lies in a class of this instance."},
+    {"_quicken", memo_quicken, METH_O | METH_STATIC, "Has instances of a subclass called directly."},
     {NULL, NULL, 0, NULL},
 };
 static PyMemberDef memo_members[] = {
@@ -254,7 +295,6 @@ static PyMemberDef memo_members[] = {
     {"_fill", T_OBJECT, offsetof(gb_memo, fill), READONLY, NULL},
     {"_ready", T_OBJECT, offsetof(gb_memo, ready), READONLY, NULL},
     {"_typed", T_BOOL, offsetof(gb_memo, typed), READONLY, NULL},
-    {"_method", T_BOOL, offsetof(gb_memo, method), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 static PyGetSetDef memo_getset[] = {

@@ -32,16 +32,19 @@ typedef struct {
     PyObject *slot;            /* a str: what an instance keeps its holder under */
     PyObject *ttl, *stale;     /* as fill takes them */
     PyObject *fill, *ready;    /* flight.fill or afill; makes a value awaitable, or None */
+    PyObject *owner;           /* a weak reference to the class it lies in; NULL: it lies in none */
     PyObject *dict, *weak;
     uint64_t places; /* bits: positions the key leaves out */
     bool typed;
-    bool method; /* it lies in a class */
     bool free;   /* nothing is kept, so that instances share nothing */
 } gb_memo;
 extern PyTypeObject *gb_memo_store; /* ObjectStore */
 
 /* Makes the types ready and puts Memo and Holder into the module; `store` is ObjectStore. */
 int gb_memo_install(PyObject *module, PyTypeObject *store);
+/* A new reference to the key, or to a once of it: what the way through a flight uses. */
+PyObject *gb_memo_name(PyObject *key);
+bool gb_memo_is(PyObject *memo);
 /* A call whose results are the instance's own. */
 PyObject *gb_memo_on(const gb_memo *m, PyObject *self, PyObject *const *args, Py_ssize_t n,
                      PyObject *kwnames);

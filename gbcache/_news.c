@@ -15,7 +15,9 @@ bool gb_news_open(struct gb_door *d, struct gb_news *n, int64_t since, uint32_t 
         n->filter.prefix_len = (uint32_t)PyBytes_GET_SIZE(n->prefix);
     }
     if (!gb_door_enter(d)) return false;
-    if (since < 0) gb_ring_newest(&d->store.ring, &n->at);
+    n->none = !d->store.head->ring.granules;
+    if (n->none) n->at = (struct gb_ring_cursor){0, 0, 0};
+    else if (since < 0) gb_ring_newest(&d->store.ring, &n->at);
     else gb_ring_since(&d->store.ring, &n->at, (uint64_t)since);
     gb_door_leave(d, GB_OP_GET);
     return true;
@@ -45,6 +47,7 @@ static int fetch(struct gb_door *d, struct gb_news *n) {
     uint64_t lost = 0, wanted = n->at.wanted;
     bool more = false;
     size_t room = n->room - n->used;
+    if (n->none) return 0;
     if (!gb_door_enter(d)) return -1;
     n->used += gb_ring_pull(&d->store.ring, &n->at, &n->filter, n->buffer + n->used,
                             room < GB_NEWS_BUFFER ? (uint32_t)room : GB_NEWS_BUFFER,
@@ -67,7 +70,7 @@ bool gb_news_finish(struct gb_door *d, struct gb_news *n) {
 
 int gb_news_pending(struct gb_door *d, const struct gb_news *n) {
     if (n->done < n->used || n->lost) return 1;
-    if (!d->open) return 0;
+    if (!d->open || n->none) return 0;
     if (!gb_door_enter(d)) return -1;
     bool pending = gb_ring_pending(&d->store.ring, &n->at);
     gb_door_leave(d, GB_OP_GET);

@@ -24,6 +24,7 @@ struct gb_news {
     PyObject *prefix; /* bytes: what filter.prefix points into */
     uint8_t *buffer;
     size_t room, used, done; /* of the buffer; [done, used) is still to be handed over */
+    bool none; /* there was no ring: nothing was recorded that it could tell of */
     uint64_t lost, lost_last; /* to be told first: how many, the number of the last */
 };
 

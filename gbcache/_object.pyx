@@ -68,7 +68,7 @@ cdef extern from "_bulk.h":
     ctypedef struct gb_quick_store:
         pass
     enum gb_quick_how:
-        GB_QUICK_READ, GB_QUICK_PEEK, GB_QUICK_STALE, GB_QUICK_TAKE
+        GB_QUICK_READ, GB_QUICK_PEEK, GB_QUICK_STALE, GB_QUICK_KEPT, GB_QUICK_TAKE
     struct gb_quick_seen:
         uint64_t due, now, weight
         uint32_t idle
@@ -107,6 +107,7 @@ cdef extern from "_bulk.h":
 
 cdef extern from "_memo.h":
     int gb_memo_install(PyObject *module, void *store) except -1
+    object gb_memo_name(PyObject *key)
 
 __all__ = ["ObjectStore", "smallest"]
 
@@ -246,14 +247,21 @@ cdef class ObjectStore:
             if gb_quick_write(&self.refs, <PyObject *>key, <PyObject *>default, NULL, True):
                 return default
 
-    def _clear(self, fresh):
-        """Goes on in the empty reservation `fresh`; lets go of all that was in the old one."""
+    def _clear(self, reserve):
+        """Goes on in an empty reservation, ``reserve(max_entries)``; lets go of all that was in the old one."""
         cdef gb_refs *r = &self.refs
         cdef gb_arena old
         cdef Py_buffer view
         cdef uint64_t now = 0
+        cdef uint32_t entries
         gb_clock_now(&r.clock, True, &now)
-        gb_refs_opened(r)
+        while True:  # whatever ran meanwhile may have resized it
+            gb_refs_opened(r)
+            entries = r.max_entries
+            fresh = reserve(entries)
+            if r.open and r.max_entries == entries:
+                break
+            fresh.close()
         old, view, map = r.index.arena, self.view, self.map
         PyObject_GetBuffer(fresh, &self.view, PyBUF_WRITABLE)
         self.map = fresh
@@ -340,9 +348,13 @@ cdef class ObjectStore:
     def _weighs(self):
         return self.weigher is not None
 
-    def _stale(self, key, default):
-        """The value of `key`, also past its deadline while it is kept; counts as use."""
-        cdef PyObject *value = gb_quick_read(&self.refs, <PyObject *>key, GB_QUICK_STALE)
+    def _once(self, key):
+        """What stands for the key while it is loaded: a key that is not hashed again."""
+        return gb_memo_name(<PyObject *>key)
+
+    def _stale(self, key, default, bint serve):
+        """The value of `key`, also past its deadline while it is kept; `serve`: that is use, and counted."""
+        cdef PyObject *value = gb_quick_read(&self.refs, <PyObject *>key, GB_QUICK_STALE if serve else GB_QUICK_KEPT)
         return default if is_miss(value) else owned(value)
 
     def _land(self, key, value, ttl, flight, uint32_t stale):
@@ -354,8 +366,9 @@ cdef class ObjectStore:
         """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
         self.refs.counters.loads += loaded
         self.refs.counters.load_errors += failed
-        if self.flights.get(key) is flight:
-            del self.flights[key]
+        found = self.flights.pop(key, None)
+        if found is not None and found is not flight:
+            self.flights.setdefault(key, found)
 
     def _timed(self):
         """Whether any entry has a TTL."""

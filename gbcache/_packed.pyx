@@ -7,7 +7,7 @@ The rare verbs; the frequent ones are hand-written in ``_hot.c`` and put into th
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_RawFree
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy
 
 from ._gb cimport *
@@ -20,6 +20,8 @@ from .units import seconds_of
 
 cdef extern from "Python.h":
     PyObject *PyErr_Occurred()
+    void PyErr_Restore(PyObject *type, PyObject *value, PyObject *trace)
+    void PyErr_WriteUnraisable(PyObject *fn)
     int PyErr_CheckSignals() except -1
     int PyGC_Disable()
     int PyGC_Enable()
@@ -185,9 +187,13 @@ cdef class PackedStore(PackedImage):
         gb_door_leave(d, GB_OP_EXPIRE)
         return before
 
-    def _stale(self, key, default):
-        """The value of `key`, also past its deadline while it is kept; counts as use."""
-        cdef PyObject *value = gb_hot_read(&self.door, <PyObject *>key, GB_HOT_STALE)
+    def _once(self, key):
+        """What stands for the key while it is loaded: hashed once, in the object store."""
+        return key
+
+    def _stale(self, key, default, bint serve):
+        """The value of `key`, also past its deadline while it is kept; `serve`: that is use, and counted."""
+        cdef PyObject *value = gb_hot_read(&self.door, <PyObject *>key, GB_HOT_STALE if serve else GB_HOT_KEPT)
         return default if is_miss(value) else owned(value)
 
     def _land(self, key, value, ttl, flight, uint32_t stale):

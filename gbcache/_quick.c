@@ -15,7 +15,7 @@ static inline bool prepare(struct gb_refs *r, PyObject *key, uint64_t *hash, uin
 /* Found past its deadline; it stays while it may be served stale. */
 static void expired(struct gb_refs *r, gb_ref ref, uint64_t now, enum gb_quick_how how) {
     struct gb_refs_aside aside = {.n = 0};
-    if (how == GB_QUICK_PEEK) return;
+    if (how == GB_QUICK_PEEK || how == GB_QUICK_KEPT) return;
     r->counters.misses_expired++;
     if (how != GB_QUICK_TAKE && !gb_refs_is_over(r, ref, now)) return;
     gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
@@ -23,10 +23,10 @@ static void expired(struct gb_refs *r, gb_ref ref, uint64_t now, enum gb_quick_h
 }
 
 /* What get_or_set answers while another loads. */
-static PyObject *read_stale(struct gb_refs *r, gb_ref ref) {
+static PyObject *read_stale(struct gb_refs *r, gb_ref ref, bool serve) {
     PyObject *pair[2];
-    r->counters.stale_hits++;
-    gb_index_use(&r->index, ref); /* its deadline does not slide */
+    r->counters.stale_hits += serve;
+    if (serve) gb_index_use(&r->index, ref); /* its deadline does not slide */
     gb_refs_leave(r);
     return Py_NewRef(gb_refs_pair(r->index.base, ref, pair)[1]);
 }
@@ -47,16 +47,17 @@ static inline PyObject *read_key(struct gb_refs *r, PyObject *key, uint64_t hash
     int found = gb_refs_find(r, key, hash, &ref);
     *failed = found < 0;
     if (found <= 0) {
-        r->counters.misses_absent += how != GB_QUICK_PEEK && how != GB_QUICK_STALE && !found;
+        r->counters.misses_absent += (how == GB_QUICK_READ || how == GB_QUICK_TAKE) && !found;
         return NULL;
     }
     if (GB_UNLIKELY(gb_clock_due(&r->clock, &r->index, ref, &now))) {
-        if (how == GB_QUICK_STALE && !gb_refs_is_over(r, ref, now)) return read_stale(r, ref);
+        bool kept = how == GB_QUICK_STALE || how == GB_QUICK_KEPT;
+        if (kept && !gb_refs_is_over(r, ref, now)) return read_stale(r, ref, how == GB_QUICK_STALE);
         expired(r, ref, now, how);
         return NULL;
     }
     PyObject *pair[2], *value = Py_NewRef(gb_refs_pair(r->index.base, ref, pair)[1]);
-    if (how == GB_QUICK_PEEK) return value;
+    if (how == GB_QUICK_PEEK || how == GB_QUICK_KEPT) return value;
     r->counters.hits++;
     if (how == GB_QUICK_TAKE) return take(r, ref, value);
     gb_refs_use(r, ref, now);
@@ -66,10 +67,10 @@ static inline PyObject *read_key(struct gb_refs *r, PyObject *key, uint64_t hash
 
 PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how) {
     uint64_t hash, now;
-    if (how == GB_QUICK_TAKE) gb_args_void(r->flights, key);
     bool failed;
+    if (how == GB_QUICK_TAKE && !gb_args_void(r->flights, key)) return NULL;
     if (GB_UNLIKELY(!prepare(r, key, &hash, &now))) return NULL;
-    return read_key(r, key, hash, now, how, &failed);
+    return read_key(r, gb_once_inner(key), hash, now, how, &failed);
 }
 
 PyObject *gb_quick_read_hashed(struct gb_refs *r, PyObject *key, uint64_t hash) {
@@ -143,22 +144,20 @@ static int write_key(struct gb_refs *r, PyObject *key, PyObject *value, PyObject
 }
 
 int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
-    gb_args_void(r->flights, key);
-    return write_key(r, key, value, ttl, add, NULL, 0);
+    return !gb_args_void(r->flights, key) ? -1 : write_key(r, key, value, ttl, add, NULL, 0);
 }
 
 int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl,
                   PyObject *mark, uint32_t stale) {
     const char *byte = gb_args_mark(mark);
-    return byte ? write_key(r, key, value, ttl, false, byte, stale) : -1;
+    return byte ? write_key(r, key, value, ttl, true, byte, stale) : -1; /* add: a later write stays */
 }
 
 int gb_quick_delete(struct gb_refs *r, PyObject *key) {
     struct gb_refs_aside aside = {.n = 0};
     uint64_t hash, now;
     gb_ref ref;
-    gb_args_void(r->flights, key);
-    if (!prepare(r, key, &hash, &now)) return -1;
+    if (!gb_args_void(r->flights, key) || !prepare(r, key, &hash, &now)) return -1;
     int found = gb_refs_find(r, key, hash, &ref);
     if (found <= 0) return found;
     bool due = gb_clock_due(&r->clock, &r->index, ref, &now);
@@ -200,7 +199,7 @@ int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
 PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial) {
     struct gb_refs_put p = {.key = key};
     gb_ref ref;
-    gb_args_void(r->flights, key);
+    if (!gb_args_void(r->flights, key)) return NULL;
     for (;;) {
         if (!prepare(r, key, &p.hash, &p.now)) return NULL;
         if (gb_refs_find(r, key, p.hash, &ref) < 0) return NULL;
@@ -253,7 +252,8 @@ PyObject *gb_quick_oldest(struct gb_refs *r) {
         gb_refs_remove(r, ref, due ? GB_CAUSE_EXPIRE : GB_CAUSE_DELETE, &aside);
         gb_refs_release(&aside);
     }
-    gb_args_void(r->flights, PyTuple_GET_ITEM(both, 0)); /* it was there: a flight is a later one's */
+    PyObject *key = PyTuple_GET_ITEM(both, 0); /* it was there: a flight is a later one's */
+    if (!gb_args_void(r->flights, key)) PyErr_WriteUnraisable(key);
     return both;
 }
 

@@ -59,6 +59,17 @@ cdef class PackedCursor:
         gb_news_finish(&self.store.door, &self.news)
 
 
+def report(error, fn):
+    """Hands an exception to sys.unraisablehook: it was raised by `fn`, and nobody is there to catch it."""
+    kind, trace = type(error), error.__traceback__
+    Py_INCREF(kind)
+    Py_INCREF(error)
+    if trace is not None:
+        Py_INCREF(trace)
+    PyErr_Restore(<PyObject *>kind, <PyObject *>error, NULL if trace is None else <PyObject *>trace)
+    PyErr_WriteUnraisable(<PyObject *>fn)
+
+
 cdef class Bell:
     """A file descriptor to sleep on: readable once there is news after `arm`. See ``_bell.h``."""
 

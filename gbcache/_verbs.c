@@ -114,8 +114,7 @@ int gb_verbs_incr(struct gb_door *d, PyObject *key, long long delta, long long i
     enum gb_err err = GB_OK;
     enum verdict verdict = DONE;
     int more = -1;
-    gb_args_void(d->flights, key);
-    if (!gb_box_key(&b, key)) return -1;
+    if (!gb_args_void(d->flights, key) || !gb_box_key(&b, key)) return -1;
     if (!gb_box_core_key(d, &b, &p.key)) {
         gb_door_raise(d, GB_LONGKEY, &p);
     } else if (gb_clock_now(&d->clock, true, &now)) {
@@ -145,6 +144,14 @@ PyObject *gb_verbs_oldest(struct gb_door *d) {
     uint64_t now = 0;
     if (!gb_clock_now(&d->clock, true, &now) || !gb_door_enter(d)) return NULL;
     gb_ref ref = gb_index_victim(&s->index);
+    while (ref && gb_store_is_past(s, ref, now)) { /* the dead are nobody's to take */
+        gb_room_remove(&d->store, ref, GB_CAUSE_EXPIRE);
+        if (gb_head_steps(s) > GB_STEPS_MAX / 2u) {
+            gb_door_leave(d, GB_OP_REMOVE);
+            if (!gb_door_enter(d)) return NULL;
+        }
+        ref = gb_index_victim(&s->index);
+    }
     if (ref) {
         uint32_t word = gb_entry_at(s->base, ref)->word;
         type = gb_word_ktype(word);

@@ -12,7 +12,9 @@ from . import housekeeper, memory
 from ._object import ObjectStore
 from ._packed import PackedStore, smallest
 from .codec import Codec, resolve
+from .errors import ClosedError
 from .mapping import Common
+from .notify import Hub
 from .stats import Memory, Stats
 from .units import bytes_of, seconds_of
 
@@ -79,6 +81,9 @@ class Cache(PackedStore, Common):
         Seconds after the last use (read, write, touch) at which an entry expires.
     codec : "typed", "pickle" or a Codec
         How values that are no atoms become bytes.
+    events : int or str, optional
+        Bytes of the budget in which changes are recorded from the beginning, for `changes` to replay. Not
+        given: a sixteenth of the budget (16 kB to 1 MiB) from the first reader on.
     name : str
         For you to tell caches apart.
     housekeeping : bool
@@ -107,12 +112,14 @@ class Cache(PackedStore, Common):
         jitter: float = 0,
         idle: float | timedelta | None = None,
         codec: str | Codec = "typed",
+        events: int | str | None = None,
         name: str = "",
         housekeeping: bool = True,
         clock: Callable[[], float] | None = None,
     ) -> None:
         _check_times(jitter, idle, clock)
         length, count = _limit(max_bytes), _count(max_entries)
+        ring = None if events is None else bytes_of(events, "events")
         self.name = name
         self._flights, self._generations = {}, {}
         self._max_bytes = bytes_of(max_bytes)
@@ -130,6 +137,18 @@ class Cache(PackedStore, Common):
             housekeeping=bool(housekeeping) and clock is None,
         )
         housekeeper.register(self)
+        self._hub, self._events_room = None, max(16384, min(1 << 20, length // 16)) if ring is None else ring
+        if ring is not None:
+            self._hub = Hub(self, ring, True)
+
+    def close(self) -> None:
+        """Gives the image's memory back. Closing twice is allowed; any other use raises ClosedError.
+
+        Waits for long copies under way in other threads. What was recorded before is still delivered.
+        """
+        if not self.closed and self._hub is not None:
+            self._hub.closing()
+        super().close()
 
     @property
     def max_bytes(self) -> int:
@@ -138,7 +157,10 @@ class Cache(PackedStore, Common):
 
     def _arrived(self, key: Any, value: Any) -> Any:
         """What a follower of a flight gets: a copy of its own, as every reader does."""
-        return self.peek(key, value)
+        try:
+            return self.peek(key, value)
+        except ClosedError:  # the load closed it
+            return value
 
     def resize(self, max_bytes: int | str, *, max_entries: int | None = None) -> None:
         """Changes the budget while the cache is in use; evicts the least recently used to shrink.
@@ -179,6 +201,7 @@ class Cache(PackedStore, Common):
             used_bytes=sizes["total"] - parts["free"],
             max_bytes=self._max_bytes,
             max_steps=steps,
+            callback_errors=self._hub.errors if self._hub else 0,
             **counters,
         )
 
@@ -216,6 +239,9 @@ class ObjectCache(ObjectStore, Common):
         The most the weights may sum to. Declared, not measured: `weigh` says what an entry weighs.
     weigh : callable, optional
         ``weigh(key, value)``, an int from 0; called once for each write, before it.
+    events : int, optional
+        How many changes are kept, from the beginning, for `changes` to replay. Not given: 65,536 from the
+        first reader on.
     ttl, jitter, idle, name, housekeeping, clock
         As those of `Cache`.
 
@@ -237,11 +263,13 @@ class ObjectCache(ObjectStore, Common):
         ttl: float | timedelta | None = None,
         jitter: float = 0,
         idle: float | timedelta | None = None,
+        events: int | None = None,
         name: str = "",
         housekeeping: bool = True,
         clock: Callable[[], float] | None = None,
     ) -> None:
         _check_times(jitter, idle, clock)
+        queue = _count(events, "events", 2**24) or 65536
         if weigh is not None and not callable(weigh):
             raise TypeError(f"weigh={weigh!r} is not callable")
         if max_weight is not None and weigh is None:
@@ -262,6 +290,18 @@ class ObjectCache(ObjectStore, Common):
             flights=self._flights,
             housekeeping=bool(housekeeping) and clock is None,
         )
+        self._hub, self._events_room = None, queue
+        if events is not None:
+            self._hub = Hub(self, queue, True)
+
+    def close(self) -> None:
+        """Lets go of every key and value, and of the memory. Any other use then raises ClosedError.
+
+        What was recorded before is still delivered.
+        """
+        if not self.closed and self._hub is not None:
+            self._hub.closing()
+        super().close()
 
     @property
     def max_weight(self) -> int | None:
@@ -273,7 +313,7 @@ class ObjectCache(ObjectStore, Common):
 
     def clear(self) -> None:
         """Removes everything at once, and gives the index's memory back."""
-        self._clear(memory.reserve(self._figures()[2]["max_entries"]))
+        self._clear(memory.reserve)
 
     def resize(self, max_entries: int | None = None, *, max_weight: int | None = None) -> None:
         """Changes the bounds (None: no bound); evicts the least recently used down to them."""
@@ -283,6 +323,7 @@ class ObjectCache(ObjectStore, Common):
         length = memory.reservation(count)
         self._reserve(length, memory.copy_needed(length))
         self._limit(count, weight)
+        self._reserve(length, memory.copy_needed(length))  # somebody may have cleared it meanwhile
 
     def stats(self) -> Stats:
         """What the cache has done, and how full it is. Cost: constant."""
@@ -296,6 +337,7 @@ class ObjectCache(ObjectStore, Common):
             max_steps=steps,
             weight=sizes["weight"] if self._weighs() else None,
             max_weight=sizes["max_weight"] or None,
+            callback_errors=self._hub.errors if self._hub else 0,
             **counters,
         )
 

@@ -11,10 +11,11 @@ After singleflight (Go, golang.org/x/sync), made safe for re-entrance, loops and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextvars import ContextVar, Token
 from datetime import timedelta
 from inspect import isawaitable
@@ -36,7 +37,8 @@ class Loadable(Protocol):
 
     def get(self, key: Any, default: Any = None) -> Any: ...
     def peek(self, key: Any, default: Any = None) -> Any: ...
-    def _stale(self, key: Any, default: Any) -> Any: ...
+    def _once(self, key: Any) -> Any: ...
+    def _stale(self, key: Any, default: Any, serve: bool) -> Any: ...
     def _land(self, key: Any, value: Any, ttl: Any, flight: bytearray, stale: int) -> bool: ...
     def _leave(self, key: Any, flight: bytearray, loaded: bool, failed: bool) -> None: ...
     def _arrived(self, key: Any, value: Any) -> Any: ...
@@ -45,27 +47,34 @@ class Loadable(Protocol):
 class Flight(bytearray):
     """One load under way. Its only byte is set by whoever changes the key (C does): then it is void."""
 
-    __slots__ = ("error", "future", "loop", "process", "successor", "value", "waits")
+    __slots__ = ("error", "future", "led", "loop", "process", "seen", "successor", "value", "waits")
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
 
     loop: asyncio.AbstractEventLoop | None
     process: int
     value: Any
-    """What came of it: MISS while it is under way."""
+    """What came of it: MISS while it is under way, or where it raised."""
     error: Exception | None
-    future: Future[Any] | None
-    """Made by the first who waits."""
-    waits: tuple[Flight, ...]
+    future: Future[None] | None
+    """Made by the first who waits; done once there is a value or an error."""
+    waits: list[Flight]
     """What its leader, or tasks of its leader, wait for."""
+    seen: int
+    """The last walk over the graph that came here."""
+    led: int
+    """The last walk by somebody who leads this one."""
     successor: Flight | None
     """Where it was voided: the flight of those who came later."""
 
 
-_leading: ContextVar[tuple[Flight, ...]] = ContextVar("gbcache_leading", default=())
-"""The flights this thread, task, or a task it comes from, is loading for."""
+_leading: ContextVar[Any] = ContextVar("gbcache_leading", default=None)
+"""The flights this thread, task, or a task it comes from, is loading for: (flight, the rest), or None."""
 _graph = threading.RLock()
-"""Guards who waits for whom, and how a flight ended. Held for a few steps, never while user code runs."""
+"""Guards who waits for whom, and how a flight ended. Held for a few steps, in which nothing is made that
+the collector counts: it could run user code."""
+_walks = 0
+_open: list[Flight] = []
 _process = os.getpid()
 
 
@@ -78,13 +87,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-def _start() -> tuple[Flight, Token[tuple[Flight, ...]]]:
+def _start() -> tuple[Flight, Token[Any]]:
     """A flight that this thread or task leads, if the key has none."""
     mine = Flight(1)
     mine.loop, mine.process = asyncio._get_running_loop(), _process
     mine.value, mine.error, mine.future = MISS, None, None
-    mine.waits, mine.successor = (), None
-    return mine, _leading.set((*_leading.get(), mine))
+    mine.waits, mine.successor, mine.seen, mine.led = [], None, 0, 0
+    return mine, _leading.set((mine, _leading.get()))
+
+
+def _over(flight: Flight) -> bool:
+    """Whether a flight is nothing to join: voided, or ended and not taken off the list because its key
+    raised or changed; or its leader did not come along when we were forked."""
+    ended = flight.value is not MISS or flight.error is not None
+    return bool(flight[0]) or ended or flight.process != _process
 
 
 def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
@@ -92,9 +108,7 @@ def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
     flight = cache._flights.setdefault(key, mine)
     if flight is mine:
         return mine
-    if flight.process != mine.process:  # its leader did not come along when we were forked
-        flight[0] = 1
-    while flight is not mine and flight[0]:
+    while flight is not mine and _over(flight):
         with _graph:
             if flight.successor is None:
                 flight.successor = mine
@@ -104,16 +118,18 @@ def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
     return flight
 
 
-def _future(flight: Flight) -> Future[Any]:
+def _future(flight: Flight) -> Future[None]:
     """What a follower waits on."""
+    future: Future[None] = Future()
     with _graph:
+        ended = flight.value is not MISS or flight.error is not None
         if flight.future is None:
-            flight.future = Future()
-            if flight.error is not None:
-                flight.future.set_exception(flight.error)
-            elif flight.value is not MISS:
-                flight.future.set_result(flight.value)
-        return flight.future
+            flight.future = future
+        future = flight.future
+    if ended and not future.done():
+        with contextlib.suppress(InvalidStateError):
+            future.set_result(None)
+    return future
 
 
 def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
@@ -123,61 +139,73 @@ def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
             return
         flight.value, flight.error = value, error
         future = flight.future
-    if future is None:
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(value)
+    if future is not None:
+        with contextlib.suppress(InvalidStateError):
+            future.set_result(None)
 
 
 def _wait_for(flight: Flight, blocking: bool) -> bool:
     """Notes that the flights we lead wait for `flight`; False if that would close a cycle."""
+    global _walks
     ours = _leading.get()
     loop = asyncio._get_running_loop() if blocking else None
     with _graph:
-        open_, seen = [flight], set()
-        while open_:
-            at = open_.pop()
-            if at in ours or (loop is not None and at.loop is loop):
+        _walks += 1
+        up = ours
+        while up is not None:
+            up[0].led = _walks
+            up = up[1]
+        _open.append(flight)
+        while _open:
+            at = _open.pop()
+            if at.led == _walks or (loop is not None and at.loop is loop):
+                _open.clear()
                 return False
-            if at not in seen:
-                seen.add(at)
-                open_ += at.waits
-        for one in ours:
-            one.waits = (*one.waits, flight)
+            if at.seen != _walks:
+                at.seen = _walks
+                _open.extend(at.waits)
+        while ours is not None:
+            ours[0].waits.append(flight)
+            ours = ours[1]
     return True
 
 
 def _waited(flight: Flight) -> None:
+    ours = _leading.get()
     with _graph:
-        for one in _leading.get():
-            waits = list(one.waits)
-            if flight in waits:
-                waits.remove(flight)
-                one.waits = tuple(waits)
+        while ours is not None:
+            if flight in ours[0].waits:
+                ours[0].waits.remove(flight)
+            ours = ours[1]
+
+
+def _ended(token: Token[Any]) -> None:
+    with contextlib.suppress(ValueError):  # a coroutine that is closed in another context than it began in
+        _leading.reset(token)
 
 
 def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, stale: int) -> None:
-    """The leader's last step but one: the value to the cache, then to those who wait."""
+    """The leader's last step but one: the value to the cache, then, whatever happens, to those who wait."""
     try:
         cache._land(key, value, ttl, flight, stale)
     except (BudgetError, ClosedError):  # noqa: SIM105 (suppress costs as much as the rest)
         pass  # counted as a reject, or nobody's any more; what was asked for is there
     finally:
-        cache._leave(key, flight, True, False)
-    _settle(flight, value)
+        try:
+            cache._leave(key, flight, True, False)
+        finally:
+            _settle(flight, value)
 
 
 def _failed(
     cache: Loadable, key: Any, flight: Flight, error: BaseException, loaded: bool
 ) -> None:
     """The leader raised, or was cancelled or interrupted, which is its own affair: another leads then."""
-    cache._leave(key, flight, False, isinstance(error, Exception) and not loaded)
-    if isinstance(error, Exception):
-        _settle(flight, MISS, error)
-    else:
-        _settle(flight, _AGAIN)
+    mine = isinstance(error, Exception)
+    try:
+        cache._leave(key, flight, False, mine and not loaded)
+    finally:
+        _settle(flight, MISS if mine else _AGAIN, error if mine else None)
 
 
 def load(
@@ -194,8 +222,9 @@ def load(
 
 def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int) -> Any:
     """The value of a key that was just missed."""
+    key = cache._once(key)
     while True:
-        old = cache._stale(key, MISS) if stale else MISS
+        old = cache._stale(key, MISS, False) if stale else MISS
         mine, token = _start()
         loaded = False
         try:  # an interrupt may come anywhere from here on
@@ -215,17 +244,19 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
             if old is MISS or loaded or not isinstance(error, Exception):
                 raise
         finally:
-            _leading.reset(token)
+            _ended(token)
         if old is not MISS:
-            return old
+            return cache._stale(key, old, True)
         if not _wait_for(flight, blocking=True):
             return fn()
         try:
-            value = _future(flight).result()
+            _future(flight).result()
         finally:
             _waited(flight)
-        if value is not _AGAIN:
-            return cache._arrived(key, value)
+        if flight.error is not None:
+            raise flight.error
+        if flight.value is not _AGAIN:
+            return cache._arrived(key, flight.value)
         value = cache.get(key, MISS)
         if value is not MISS:
             return value
@@ -247,8 +278,9 @@ async def afill(
     cache: Loadable, key: Any, fn: Callable[[], Awaitable[Any]], ttl: Any, stale: int
 ) -> Any:
     """`fill` for coroutines."""
+    key = cache._once(key)
     while True:
-        old = cache._stale(key, MISS) if stale else MISS
+        old = cache._stale(key, MISS, False) if stale else MISS
         mine, token = _start()
         loaded = False
         try:
@@ -268,18 +300,20 @@ async def afill(
             if old is MISS or loaded or not isinstance(error, Exception):
                 raise
         finally:
-            _leading.reset(token)
+            _ended(token)
         if old is not MISS:
-            return old
+            return cache._stale(key, old, True)
         if not _wait_for(flight, blocking=False):
             return await _awaited(fn())
         try:
             # Shielded: a follower that is cancelled cancels nobody else's result.
-            value = await asyncio.shield(asyncio.wrap_future(_future(flight)))
+            await asyncio.shield(asyncio.wrap_future(_future(flight)))
         finally:
             _waited(flight)
-        if value is not _AGAIN:
-            return cache._arrived(key, value)
+        if flight.error is not None:
+            raise flight.error
+        if flight.value is not _AGAIN:
+            return cache._arrived(key, flight.value)
         value = cache.get(key, MISS)
         if value is not MISS:
             return value

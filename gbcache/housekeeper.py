@@ -31,8 +31,9 @@ _wake = threading.Event()
 _starting = threading.RLock()  # a signal handler or __del__ may write a TTL in the middle of it
 _over = False
 _thread: threading.Thread | None = None
-_forking = threading.Lock()
-_held: list[PackedStore] = []
+_forking = threading.RLock()
+_depth = 0  # a signal handler may fork while we get ready to
+_held: dict[int, PackedStore] = {}
 
 
 def register(store: PackedStore) -> None:
@@ -95,26 +96,31 @@ def _stop() -> None:
 
 
 def _before_fork() -> None:
-    _forking.acquire()  # one fork at a time: _held is of one thread
-    for ref in list(_stores.values()):
+    global _depth
+    _forking.acquire()  # one thread at a time: _held is its
+    _depth += 1
+    for key, ref in list(_stores.items()):
         store = ref()
-        if store is not None:
+        if store is not None and key not in _held:
             store._fork_before()
-            _held.append(store)
+            _held[key] = store
 
 
 def _in_parent() -> None:
-    while _held:
-        _held.pop()._fork_parent()
+    global _depth
+    _depth -= 1
+    while _held and not _depth:
+        _held.popitem()[1]._fork_parent()
     _forking.release()
 
 
 def _in_child() -> None:
-    global _thread, _starting, _wake, _forking
+    global _thread, _starting, _wake, _forking, _depth
+    _depth = 0
     while _held:
-        _held.pop()._fork_child()
+        _held.popitem()[1]._fork_child()
     _thread, _starting, _wake = None, threading.RLock(), threading.Event()
-    _forking = threading.Lock()
+    _forking = threading.RLock()
     if _kept:
         _start()
 

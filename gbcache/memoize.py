@@ -24,7 +24,9 @@ __all__ = ["CacheInfo", "Memoized", "memoize"]
 P = ParamSpec("P")
 R = TypeVar("R")
 _numbers = itertools.count(1)
-_naming = threading.Lock()
+_naming = threading.RLock()
+_OWN = ("cache", "cache_info", "cache_clear")
+_PASSED_ON = ("__wrapped__", "__name__", "__qualname__", "__module__", "__annotations__", "__defaults__")
 
 
 class CacheInfo(NamedTuple):
@@ -42,39 +44,43 @@ async def _ready(value: Any) -> Any:
 
 def _ignoring(fn: Callable[..., Any], ignore: Collection[int | str]) -> tuple[int, set[str]]:
     """The arguments the key leaves out: positions as bits, and names."""
-    if isinstance(ignore, str):
-        raise TypeError(f"ignore={ignore!r} is a str: give a tuple of names and positions")
+    if isinstance(ignore, str) or not isinstance(ignore, Collection):
+        raise TypeError(f"ignore={ignore!r} is not a tuple of names and positions")
     parameters = list(inspect.signature(fn).parameters.values())
     placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     places, names = 0, set()
     for which in ignore:
         if isinstance(which, bool) or not isinstance(which, (int, str)):
             raise TypeError(f"ignore={ignore!r}: {which!r} is not a position or a name")
-        if isinstance(which, int) and not 0 <= which < 64:
-            raise ValueError(f"ignore={ignore!r}: {which!r} is not from 0 to 63")
         for i, parameter in enumerate(parameters):
-            if which == parameter.name or (which == i and parameter.kind in placed):
+            named = which == parameter.name and parameter.kind not in stars
+            if named or (which == i and parameter.kind in placed):
                 names.add(parameter.name)
                 places |= (parameter.kind in placed) << i
                 break
-        else:  # one of *args, or of **kwargs
+        else:
+            star = stars[0] if isinstance(which, int) else stars[1]
+            if not any(parameter.kind is star for parameter in parameters) or which in range(-64, 0):
+                raise ValueError(f"ignore={ignore!r}: {fn!r} has no argument {which!r}")
             if isinstance(which, int):
                 places |= 1 << which
             else:
                 names.add(which)
+    if places >> 64:
+        raise ValueError(f"ignore={ignore!r}: positions from 0 to 63 can be left out")
     return places, names
 
 
-def _flat(key: Any) -> tuple[Any, Any]:
-    """A call's key in what a packed cache can hold: positional, then named arguments; types by name."""
+def _packed(key: Any, typed: bool) -> tuple[Any, ...]:
+    """A call's key in what a packed cache can hold: positional and named arguments, and types by name."""
     if not isinstance(key, tuple):
         return (key,), ()
-    at = next((i for i, part in enumerate(key) if part is MARK), len(key))
-
-    def plain(parts: Any) -> Any:
-        return tuple(f"{p.__module__}.{p.__qualname__}" if isinstance(p, type) else p for p in parts)  # fmt: skip
-
-    return plain(key[:at]), plain(key[at + 1 :])
+    at = next((i for i, part in enumerate(key) if part is MARK), len(key) // 2 if typed else len(key))
+    rest = key[at:] if at < len(key) and key[at] is not MARK else key[at + 1 :]
+    pairs = (len(rest) - at) // 3 * 2 if typed else len(rest)
+    types = tuple(f"{t.__module__}.{t.__qualname__}" for t in rest[pairs:])
+    return (key[:at], rest[:pairs], types) if typed else (key[:at], rest)
 
 
 class Memoized(Memo, Generic[P, R]):
@@ -99,7 +105,7 @@ class Memoized(Memo, Generic[P, R]):
         cache: Cache | ObjectCache | None,
     ) -> Memoized[P, R]:
         name = getattr(fn, "__qualname__", type(fn).__qualname__)
-        slow = inspect.iscoroutinefunction(fn)
+        slow = inspect.iscoroutinefunction(fn) or (isinstance(fn, Memoized) and fn._async)
         kept = cache is None and maxsize != 0
         self = super().__new__(
             cls,
@@ -125,7 +131,7 @@ class Memoized(Memo, Generic[P, R]):
         self._maxsize, self._given_ttl, self._async = maxsize, ttl, slow
         self._hits = self._misses = 0  # of what is not counted by a cache of its own
         self._counting = threading.Lock()
-        self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+        self._holders: dict[int, weakref.ref[Holder]] = {}
         self._dictless: dict[int, tuple[weakref.ref[Any], Holder]] = {}
         self._name = f"{getattr(fn, '__module__', '')}.{name}"
         if cache is not None:
@@ -134,12 +140,14 @@ class Memoized(Memo, Generic[P, R]):
 
     @staticmethod
     def _store_of(maxsize: int | None, ttl: Any, name: str) -> ObjectCache:
-        return ObjectCache(maxsize, ttl=None if ttl is UNSET else ttl, name=name)
+        most = None if maxsize is None else min(maxsize, 2**32 - 1)
+        return ObjectCache(most, ttl=None if ttl is UNSET else ttl, name=name)
 
     # --- what C asks -----------------------------------------------------------------------
 
-    def _instance(self, obj: Any) -> Holder:
-        """The instance's holder, made if need be."""
+    def _instance(self, obj: Any) -> Holder | None:
+        """The instance's holder, made if need be; None if it can have none: then it is kept by its results,
+        as functools has it."""
         held = self._find(obj)
         if held is not None:
             return held
@@ -147,23 +155,27 @@ class Memoized(Memo, Generic[P, R]):
             owner: Any = weakref.ref(obj)
         except TypeError:
             owner = id(obj)
-        holder = Holder(self._store_of(self._maxsize, self._given_ttl, self._store.name), owner)
         content = getattr(obj, "__dict__", None)
-        if type(content) is dict and not isinstance(obj, type):
-            held = content.setdefault(self._slot, holder)
+        own = type(content) is dict and not isinstance(obj, type)
+        if not own and isinstance(owner, int):
+            return None
+        holder = Holder(self._store_of(self._maxsize, self._given_ttl, self._store.name), owner)
+        if own:
+            held = content.setdefault(self._slot, holder)  # type: ignore[union-attr]
             if held is not holder and self._held(obj) is not held:
                 content[self._slot] = held = holder  # it came along with a copied __dict__
-        elif isinstance(owner, int):
-            raise TypeError(
-                f"{self!r}: a {type(obj).__qualname__} has neither a __dict__ nor weak references: add "
-                f"'__weakref__' to its __slots__, or give memoize a cache= and a key="
-            )
         else:
             key, instances = id(obj), self._dictless
             owner = weakref.ref(obj, lambda _: instances.pop(key, None))
             held = instances.setdefault(key, (owner, holder))[1]
-        self._holders.add(held)
+        at, holders = id(held), self._holders
+        holders[at] = weakref.ref(held, lambda _: holders.pop(at, None))
         return held
+
+    def _stores(self) -> list[ObjectCache]:
+        """Its own, and those of the instances that are alive."""
+        held = [ref() for ref in list(self._holders.values())]
+        return [self._store, *(holder.store for holder in held if holder is not None)]
 
     def _find(self, obj: Any) -> Holder | None:
         held = self._held(obj)
@@ -190,7 +202,9 @@ class Memoized(Memo, Generic[P, R]):
     def _full(self, key: Any) -> Any:
         if self._given_key is not None:
             return self._name, self._generation, key
-        return self._name, self._generation, *_flat(key)
+        if isinstance(self.cache, ObjectCache):
+            return self._name, self._generation, key
+        return self._name, self._generation, *_packed(key, self._typed)
 
     def _next_generation(self) -> int:
         """A number nobody of this name has had in this cache: a function that is defined anew, or another
@@ -208,7 +222,7 @@ class Memoized(Memo, Generic[P, R]):
             size = 0 if self.cache is None else len(self.cache)
             bound = 0 if self.cache is None else self.cache.max_entries
             return CacheInfo(self._hits, self._misses, bound, size)
-        return self._info([self._store, *(holder.store for holder in list(self._holders))])
+        return self._info(self._stores())
 
     def _info(self, stores: list[ObjectCache]) -> CacheInfo:
         stats = [store.stats() for store in stores]
@@ -224,7 +238,7 @@ class Memoized(Memo, Generic[P, R]):
             if self.cache is not None:
                 self._generation = self._next_generation()
             return
-        for store in [self._store, *(holder.store for holder in list(self._holders))]:
+        for store in self._stores():
             store._forget()
 
     def cache_parameters(self) -> dict[str, Any]:
@@ -239,9 +253,9 @@ class Memoized(Memo, Generic[P, R]):
     def cache_invalidate(self, *args: Any, **kwargs: Any) -> bool:
         """Forgets the result of such a call; whether there was one. A call under way is not stored."""
         store = self.cache
-        if self._store is not None and self._method and args:
-            holder = self._find(args[0])
-            store = None if holder is None else holder.store
+        if self._store is not None and args and self._owns(args[0]):
+            holder = self._instance(args[0])
+            store = self._store if holder is None else holder.store
         if store is None:
             return False
         return store.pop(self.cache_key(*args, **kwargs), MISS) is not MISS
@@ -253,17 +267,17 @@ class Memoized(Memo, Generic[P, R]):
         if name == "__signature__":
             whole = inspect.signature(self.__wrapped__)
             return whole.replace(parameters=list(whole.parameters.values())[1:])
-        if self._store is not None:
-            if name == "cache":
-                return self._instance(obj).store
-            if name == "cache_info":
-                return lambda: self._info([self._instance(obj).store])
-            if name == "cache_clear":
-                return self._instance(obj).store._forget
-        return getattr(self, name)
+        if name.startswith("__") and name not in _PASSED_ON:
+            raise AttributeError(name)
+        holder = self._instance(obj) if name in _OWN and self._store is not None else None
+        if holder is None:
+            return getattr(self, name)
+        if name == "cache_info":
+            return lambda: self._info([holder.store])
+        return holder.store if name == "cache" else holder.store._forget
 
     def __reduce__(self) -> str:
-        return self.__wrapped__.__qualname__
+        return str(self.__qualname__)
 
     def __copy__(self) -> Memoized[P, R]:
         return self
@@ -273,6 +287,19 @@ class Memoized(Memo, Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<memoized {self._name}>"
+
+
+Memo._quicken(Memoized)
+
+
+class OfClass:
+    """A memoized classmethod: the class is the instance."""
+
+    def __init__(self, memo: Memoized[..., Any]) -> None:
+        self.__func__ = self.__wrapped__ = memo
+
+    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+        return self.__func__.__get__(type(obj) if owner is None else owner)
 
 
 @overload
@@ -304,9 +331,11 @@ def memoize(
     and on ``async def``. Of all threads and tasks that miss a call, one makes it and the others get its
     result, or its exception, which is not kept.
 
-    A method's results belong to the instance: each has `maxsize` of its own (and an index of 25 kB at its
-    first call), they lie in its ``__dict__`` as a cached_property's do, and go with it, also if they
-    refer to it.
+    A method's results belong to the instance: each has `maxsize` of its own (and an index of 25 kB from its
+    first call on), they lie in its ``__dict__`` as a cached_property's do, and go with it, also if they
+    refer to it. An instance without a ``__dict__`` is referred to weakly (then a result that refers to it
+    keeps it); one that can have no weak reference either is kept by its results, as in functools. Put
+    `memoize` outside `classmethod`; within it, and within `property`, it does what functools does.
 
     Parameters
     ----------
@@ -338,7 +367,7 @@ def memoize(
     """
     if callable(maxsize) or isinstance(maxsize, (staticmethod, classmethod)):
         return _wrap(maxsize, 128, False, UNSET, None, (), 0, None)
-    if maxsize is not None and (isinstance(maxsize, bool) or not isinstance(maxsize, int)):
+    if maxsize is not None and not isinstance(maxsize, int):
         raise TypeError(f"maxsize={maxsize!r} is not an int, None, or the function itself")
     if key is not None and (not callable(key) or typed or ignore):
         raise TypeError(f"key={key!r} must be callable, and goes with neither typed= nor ignore=")
@@ -352,8 +381,10 @@ def memoize(
 
 
 def _wrap(fn: Any, *options: Any) -> Any:
-    if isinstance(fn, (staticmethod, classmethod)):
-        return type(fn)(_wrap(fn.__func__, *options))
+    if isinstance(fn, staticmethod):
+        return staticmethod(_wrap(fn.__func__, *options))
+    if isinstance(fn, classmethod):
+        return OfClass(_wrap(fn.__func__, *options))
     if not callable(fn):
         raise TypeError(f"memoize: {fn!r} is not callable")
     return Memoized(fn, *options)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mmap
 import sys
 
-__all__ = ["copy_needed", "private", "reservation", "reserve"]
+__all__ = ["MOST", "copy_needed", "private", "reservation", "reserve"]
 
-_MOST = (1 << 35) - 4096  # what 32-bit refs of 8-byte granules reach
+MOST = (1 << 35) - 4096  # what 32-bit refs of 8-byte granules reach
 _NORESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)  # not in `mmap` before 3.13
 
 
@@ -31,24 +31,16 @@ def _map(length: int, flags: int) -> mmap.mmap:
 
 
 def reserve(entries: int) -> mmap.mmap:
-    """Address space for so many pairs of references (0: as many as can be); touched as it fills.
-
-    Where the system does not give the most there can be, a half of it is asked for, and so on.
-    """
-    length = reservation(entries)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
-    while True:
-        try:
-            return _map(length, flags)
-        except MemoryError:
-            if entries or length <= 1 << 26:
-                raise
-            length //= 2
+    """Address space for so many pairs of references (0: for a million, it grows); touched as it fills."""
+    return _map(reservation(entries), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
 
 
 def reservation(entries: int) -> int:
-    """The bytes of address space `reserve` asks for: 160 an entry are more than any takes."""
-    return min(_MOST, 160 * entries + (1 << 18)) if entries else _MOST
+    """The bytes of address space `reserve` asks for: 160 an entry are more than any takes.
+
+    Without a bound 64 MiB: every such cache in a process has as much, and address space is 128 TiB.
+    """
+    return min(MOST, 160 * entries + (1 << 18)) if entries else 1 << 26
 
 
 def copy_needed(length: int) -> mmap.mmap | None:

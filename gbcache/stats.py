@@ -72,6 +72,8 @@ class Stats:
     weight: int | None = None
     """The sum of what `weigh` said; None where nothing is weighed."""
     max_weight: int | None = None
+    callback_errors: int = 0
+    """Times a subscriber raised."""
 
     @property
     def hit_ratio(self) -> float:

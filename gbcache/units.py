@@ -20,25 +20,25 @@ _UNITS = {
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
-def bytes_of(size: int | str) -> int:
+def bytes_of(size: int | str, what: str = "max_bytes") -> int:
     """A size in bytes, from an int or text such as ``"256MB"`` (10**6) or ``"256MiB"`` (2**20).
 
     Raises TypeError for anything else, ValueError for text that is not a size or a negative number.
     """
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise TypeError(
-            f"max_bytes={size!r} is a {type(size).__name__}: give an int, or text as in '256MB'"
+            f"{what}={size!r} is a {type(size).__name__}: give an int, or text as in '256MB'"
         )
     if isinstance(size, str):
         match = _SIZE.fullmatch(size)
         unit = match and _UNITS.get(match[2].lower())
         if not match or not unit:
             raise ValueError(
-                f"max_bytes={size!r} is not a size: write 268435456, '256MB' or '256MiB'"
+                f"{what}={size!r} is not a size: write 268435456, '256MB' or '256MiB'"
             )
         return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
     if size < 0:
-        raise ValueError(f"max_bytes={size!r} is negative")
+        raise ValueError(f"{what}={size!r} is negative")
     return size
 
 

@@ -1,0 +1,437 @@
+"""Who is told of a cache's changes: subscribers in the dispatcher's thread, at once, or on a loop.
+
+Events are recorded under the cache's lock (`csrc/ring.h`, `_queue.h`) and delivered after it. Each reader has
+its own cursor, so that a slow one loses events, and is told so, and never blocks anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import inspect
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from types import MethodType
+from typing import Any
+
+from ._packed import report
+from .events import Event, Kind
+from .watch import Cursor, Wake, Watch, drain
+
+__all__ = ["ALL", "Hub", "Subscription", "bits_of"]
+
+_BITS = {kind: 1 << i for i, kind in enumerate(Kind) if kind is not Kind.LOST}  # enum gb_event
+ALL = sum(_BITS.values())
+TURN = 256
+"""Events one subscriber is given before the next one's turn."""
+
+
+def bits_of(kinds: Iterable[str] | str | None) -> int:
+    """Kinds as a mask; None: all. ValueError names one that is none."""
+    if kinds is None:
+        return ALL
+    mask = 0
+    for kind in [kinds] if isinstance(kinds, str) else kinds:
+        try:
+            mask |= _BITS.get(Kind(kind), 0)
+        except ValueError:
+            known = ", ".join(Kind)
+            raise ValueError(f"kinds: {kind!r} is not a kind of event: {known}") from None
+    if not mask:
+        raise ValueError(f"kinds={kinds!r} names nothing to be told of (lost is told in any case)")
+    return mask
+
+
+def _check_prefix(prefix: str | bytes | None) -> None:
+    if prefix is not None and type(prefix) not in (str, bytes):
+        raise TypeError(f"prefix={prefix!r} is not a str or bytes")
+
+
+class Subscription:
+    """A function that is told of a cache's events. Made by `cache.subscribe`; a context manager."""
+
+    def __init__(self, hub: Hub, fn: Callable[[Event], Any], cursor: Cursor, kinds: int, values: bool,
+                 delivery: str | asyncio.AbstractEventLoop, weak: bool) -> None:  # fmt: skip
+        self._hub, self._cursor = hub, cursor
+        self.kinds, self.values, self.delivery = kinds, values, delivery
+        self.closed = False
+        """Whether it is told nothing more."""
+        self.delivered = self.lost = self.errors = 0
+        """Events given to the function; events lost; times it raised."""
+        self._fn: Callable[[], Callable[[Event], Any] | None]
+        if not weak:
+            self._fn = lambda: fn
+        elif isinstance(fn, MethodType):
+            self._fn = weakref.WeakMethod(fn)
+        else:
+            self._fn = weakref.ref(fn)
+
+    def close(self) -> None:
+        """Tells it nothing more. The call under way, if any, goes on."""
+        if not self.closed:
+            self.closed = True
+            self._hub.leave(self)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def end(self) -> None:
+        """The cache is about to be closed: what is left is still delivered."""
+        self._cursor.finish()
+
+    def pending(self) -> bool:
+        return not self.closed and self._cursor.pending()
+
+    def turn(self) -> bool:
+        """Delivers some events; whether there were any."""
+        try:
+            events = [] if self.closed else self._cursor.pull(TURN)
+        except Exception as error:  # a value that does not decode, no memory: it is passed over
+            self._failed(error)
+            return True
+        for event in events:
+            if self.closed:
+                break
+            self._tell(event)
+        return bool(events)
+
+    def _tell(self, event: Event) -> Any:
+        fn = self._fn()
+        if fn is None:
+            self.close()
+            return None
+        self.delivered += event.kind is not Kind.LOST
+        self.lost += event.value if event.kind is Kind.LOST else 0
+        try:
+            return fn(event)
+        except BaseException as error:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        self.errors += 1
+        self._hub.errors += 1
+        if isinstance(error, KeyboardInterrupt):
+            import _thread
+
+            _thread.interrupt_main()  # it was meant for the program, not for the subscriber
+        report(error, self._fn())
+
+    def __repr__(self) -> str:
+        return f"<Subscription{' closed' if self.closed else ''} of {self._hub.name!r}>"
+
+
+class OnLoop(Subscription):
+    """One that is told on an asyncio loop; a coroutine function is awaited before the next event."""
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._wake = loop, Wake()
+        self._task: asyncio.Task[None] | None = None
+        try:
+            self._hub.join(self, self._wake)
+        except BaseException:
+            self._wake.close()
+            raise
+        loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        self._loop.add_reader(self._wake.fd, self._rung)
+        self._rung()
+
+    def _rung(self) -> None:
+        self._wake.drain()
+        if self._task is None or self._task.done():
+            self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        while not self.closed:
+            try:
+                events = self._cursor.pull(TURN)
+            except Exception as error:
+                self._failed(error)
+                continue
+            for event in events:
+                if self.closed:
+                    break
+                said = self._tell(event)
+                if inspect.isawaitable(said):
+                    try:
+                        await said
+                    except Exception as error:
+                        self._failed(error)
+            if events:
+                await asyncio.sleep(0)  # others' turn
+                continue
+            self._wake.bell.arm()
+            if not self._cursor.pending():
+                return
+            self._wake.bell.disarm()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._hub.leave(self, self._wake)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        self._loop.remove_reader(self._wake.fd)
+        self._wake.close()
+
+    def end(self) -> None:
+        super().end()
+        self._wake.ring()
+
+
+class Hub:
+    """All who read one cache's events. Belongs to the cache."""
+
+    def __init__(self, cache: Any, room: int, reserved: bool) -> None:
+        self._cache = weakref.ref(cache)
+        self.name, self._room = cache.name, room
+        self._reserved = ALL if reserved else 0
+        self.errors = 0
+        """Times a subscriber raised."""
+        self._changing = threading.RLock()
+        self._draining = threading.Lock()
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+        self._subscribers: list[Subscription] = []
+        _hubs.add(self)
+        if reserved:
+            cache._listen(ALL, False, room)
+
+    # --- who reads ---------------------------------------------------------------------------
+
+    def subscribe(self, fn: Callable[[Event], Any], kinds: Any, prefix: Any, values: bool,
+                  delivery: Any, weak: bool) -> Subscription:  # fmt: skip
+        if not callable(fn):
+            raise TypeError(f"subscribe: {fn!r} is not callable")
+        loop = asyncio.get_running_loop() if delivery == "asyncio" else delivery
+        if not isinstance(loop, asyncio.AbstractEventLoop) and loop not in ("thread", "inline"):
+            raise ValueError(f"delivery={delivery!r} is not 'thread', 'inline', 'asyncio' or a loop")
+        mask = bits_of(kinds)
+        cursor = self._open(None, mask, prefix, values)
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            sub = OnLoop(self, fn, cursor, mask, values, loop, weak)
+            sub.start(loop)
+            return sub
+        one = Subscription(self, fn, cursor, mask, values, loop, weak)
+        self.join(one, None)
+        return one
+
+    def watch(self, kinds: Any, prefix: Any, values: bool, since: int | None) -> Watch:
+        mask = bits_of(kinds)
+        return Watch(self, self._open(since, mask, prefix, values), mask, values)
+
+    def changes(self, since: int, kinds: Any, prefix: Any) -> Iterator[Event]:
+        cache = self._cache()
+        assert cache is not None
+        _check_prefix(prefix)
+        return drain(cache._cursor(since, bits_of(kinds), prefix, True), cache._seq())
+
+    def _open(self, since: int | None, mask: int, prefix: Any, values: bool) -> Cursor:
+        cache = self._cache()
+        assert cache is not None
+        _check_prefix(prefix)
+        with self._changing:  # the ring first: a cursor belongs to one
+            self._listen(mask, values)
+            cursor: Cursor = cache._cursor(since, mask, prefix, bool(values))
+        return cursor
+
+    def _listen(self, mask: int = 0, values: bool = False) -> None:
+        """Has recorded what anybody wants: those who read, and who is about to with `mask`."""
+        cache = self._cache()
+        if cache is None or cache.closed:
+            return
+        readers = [*self._watches, *self._subscribers]
+        for reader in readers:
+            mask |= reader.kinds
+            values = values or reader.values
+        cache._listen(mask | self._reserved, bool(values), self._room)
+
+    def join(self, reader: Watch | Subscription, wake: Wake | None) -> None:
+        cache = self._cache()
+        with self._changing:
+            if wake is not None and cache is not None:
+                cache._bells(wake.bell.address, True)
+            if isinstance(reader, Watch):
+                self._watches.add(reader)
+            else:
+                self._subscribers.append(reader)
+                self._hear()
+            self._listen()
+
+    def leave(self, reader: Watch | Subscription, wake: Wake | None = None) -> None:
+        cache = self._cache()
+        with self._changing:
+            if wake is not None and cache is not None:
+                cache._bells(wake.bell.address, False)
+            if isinstance(reader, Watch):
+                self._watches.discard(reader)
+            elif reader in self._subscribers:
+                self._subscribers.remove(reader)
+                self._hear()
+            self._listen()
+
+    def _hear(self) -> None:
+        """Inline and thread delivery as they are needed now."""
+        cache = self._cache()
+        if cache is None:
+            return
+        how = {sub.delivery for sub in self._subscribers}
+        cache._hear(self.inline if "inline" in how else None)
+        if "thread" in how:
+            _dispatcher.serve(self, cache)
+        else:
+            _dispatcher.forget(self, cache)
+
+    # --- delivery ------------------------------------------------------------------------------
+
+    def inline(self) -> None:
+        """After an operation, in its thread. One thread drains at a time; what a subscriber changes is
+        delivered by the one that drains already."""
+        while self._draining.acquire(blocking=False):
+            try:
+                while self._turn("inline"):
+                    pass
+            finally:
+                self._draining.release()
+            if not self.pending("inline"):
+                return
+
+    def _turn(self, delivery: str) -> bool:
+        subs = [sub for sub in self._subscribers if sub.delivery == delivery]
+        return any([sub.turn() for sub in subs])
+
+    def pending(self, delivery: str) -> bool:
+        return any(sub.delivery == delivery and sub.pending() for sub in list(self._subscribers))
+
+    def turn(self) -> bool:
+        """The dispatcher's: some events to each; whether there were any."""
+        return self._turn("thread")
+
+    def closing(self) -> None:
+        """The cache is about to be closed: what was recorded can still be read, and is delivered."""
+        with self._changing:
+            for reader in [*self._watches, *self._subscribers]:
+                reader.end()
+        self.inline()
+        _dispatcher.finish(self)
+
+    def orphan(self) -> None:
+        """In a forked child: readers stay with the parent."""
+        self._changing, self._draining = threading.RLock(), threading.Lock()
+        cache = self._cache()
+        for reader in [*self._watches, *self._subscribers]:
+            wake = getattr(reader, "_wake", None)
+            if wake is not None and cache is not None:
+                cache._bells(wake.bell.address, False)
+            if isinstance(reader, Watch):
+                reader._ended = True
+            else:
+                reader.closed = True
+        self._watches.clear()
+        self._subscribers.clear()
+        if cache is not None and not cache.closed:
+            cache._hear(None)
+            self._listen()
+
+
+class _Dispatcher:
+    """The one thread that calls subscribers. Starts with the first, ends with the last."""
+
+    def __init__(self) -> None:
+        self._hubs: dict[int, weakref.ref[Hub]] = {}
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._wake: Wake | None = None
+        self._over = False
+        self._ending: list[Hub] = []
+
+    def serve(self, hub: Hub, cache: Any) -> None:
+        with self._lock:
+            if self._wake is None:
+                self._wake = Wake()
+            if id(hub) not in self._hubs:
+                key = id(hub)
+                cache._bells(self._wake.bell.address, True)
+                self._hubs[key] = weakref.ref(hub, lambda _: self._hubs.pop(key, None))
+            if self._thread is None and not self._over:
+                self._thread = threading.Thread(target=self._run, name="gbcache-events", daemon=True)
+                self._thread.start()
+            self._wake.ring()
+
+    def forget(self, hub: Hub, cache: Any) -> None:
+        with self._lock:
+            if self._hubs.pop(id(hub), None) is not None and self._wake is not None:
+                cache._bells(self._wake.bell.address, False)
+
+    def finish(self, hub: Hub) -> None:
+        """Keeps the hub of a closed cache until all is delivered."""
+        with self._lock:
+            if id(hub) in self._hubs and hub.pending("thread"):
+                self._ending.append(hub)
+        self.ring()
+
+    def ring(self) -> None:
+        if self._wake is not None:
+            self._wake.ring()
+
+    def _all(self) -> list[Hub]:
+        return [hub for ref in list(self._hubs.values()) if (hub := ref()) is not None]
+
+    def _round(self) -> bool:
+        more = any([hub.turn() for hub in self._all()])
+        self._ending = [hub for hub in self._ending if hub.pending("thread")]
+        return more
+
+    def _quiet(self) -> bool:
+        return not any(hub.pending("thread") for hub in self._all())
+
+    def _run(self) -> None:
+        wake = self._wake
+        assert wake is not None
+        while not self._over:
+            if self._round():
+                continue
+            with self._lock:
+                if not self._hubs:
+                    self._thread = None
+                    return
+            wake.bell.arm()
+            if self._quiet() and not self._over:
+                wake.sleep(None)
+            wake.bell.disarm()
+
+    def stop(self) -> None:
+        """At exit: what is pending has a second."""
+        thread, until = self._thread, time.monotonic() + 1.0
+        if thread is None or thread is threading.current_thread():
+            return
+        while not self._quiet() and time.monotonic() < until:
+            time.sleep(0.005)
+        self._over = True
+        self.ring()
+        thread.join(max(0.1, until - time.monotonic()))
+
+
+_hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
+_dispatcher = _Dispatcher()
+
+
+def _in_child() -> None:
+    global _dispatcher
+    _dispatcher = _Dispatcher()
+    for hub in list(_hubs):
+        hub.orphan()
+
+
+atexit.register(lambda: _dispatcher.stop())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

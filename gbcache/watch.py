@@ -1,0 +1,200 @@
+"""`Watch`: a cache's events as an iterator, and the descriptor on which a reader sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._packed import Bell
+from .events import Event
+
+if TYPE_CHECKING:
+    from .notify import Hub
+
+__all__ = ["Cursor", "Wake", "Watch"]
+
+
+class Cursor(Protocol):
+    """A place in a store's events."""
+
+    def pull(self, most: int) -> list[Event]: ...
+    def pending(self) -> bool: ...
+    def finish(self) -> None: ...
+
+
+class Wake:
+    """A descriptor that news makes readable: an eventfd where there is one, else a pipe."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self.fd = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        else:
+            self.fd, self._write = os.pipe()
+            os.set_blocking(self.fd, False)
+            os.set_blocking(self._write, False)
+        self.bell = Bell(self._write)
+
+    def ring(self) -> None:
+        """Wakes whoever sleeps, news or not."""
+        with contextlib.suppress(OSError):  # full: it is rung already
+            os.write(self._write, (1).to_bytes(8, "little"))
+
+    def drain(self) -> None:
+        """Makes the descriptor unreadable again."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 4096)
+
+    def sleep(self, timeout: float | None) -> None:
+        """Until it is rung, `timeout` seconds at most."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        poll.poll(None if timeout is None else max(0, int(timeout * 1000.0 + 0.999)))
+        self.drain()
+
+    def close(self) -> None:
+        fds, self.fd, self._write = {self.fd, self._write}, -1, -1
+        for fd in fds - {-1}:
+            os.close(fd)
+
+
+class Watch:
+    """A cache's events, from now on (or from a number on), in order. Made by `cache.watch`.
+
+    An iterator that waits for the next one, an async iterator that does so on the running loop, and `read`
+    and `aread` for many at a time. One reader at a time. It ends once it, or the cache, is closed and what
+    was recorded before has been read. A context manager; dropping it closes it too.
+    """
+
+    def __init__(self, hub: Hub, cursor: Cursor, kinds: int, values: bool) -> None:
+        self._hub, self._cursor = hub, cursor
+        self.kinds, self.values = kinds, values
+        self._ready: list[Event] = []  # pulled and not yet handed over, the next one last
+        self._ended = False
+        self._wake = Wake()
+        self._closing = threading.Lock()
+        try:
+            hub.join(self, self._wake)
+        except BaseException:
+            self._wake.close()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is recorded for it."""
+        return self._ended
+
+    def close(self) -> None:
+        """Ends it: what was not read is dropped, who waits is woken."""
+        with self._closing:
+            ended, self._ended = self._ended, True
+        self._ready.clear()
+        if not ended:
+            self._hub.leave(self, self._wake)
+        self._wake.ring()
+
+    def end(self) -> None:
+        """The cache is about to be closed: what is left can still be read."""
+        self._cursor.finish()
+        self._ended = True
+        self._wake.ring()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_wake") and self._wake.fd >= 0:
+            if not self._ended:
+                self._hub.leave(self, self._wake)
+            self._wake.close()
+
+    def _pull(self, most: int) -> list[Event]:
+        if self._ready:
+            some = self._ready[: -most - 1 : -1]
+            del self._ready[-most:]
+            return some
+        return self._cursor.pull(most)
+
+    def _asleep(self) -> bool:
+        """Arms the bell; False if there is news already, or nothing to wait for."""
+        self._wake.bell.arm()
+        if self._ended or self._cursor.pending():
+            self._wake.bell.disarm()
+            return False
+        return True
+
+    def read(self, most: int = 1000, timeout: float | None = None) -> list[Event]:
+        """The next events, at most `most`; waits for the first, `timeout` seconds at most. Empty after that
+        time, and once the watch has ended. Cost: some 0.2 us an event."""
+        if most < 1:
+            raise ValueError(f"most={most!r} is not above 0")
+        while True:
+            events = self._pull(most)
+            if events or self._ended:
+                return events or self._pull(most)
+            if self._asleep():
+                self._wake.sleep(timeout)
+                if timeout is not None:
+                    return self._pull(most)
+
+    async def aread(self, most: int = 1000) -> list[Event]:
+        """`read` for coroutines: waits on the running loop."""
+        while True:
+            events = self._pull(most)
+            if events or self._ended:
+                return events or self._pull(most)
+            if self._asleep():
+                await self._asleep_on(asyncio.get_running_loop())
+
+    async def _asleep_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        rung: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._wake.fd, lambda: rung.done() or rung.set_result(None))
+        try:
+            await rung
+        finally:
+            loop.remove_reader(self._wake.fd)
+            self._wake.drain()
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        if not self._ready:
+            self._ready = self.read()[::-1]
+            if not self._ready:
+                raise StopIteration
+        return self._ready.pop()
+
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._ready:
+            self._ready = (await self.aread())[::-1]
+            if not self._ready:
+                raise StopAsyncIteration
+        return self._ready.pop()
+
+    def __repr__(self) -> str:
+        return f"<Watch{' closed' if self._ended else ''} of {self._hub.name!r}>"
+
+
+def drain(cursor: Cursor, last: int) -> Iterator[Event]:
+    """The events of a cursor up to the one with the number `last`."""
+    seq = -1
+    while seq < last:
+        events: list[Any] = cursor.pull(1000)
+        if not events:
+            return
+        for event in events:
+            seq = event.seq
+            if seq > last:
+                return
+            yield event
