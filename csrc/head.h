@@ -9,7 +9,12 @@
  *             |magic|geometry|seed|state |counters|intent|ring|index|wheel|table|arena|blocks| . |
  *             +-----+--------+----+------+--------+------+----+-----+-----+-----+-----+------+---+
  *
- * NOT HERE  what is done with it: room, store, chain.
+ * INVARIANT 1 the handle's addresses are those of the mapping its base names.
+ *           2 no hold takes more than GB_STEPS_MAX steps; max_steps keeps the most.
+ *
+ * COST      nothing here costs.
+ *
+ * NOT HERE  what is done with it: room (which checks the superblock), store, chain.
  */
 #ifndef GB_HEAD_H
 #define GB_HEAD_H

@@ -10,6 +10,9 @@
  *                                       |
  *                              ring: begin, bytes, commit
  *
+ * INVARIANT 1 an event is recorded in the hold that makes the change, before the lock is given back.
+ *           2 the half of a replace that removes, and a clear's entries, tell nothing of their own.
+ *
  * COST      one test while nobody listens. Else the bytes, at most GB_TELL_STEPS steps.
  *
  * NOT HERE  who is told (the binding), where the ring lies (room).

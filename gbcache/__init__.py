@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from .cache import Cache, ObjectCache
 from .codec import Codec
-from .events import OMITTED, Event, Kind
 from .errors import BudgetError, ClosedError, GbError, ImageError
+from .events import OMITTED, Event, Kind
 from .memoize import memoize
 from .notify import Subscription
 from .stats import Entry, Memory, ObjectEntry, Stats

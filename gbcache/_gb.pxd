@@ -16,6 +16,8 @@ cdef extern from "_hot.h" nogil:
         GB_OK, GB_AGAIN, GB_FULL, GB_TOOBIG, GB_LONGKEY, GB_EXISTS, GB_BUSY, GB_GONE, GB_SMALL, GB_BADIMAGE
     enum gb_cause:
         GB_CAUSE_DELETE, GB_CAUSE_EVICT, GB_CAUSE_EXPIRE
+    enum gb_event:
+        GB_EVENT_EXPIRE
     enum gb_op:
         GB_OP_GET, GB_OP_SET, GB_OP_LONG, GB_OP_REMOVE, GB_OP_EXPIRE, GB_OP_WALK, GB_OP_RESIZE
     enum gb_kind:
@@ -86,7 +88,6 @@ cdef extern from "_hot.h" nogil:
     void gb_room_grow(gb_store *s, uint64_t length)
     gb_err gb_room_ring(gb_store *s, gb_ref granules)
     uint64_t gb_ring_next(const gb_ring *r)
-    uint64_t gb_wheel_next(const gb_wheel *w)
     void gb_room_remove(gb_store *s, gb_ref ref, gb_cause cause)
     bint gb_chain_check(const gb_store *s, gb_fault *f)
     gb_ref gb_index_victim(const gb_index *ix)
@@ -215,7 +216,12 @@ cdef extern from "_news.h":
     struct gb_news:
         size_t used, done
     bint gb_news_open(gb_door *d, gb_news *n, int64_t since, uint32_t kinds, PyObject *prefix, bint values) except 0
-    object gb_news_pull(gb_door *d, gb_news *n, Py_ssize_t most)
+    struct gb_batch:
+        Py_ssize_t count
+    bint gb_news_take(gb_door *d, gb_news *n, Py_ssize_t most, gb_batch *b) except 0
+    object gb_news_event(const gb_door *d, const gb_batch *b, Py_ssize_t i)
+    object gb_news_key(const gb_batch *b, Py_ssize_t i)
+    void gb_news_drop(gb_batch *b)
     bint gb_news_finish(gb_door *d, gb_news *n) except 0
     int gb_news_pending(gb_door *d, const gb_news *n) except -1
     void gb_news_close(gb_news *n)

@@ -166,14 +166,9 @@ cdef class PackedImage:
         self.hears = fn
         self.door.hears = NULL if fn is None else <PyObject *>fn
 
-    def _next_due(self):
-        """ms until the wheel has something to do; None if nothing is timed."""
-        cdef gb_door *d = &self.door
-        cdef uint64_t due, now
-        gb_door_enter(d)
-        due, now = gb_wheel_next(&d.store.index.wheel), gb_clock_exact(&d.clock)
-        gb_door_leave(d, GB_OP_GET)
-        return None if due == <uint64_t>-1 else due - now if due > now else 0
+    def _eager(self):
+        """Whether somebody is to be told of what expires."""
+        return (self.door.store.listens & 1 << GB_EVENT_EXPIRE) != 0
 
     def _timed(self):
         """Whether any entry has a TTL."""

@@ -112,35 +112,73 @@ static PyObject *event_of(const struct gb_door *d, const struct gb_ring_record *
     return NULL;
 }
 
-/* The next Event of those fetched; NULL with an exception: that one is passed over. */
-static PyObject *next_of(const struct gb_door *d, struct gb_news *n) {
-    if (n->lost) {
-        uint64_t lost = n->lost;
-        n->lost = 0;
-        return gb_event_lost(n->lost_last, lost);
-    }
-    const struct gb_ring_record *e = gb_ring_record_at(n->buffer + n->done);
-    n->done += gb_ring_size(e);
-    return event_of(d, e);
+/* How many of the records fetched, at most `most`, and where the last ends. */
+static Py_ssize_t some_of(const struct gb_news *n, Py_ssize_t most, size_t *end) {
+    Py_ssize_t count = 0;
+    for (*end = n->done; *end < n->used && count < most; count++)
+        *end += gb_ring_size(gb_ring_record_at(n->buffer + *end));
+    return count;
 }
 
-PyObject *gb_news_pull(struct gb_door *d, struct gb_news *n, Py_ssize_t most) {
-    PyObject *list = PyList_New(0);
-    bool fine = list != NULL;
-    while (fine && PyList_GET_SIZE(list) < most) {
-        if (n->done == n->used && !n->lost) {
-            if (!d->open) break;
-            n->done = n->used = 0;
-            fine = make_room(n, GB_NEWS_BUFFER);
-            int more = fine ? fetch(d, n) : -1;
-            fine = more >= 0;
-            if (!fine || (!n->used && !n->lost && !more)) break;
-            continue;
-        }
-        PyObject *event = next_of(d, n);
-        fine = event && PyList_Append(list, event) == 0;
-        Py_XDECREF(event);
+/* Hands over [done, end): the buffer itself, where that is all of it. */
+static bool hand_over(struct gb_news *n, struct gb_batch *b, size_t end, Py_ssize_t records) {
+    size_t length = end - n->done;
+    b->place = PyMem_RawMalloc((size_t)records * sizeof *b->place + 1u);
+    bool whole = n->done == 0 && end == n->used;
+    b->bytes = whole ? n->buffer : PyMem_RawMalloc(length + 1u);
+    if (!b->place || !b->bytes) {
+        if (whole) b->bytes = NULL;
+        gb_news_drop(b);
+        PyErr_NoMemory();
+        return false;
     }
-    if (!fine) Py_CLEAR(list);
-    return list;
+    if (!whole) memcpy(b->bytes, n->buffer + n->done, length);
+    n->done = end;
+    if (whole) {
+        n->buffer = NULL;
+        n->room = n->used = n->done = 0;
+    }
+    for (size_t at = 0, i = 0; at < length; i++) {
+        b->place[i] = (uint32_t)at;
+        at += gb_ring_size(gb_ring_record_at(b->bytes + at));
+    }
+    b->lost = n->lost;
+    b->lost_last = n->lost_last;
+    b->count = records + (n->lost != 0);
+    n->lost = 0;
+    return true;
+}
+
+bool gb_news_take(struct gb_door *d, struct gb_news *n, Py_ssize_t most, struct gb_batch *b) {
+    size_t end;
+    memset(b, 0, sizeof *b);
+    while (n->done == n->used && !n->lost) {
+        if (!d->open) return true;
+        n->done = n->used = 0;
+        if (!make_room(n, GB_NEWS_BUFFER)) return false;
+        int more = fetch(d, n);
+        if (more < 0) return false;
+        if (!n->used && !n->lost && !more) return true;
+    }
+    Py_ssize_t records = some_of(n, most - (n->lost != 0), &end);
+    return hand_over(n, b, end, records);
+}
+
+void gb_news_drop(struct gb_batch *b) {
+    PyMem_RawFree(b->bytes);
+    PyMem_RawFree(b->place);
+    memset(b, 0, sizeof *b);
+}
+
+static const struct gb_ring_record *record(const struct gb_batch *b, Py_ssize_t i) {
+    return gb_ring_record_at(b->bytes + b->place[i - (b->lost != 0)]);
+}
+
+PyObject *gb_news_event(const struct gb_door *d, const struct gb_batch *b, Py_ssize_t i) {
+    return b->lost && !i ? gb_event_lost(b->lost_last, b->lost) : event_of(d, record(b, i));
+}
+
+PyObject *gb_news_key(const struct gb_batch *b, Py_ssize_t i) {
+    if ((b->lost && !i) || gb_ring_wide(record(b, i)->kind)) return Py_NewRef(Py_None);
+    return key_of(record(b, i));
 }

@@ -370,6 +370,10 @@ cdef class ObjectStore:
         if found is not None and found is not flight:
             self.flights.setdefault(key, found)
 
+    def _eager(self):
+        """Whether somebody is to be told of what expires."""
+        return False
+
     def _timed(self):
         """Whether any entry has a TTL."""
         return self.refs.open and self.refs.index.wheel.root.count > 0

@@ -47,8 +47,11 @@ cdef class PackedCursor:
         gb_news_close(&self.news)
 
     def pull(self, Py_ssize_t most):
-        """The next Events in a list, `most` at most; empty if there are none."""
-        return gb_news_pull(&self.store.door, &self.news, most)
+        """A Batch of the next events, `most` at most; empty if there are none."""
+        cdef Batch batch = Batch.__new__(Batch)
+        batch.store = self.store
+        gb_news_take(&self.store.door, &self.news, most, &batch.batch)
+        return batch
 
     def pending(self):
         """Whether a pull would find something to look at."""
@@ -57,6 +60,59 @@ cdef class PackedCursor:
     def finish(self):
         """Copies out what is left: the cache is about to be closed."""
         gb_news_finish(&self.store.door, &self.news)
+
+
+cdef class Batch:
+    """Events in the order they happened: a sequence, each made when it is looked at. See `Watch.read`."""
+
+    cdef PackedImage store
+    cdef gb_batch batch
+
+    def __dealloc__(self):
+        gb_news_drop(&self.batch)
+
+    def __len__(self):
+        return self.batch.count
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.batch.count))]
+        cdef Py_ssize_t i = index
+        if i < 0:
+            i += self.batch.count
+        if not 0 <= i < self.batch.count:
+            raise IndexError(f"Batch index {index} is not below {self.batch.count}")
+        return gb_news_event(&self.store.door, &self.batch, i)
+
+    def __iter__(self):
+        return BatchWalk(self)
+
+    def keys(self):
+        """The keys in a list, one for each event (None of those that have none); faster than the events."""
+        return [gb_news_key(&self.batch, i) for i in range(self.batch.count)]
+
+    def __repr__(self):
+        return f"<Batch of {self.batch.count} events>"
+
+
+cdef class BatchWalk:
+    cdef Batch all
+    cdef Py_ssize_t at
+
+    def __cinit__(self, Batch all):
+        self.all = all
+
+    def __iter__(self):
+        return self
+
+    def __length_hint__(self):
+        return self.all.batch.count - self.at
+
+    def __next__(self):
+        if self.at == self.all.batch.count:
+            raise StopIteration
+        self.at += 1
+        return gb_news_event(&self.all.store.door, &self.all.batch, self.at - 1)
 
 
 def report(error, fn):

@@ -137,7 +137,10 @@ class Cache(PackedStore, Common):
             housekeeping=bool(housekeeping) and clock is None,
         )
         housekeeper.register(self)
-        self._hub, self._events_room = None, max(16384, min(1 << 20, length // 16)) if ring is None else ring
+        self._hub, self._events_room = (
+            None,
+            max(16384, min(1 << 20, length // 16)) if ring is None else ring,
+        )
         if ring is not None:
             self._hub = Hub(self, ring, True)
 

@@ -180,7 +180,9 @@ def _waited(flight: Flight) -> None:
 
 
 def _ended(token: Token[Any]) -> None:
-    with contextlib.suppress(ValueError):  # a coroutine that is closed in another context than it began in
+    with contextlib.suppress(
+        ValueError
+    ):  # a coroutine that is closed in another context than it began in
         _leading.reset(token)
 
 
@@ -188,7 +190,7 @@ def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, sta
     """The leader's last step but one: the value to the cache, then, whatever happens, to those who wait."""
     try:
         cache._land(key, value, ttl, flight, stale)
-    except (BudgetError, ClosedError):  # noqa: SIM105 (suppress costs as much as the rest)
+    except (BudgetError, ClosedError):
         pass  # counted as a reject, or nobody's any more; what was asked for is there
     finally:
         try:
@@ -197,15 +199,13 @@ def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, sta
             _settle(flight, value)
 
 
-def _failed(
-    cache: Loadable, key: Any, flight: Flight, error: BaseException, loaded: bool
-) -> None:
+def _failed(cache: Loadable, key: Any, flight: Flight, error: BaseException, loaded: bool) -> None:
     """The leader raised, or was cancelled or interrupted, which is its own affair: another leads then."""
-    mine = isinstance(error, Exception)
+    said = error if isinstance(error, Exception) else None
     try:
-        cache._leave(key, flight, False, mine and not loaded)
+        cache._leave(key, flight, False, said is not None and not loaded)
     finally:
-        _settle(flight, MISS if mine else _AGAIN, error if mine else None)
+        _settle(flight, _AGAIN if said is None else MISS, said)
 
 
 def load(

@@ -21,6 +21,8 @@ __all__ = ["PERIOD", "keep", "register"]
 
 PERIOD = 0.04
 """Seconds between two rounds: expired bytes come back within 100 ms."""
+EAGER = 0.004
+"""The same where somebody is to be told of what expires: within 20 ms."""
 SLICES = 2000
 """Slices of one cache in one round, before the next cache's turn: about 20 ms of work."""
 
@@ -63,23 +65,23 @@ def _start() -> None:
             warnings.warn(f"gbcache: no housekeeper thread: {error}", RuntimeWarning, stacklevel=2)
 
 
-def _round() -> bool:
-    """One look at every cache; True if some has more to do."""
-    more = False
+def _round() -> float:
+    """One look at every cache; seconds until the next."""
+    rest = PERIOD
     for key, ref in list(_kept.items()):
         store = ref()
         if store is None or store.closed:
             _kept.pop(key, None)
-        elif store._timed() and store._work(SLICES):
-            more = True
-    return more
+        elif store._timed():
+            rest = min(rest, 0.0005 if store._work(SLICES) else EAGER if store._eager() else PERIOD)
+    return rest
 
 
 def _run() -> None:
     global _thread
-    more = False
-    while not _wake.wait(0.0005 if more else PERIOD):
-        more = _round()
+    rest = PERIOD
+    while not _wake.wait(rest):
+        rest = _round()
         with _starting:
             if not _kept:
                 _thread = None

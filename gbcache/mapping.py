@@ -130,7 +130,9 @@ class Common(MutableMapping[Any, Any]):
 
         A value that can never fit is returned all the same. Cost on a hit: a `get` and a call.
         """
-        return flight.load(self, key, fn, ttl, 0 if stale.__class__ is int and not stale else stale_ms(stale))
+        return flight.load(
+            self, key, fn, ttl, 0 if stale.__class__ is int and not stale else stale_ms(stale)
+        )
 
     async def aget_or_set(
         self,
@@ -143,7 +145,9 @@ class Common(MutableMapping[Any, Any]):
 
         If the task that loads is cancelled, one of those who wait takes over.
         """
-        return await flight.aload(self, key, fn, ttl, 0 if stale.__class__ is int and not stale else stale_ms(stale))
+        return await flight.aload(
+            self, key, fn, ttl, 0 if stale.__class__ is int and not stale else stale_ms(stale)
+        )
 
     # --- events --------------------------------------------------------------------------------
 

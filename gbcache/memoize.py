@@ -8,7 +8,7 @@ import inspect
 import itertools
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
@@ -26,7 +26,14 @@ R = TypeVar("R")
 _numbers = itertools.count(1)
 _naming = threading.RLock()
 _OWN = ("cache", "cache_info", "cache_clear")
-_PASSED_ON = ("__wrapped__", "__name__", "__qualname__", "__module__", "__annotations__", "__defaults__")
+_PASSED_ON = (
+    "__wrapped__",
+    "__name__",
+    "__qualname__",
+    "__module__",
+    "__annotations__",
+    "__defaults__",
+)
 
 
 class CacheInfo(NamedTuple):
@@ -61,7 +68,9 @@ def _ignoring(fn: Callable[..., Any], ignore: Collection[int | str]) -> tuple[in
                 break
         else:
             star = stars[0] if isinstance(which, int) else stars[1]
-            if not any(parameter.kind is star for parameter in parameters) or which in range(-64, 0):
+            if not any(parameter.kind is star for parameter in parameters) or which in range(
+                -64, 0
+            ):
                 raise ValueError(f"ignore={ignore!r}: {fn!r} has no argument {which!r}")
             if isinstance(which, int):
                 places |= 1 << which
@@ -76,7 +85,9 @@ def _packed(key: Any, typed: bool) -> tuple[Any, ...]:
     """A call's key in what a packed cache can hold: positional and named arguments, and types by name."""
     if not isinstance(key, tuple):
         return (key,), ()
-    at = next((i for i, part in enumerate(key) if part is MARK), len(key) // 2 if typed else len(key))
+    at = next(
+        (i for i, part in enumerate(key) if part is MARK), len(key) // 2 if typed else len(key)
+    )
     rest = key[at:] if at < len(key) and key[at] is not MARK else key[at + 1 :]
     pairs = (len(rest) - at) // 3 * 2 if typed else len(rest)
     types = tuple(f"{t.__module__}.{t.__qualname__}" for t in rest[pairs:])
@@ -87,8 +98,20 @@ class Memoized(Memo, Generic[P, R]):
     """What `memoize` makes of a function; see there. Calls are looked up in C."""
 
     __wrapped__: Callable[P, R]
+    __qualname__: str
     cache: Any
     """Where the results lie: an ObjectCache of its own, or the cache that was given."""
+    _maxsize: int | None
+    _given_ttl: Any
+    _async: bool
+    _name: str
+    _generation: int
+    _hits: int
+    _misses: int
+    """Of calls whose results do not lie in a cache of its own."""
+    _counting: threading.Lock
+    _holders: dict[int, weakref.ref[Holder]]
+    _dictless: dict[int, tuple[weakref.ref[Any], Holder]]
     if TYPE_CHECKING:
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -107,7 +130,7 @@ class Memoized(Memo, Generic[P, R]):
         name = getattr(fn, "__qualname__", type(fn).__qualname__)
         slow = inspect.iscoroutinefunction(fn) or (isinstance(fn, Memoized) and fn._async)
         kept = cache is None and maxsize != 0
-        self = super().__new__(
+        self: Memoized[P, R] = super().__new__(
             cls,
             wrapped=fn,
             store=cls._store_of(maxsize, ttl, name) if kept else None,
@@ -129,10 +152,9 @@ class Memoized(Memo, Generic[P, R]):
                 inspect.markcoroutinefunction(self)
         self.cache = self._store if kept else cache
         self._maxsize, self._given_ttl, self._async = maxsize, ttl, slow
-        self._hits = self._misses = 0  # of what is not counted by a cache of its own
+        self._hits = self._misses = 0
         self._counting = threading.Lock()
-        self._holders: dict[int, weakref.ref[Holder]] = {}
-        self._dictless: dict[int, tuple[weakref.ref[Any], Holder]] = {}
+        self._holders, self._dictless = {}, {}
         self._name = f"{getattr(fn, '__module__', '')}.{name}"
         if cache is not None:
             self._generation = self._next_generation()
@@ -155,19 +177,20 @@ class Memoized(Memo, Generic[P, R]):
             owner: Any = weakref.ref(obj)
         except TypeError:
             owner = id(obj)
-        content = getattr(obj, "__dict__", None)
+        content: Any = getattr(obj, "__dict__", None)
         own = type(content) is dict and not isinstance(obj, type)
         if not own and isinstance(owner, int):
             return None
         holder = Holder(self._store_of(self._maxsize, self._given_ttl, self._store.name), owner)
         if own:
-            held = content.setdefault(self._slot, holder)  # type: ignore[union-attr]
+            held = content.setdefault(self._slot, holder)
             if held is not holder and self._held(obj) is not held:
                 content[self._slot] = held = holder  # it came along with a copied __dict__
         else:
             key, instances = id(obj), self._dictless
             owner = weakref.ref(obj, lambda _: instances.pop(key, None))
             held = instances.setdefault(key, (owner, holder))[1]
+        assert held is not None
         at, holders = id(held), self._holders
         holders[at] = weakref.ref(held, lambda _: holders.pop(at, None))
         return held
@@ -210,7 +233,7 @@ class Memoized(Memo, Generic[P, R]):
         """A number nobody of this name has had in this cache: a function that is defined anew, or another
         of the same name, does not see the old one's results."""
         with _naming:
-            given = self.cache._generations
+            given: dict[str, int] = self.cache._generations
             given[self._name] = number = given.get(self._name, -1) + 1
         return number
 

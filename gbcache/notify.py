@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import MethodType
 from typing import Any
 
@@ -23,7 +23,9 @@ from .watch import Cursor, Wake, Watch, drain
 
 __all__ = ["ALL", "Hub", "Subscription", "bits_of"]
 
-_BITS = {kind: 1 << i for i, kind in enumerate(Kind) if kind is not Kind.LOST}  # enum gb_event
+_BITS: dict[Kind, int] = {
+    kind: 1 << i for i, kind in enumerate(Kind) if kind is not Kind.LOST
+}  # enum gb_event
 ALL = sum(_BITS.values())
 TURN = 256
 """Events one subscriber is given before the next one's turn."""
@@ -90,28 +92,34 @@ class Subscription:
 
     def turn(self) -> bool:
         """Delivers some events; whether there were any."""
-        try:
-            events = [] if self.closed else self._cursor.pull(TURN)
-        except Exception as error:  # a value that does not decode, no memory: it is passed over
-            self._failed(error)
-            return True
+        events = self.take()
+        fn = self._fn()
         for event in events:
             if self.closed:
                 break
-            self._tell(event)
-        return bool(events)
+            try:
+                fn(event)
+            except BaseException as error:
+                self._failed(error)
+        return len(events) > 0 or self.pending()
 
-    def _tell(self, event: Event) -> Any:
-        fn = self._fn()
-        if fn is None:
+    def take(self) -> Sequence[Event]:
+        """The next events, counted as delivered; none if it is closed, or its function is gone."""
+        if self._fn() is None:
             self.close()
-            return None
-        self.delivered += event.kind is not Kind.LOST
-        self.lost += event.value if event.kind is Kind.LOST else 0
-        try:
-            return fn(event)
-        except BaseException as error:
-            self._failed(error)
+        if self.closed:
+            return []
+        batch, events = self._cursor.pull(TURN), []
+        for i in range(len(batch)):
+            try:
+                events.append(batch[i])
+            except Exception as error:  # a value that does not decode: it is passed over
+                self._failed(error)
+        self.delivered += len(events)
+        if events and events[0].kind is Kind.LOST:
+            self.delivered -= 1
+            self.lost += events[0].value
+        return events
 
     def _failed(self, error: BaseException) -> None:
         self.errors += 1
@@ -150,20 +158,19 @@ class OnLoop(Subscription):
 
     async def _run(self) -> None:
         while not self.closed:
-            try:
-                events = self._cursor.pull(TURN)
-            except Exception as error:
-                self._failed(error)
-                continue
+            events = self.take()
+            fn = self._fn()
             for event in events:
                 if self.closed:
                     break
-                said = self._tell(event)
-                if inspect.isawaitable(said):
-                    try:
+                try:
+                    said = fn(event)
+                    if inspect.isawaitable(said):
                         await said
-                    except Exception as error:
-                        self._failed(error)
+                except asyncio.CancelledError:
+                    raise
+                except BaseException as error:
+                    self._failed(error)
             if events:
                 await asyncio.sleep(0)  # others' turn
                 continue
@@ -214,7 +221,9 @@ class Hub:
             raise TypeError(f"subscribe: {fn!r} is not callable")
         loop = asyncio.get_running_loop() if delivery == "asyncio" else delivery
         if not isinstance(loop, asyncio.AbstractEventLoop) and loop not in ("thread", "inline"):
-            raise ValueError(f"delivery={delivery!r} is not 'thread', 'inline', 'asyncio' or a loop")
+            raise ValueError(
+                f"delivery={delivery!r} is not 'thread', 'inline', 'asyncio' or a loop"
+            )
         mask = bits_of(kinds)
         cursor = self._open(None, mask, prefix, values)
         if isinstance(loop, asyncio.AbstractEventLoop):
@@ -244,13 +253,15 @@ class Hub:
             cursor: Cursor = cache._cursor(since, mask, prefix, bool(values))
         return cursor
 
+    def _readers(self) -> list[Watch | Subscription]:
+        return [*self._watches, *self._subscribers]
+
     def _listen(self, mask: int = 0, values: bool = False) -> None:
         """Has recorded what anybody wants: those who read, and who is about to with `mask`."""
         cache = self._cache()
         if cache is None or cache.closed:
             return
-        readers = [*self._watches, *self._subscribers]
-        for reader in readers:
+        for reader in self._readers():
             mask |= reader.kinds
             values = values or reader.values
         cache._listen(mask | self._reserved, bool(values), self._room)
@@ -307,7 +318,7 @@ class Hub:
 
     def _turn(self, delivery: str) -> bool:
         subs = [sub for sub in self._subscribers if sub.delivery == delivery]
-        return any([sub.turn() for sub in subs])
+        return sum(sub.turn() for sub in subs) > 0  # each has its turn
 
     def pending(self, delivery: str) -> bool:
         return any(sub.delivery == delivery and sub.pending() for sub in list(self._subscribers))
@@ -319,7 +330,7 @@ class Hub:
     def closing(self) -> None:
         """The cache is about to be closed: what was recorded can still be read, and is delivered."""
         with self._changing:
-            for reader in [*self._watches, *self._subscribers]:
+            for reader in self._readers():
                 reader.end()
         self.inline()
         _dispatcher.finish(self)
@@ -328,7 +339,7 @@ class Hub:
         """In a forked child: readers stay with the parent."""
         self._changing, self._draining = threading.RLock(), threading.Lock()
         cache = self._cache()
-        for reader in [*self._watches, *self._subscribers]:
+        for reader in self._readers():
             wake = getattr(reader, "_wake", None)
             if wake is not None and cache is not None:
                 cache._bells(wake.bell.address, False)
@@ -363,7 +374,9 @@ class _Dispatcher:
                 cache._bells(self._wake.bell.address, True)
                 self._hubs[key] = weakref.ref(hub, lambda _: self._hubs.pop(key, None))
             if self._thread is None and not self._over:
-                self._thread = threading.Thread(target=self._run, name="gbcache-events", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, name="gbcache-events", daemon=True
+                )
                 self._thread.start()
             self._wake.ring()
 
@@ -387,7 +400,7 @@ class _Dispatcher:
         return [hub for ref in list(self._hubs.values()) if (hub := ref()) is not None]
 
     def _round(self) -> bool:
-        more = any([hub.turn() for hub in self._all()])
+        more = sum(hub.turn() for hub in self._all()) > 0
         self._ending = [hub for hub in self._ending if hub.pending("thread")]
         return more
 

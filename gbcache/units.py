@@ -33,9 +33,7 @@ def bytes_of(size: int | str, what: str = "max_bytes") -> int:
         match = _SIZE.fullmatch(size)
         unit = match and _UNITS.get(match[2].lower())
         if not match or not unit:
-            raise ValueError(
-                f"{what}={size!r} is not a size: write 268435456, '256MB' or '256MiB'"
-            )
+            raise ValueError(f"{what}={size!r} is not a size: write 268435456, '256MB' or '256MiB'")
         return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
     if size < 0:
         raise ValueError(f"{what}={size!r} is negative")

@@ -23,9 +23,7 @@ Tree = dict[str, str]
 Rule = Callable[[Tree], list[str]]
 
 ROOT = Path(__file__).parent.parent
-_STORIES = (
-    "base | list digest lock | arena | table wheel ring | index | head | tell | room | store | chain | image"
-)
+_STORIES = "base | list digest lock | arena | table wheel ring | index | head | tell | room | store | chain | image"
 FLOORS = {room: n for n, rooms in enumerate(_STORIES.split("|")) for room in rooms.split()}
 LIBRARY = {"stdbool.h", "stddef.h", "stdint.h", "string.h", "emmintrin.h", "arm_neon.h"}
 LOCK_LIBRARY = {"pthread.h", "stdatomic.h", "sched.h", "errno.h"}

@@ -43,6 +43,14 @@ KNOWN: dict[tuple[str, str], str] = {
         "invariants",
         "csrc/base.h: has invariants and no",
     ): "words, not a structure: arena, index and room check refs",
+    (
+        "invariants",
+        "csrc/head.h: has invariants and no",
+    ): "a handle: room checks what it names, every test looks at max_steps",
+    (
+        "invariants",
+        "csrc/tell.h: has invariants and no",
+    ): "of what happens, not of a structure: the models compare every event",
 }
 
 

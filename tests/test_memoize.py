@@ -373,7 +373,9 @@ def test_arguments_are_told_apart_in_a_shared_cache(make: Any) -> None:
              ((1, "a", 2), {}), ((), {"a": 1, "b": 2}), ((), {"b": 2, "a": 1}), ((None,), {})]  # fmt: skip
     for args, kwargs in calls * 2:
         assert [f(*args, **kwargs) for f in fs] == [(args, kwargs)] * 2
-    packed = isinstance(fs[0].cache, gbcache.Cache)  # elsewhere as in functools: a lone int is its own key
+    packed = isinstance(
+        fs[0].cache, gbcache.Cache
+    )  # elsewhere as in functools: a lone int is its own key
     assert [repr(f(1.0)[0]) for f in fs] == ["(1,)" if packed else "(1.0,)", "(1.0,)"]
 
 
