@@ -29,6 +29,7 @@ build/%/.made: $(SOURCES) | $(VENV)/.made
 	touch $@
 
 build/tiny/.made: BUILD_ENV = GB_TINY=1 GB_WERROR=1
+build/silent/.made: BUILD_ENV = GB_CFLAGS="-DGB_SILENT"
 build/asan/.made: BUILD_ENV = GB_CFLAGS="$(SAN) -O1 -g -DGB_DEBUG=2" GB_LDFLAGS="$(SAN)"
 
 build/.inplace: $(SOURCES) | $(VENV)/.made
@@ -65,10 +66,11 @@ fuzz-tools: ## clang with libFuzzer, which fuzz then uses (Debian, as root)
 coverage: $(VENV)/.made ## lines of csrc/ the native tests run
 	$(PY) tests/native/coverage.py --least 95
 
-bench: build $(VENV)/.peers ## every figure of the README, beside the peers
+bench: build build/silent/.made $(VENV)/.peers ## every figure of the README, beside the peers
 	$(PY) -m bench all
 
-bench-%: build $(VENV)/.peers ## one bench: ops objects memory budget traces latency expire
+bench-events: build/silent/.made
+bench-%: build $(VENV)/.peers ## one bench: ops objects memo events memory budget traces latency expire
 	$(PY) -m bench $*
 
 $(VENV)/.peers: | $(VENV)/.made

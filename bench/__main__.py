@@ -1,14 +1,16 @@
-"""``python -m bench [ops objects memory budget traces latency expire | all] [--quick]``"""
+"""``python -m bench [ops objects memo events memory budget traces latency expire | all] [--quick]``"""
 
 from __future__ import annotations
 
 import argparse
 
-from bench import latency, objects, ops, space, traces
+from bench import events, latency, memo, objects, ops, space, traces
 
 BENCHES = {
     "ops": ops.run,
     "objects": objects.run,
+    "memo": memo.run,
+    "events": events.run,
     "memory": space.run_memory,
     "budget": space.run_budget,
     "traces": traces.run,

@@ -36,7 +36,7 @@ void gb_tell_count(struct gb_store *s, enum gb_event kind, uint64_t count);
 
 static inline void gb_tell(struct gb_store *s, enum gb_event kind, gb_ref entry, gb_ref value,
                            gb_ref old) {
-    if (GB_UNLIKELY(s->listens & 1u << kind)) gb_tell_entry(s, kind, entry, value, old);
+    if (GB_UNLIKELY(GB_HEAD_LISTENS(s) & 1u << kind)) gb_tell_entry(s, kind, entry, value, old);
 }
 
 #endif

@@ -70,7 +70,7 @@ static inline void gb_door_inform(struct gb_door *d) {
 /* A hold begins; the lock is held. */
 static inline void gb_door_begin(struct gb_door *d) {
     gb_head_enter(&d->store);
-    if (GB_UNLIKELY(d->store.listens != 0)) d->store.now = gb_clock_date(&d->clock);
+    if (GB_UNLIKELY(GB_HEAD_LISTENS(&d->store) != 0)) d->store.now = gb_clock_date(&d->clock);
 }
 static inline void gb_door_unlock(struct gb_door *d) {
     if (gb_door_locks(d) && !gb_door_mine(d)) gb_lock_free(&d->lock);
@@ -87,7 +87,7 @@ static inline bool gb_door_enter(struct gb_door *d) {
 }
 static inline void gb_door_leave(struct gb_door *d, enum gb_op op) {
     gb_head_leave(&d->store, op);
-    if (GB_UNLIKELY(d->store.told)) gb_door_told(d);
+    if (GB_UNLIKELY(GB_HEAD_TOLD(&d->store))) gb_door_told(d);
     gb_door_unlock(d);
 }
 

@@ -168,9 +168,24 @@ static bool owns(const gb_memo *m, PyObject *first) {
     return is;
 }
 
+/* The call that is meant to be fastest: one int or str, which is its own key. NULL, without an exception,
+ * where it is another one, or a miss: the long way tells. */
+static inline PyObject *lone_hit(const gb_memo *m, PyObject *key) {
+    Py_hash_t hash = -1;
+    if (PyLong_CheckExact(key)) hash = PyLong_Type.tp_hash(key);
+    else if (PyUnicode_CheckExact(key)) hash = ((PyASCIIObject *)key)->hash;
+    if (GB_UNLIKELY(hash == -1)) return NULL;
+    struct gb_refs *r = &((gb_quick_store *)m->store)->refs;
+    return gb_quick_hit(r, key, gb_refs_mix(r, hash));
+}
+
 static PyObject *memo_call(PyObject *self, PyObject *const *args, size_t flagged, PyObject *kwnames) {
     const gb_memo *m = (gb_memo *)self;
     Py_ssize_t n = PyVectorcall_NARGS(flagged);
+    if (GB_LIKELY(m->lone && n == 1 && !kwnames)) {
+        PyObject *value = lone_hit(m, args[0]);
+        if (GB_LIKELY(value != NULL)) return value;
+    }
     if (GB_UNLIKELY(m->owner != NULL) && n && owns(m, args[0])) /* Class.method(instance, ...) */
         return gb_memo_on(m, args[0], args + 1, n - 1, kwnames);
     PyObject *key = key_of(m, args, n, kwnames);
@@ -184,6 +199,7 @@ static PyObject *memo_get(PyObject *self, PyObject *instance, PyObject *type) {
     gb_memo *m = (gb_memo *)self;
     if (!instance || instance == Py_None) return Py_NewRef(self);
     if (!m->owner) { /* one that was put into its class later */
+        m->lone = false;
         m->owner = PyWeakref_NewRef((PyObject *)Py_TYPE(instance), NULL);
         if (!m->owner) return NULL;
     }
@@ -243,6 +259,7 @@ static PyObject *memo_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     m->fill = Py_NewRef(fill);
     m->ready = Py_NewRef(ready);
     m->typed = typed;
+    m->lone = store != Py_None && key == Py_None && ignore == Py_None && ready == Py_None && !typed;
     m->free = free_;
     return (PyObject *)m;
 }
@@ -275,6 +292,7 @@ static PyObject *memo_set_name(PyObject *self, PyObject *args) {
     PyObject *ref = PyWeakref_NewRef(owner, NULL);
     if (!ref) return NULL;
     Py_XSETREF(m->owner, ref);
+    ((gb_memo *)self)->lone = false;
     Py_RETURN_NONE;
 }
 static PyMethodDef memo_methods[] = {

@@ -36,6 +36,7 @@ typedef struct {
     PyObject *dict, *weak;
     uint64_t places; /* bits: positions the key leaves out */
     bool typed;
+    bool lone; /* a call of one int or str needs no thought */
     bool free;   /* nothing is kept, so that instances share nothing */
 } gb_memo;
 extern PyTypeObject *gb_memo_store; /* ObjectStore */

@@ -39,6 +39,11 @@ static PyObject *take(struct gb_refs *r, gb_ref ref, PyObject *value) {
     return value;
 }
 
+static bool same_int(PyObject *a, PyObject *b) {
+    return PyLong_CheckExact(a) && PyLong_CheckExact(b) &&
+           PyObject_RichCompareBool(a, b, Py_EQ) > 0; /* runs nothing */
+}
+
 /* Prepared. */
 static inline PyObject *read_key(struct gb_refs *r, PyObject *key, uint64_t hash, uint64_t now,
                                  enum gb_quick_how how, bool *failed) {
@@ -79,6 +84,23 @@ PyObject *gb_quick_read_hashed(struct gb_refs *r, PyObject *key, uint64_t hash) 
     if (GB_UNLIKELY(r->clock.asks != NULL) && !gb_clock_ask(&r->clock, &now)) return NULL;
     if (GB_UNLIKELY(!r->open) && !gb_refs_opened(r)) return NULL;
     return read_key(r, key, hash, now, GB_QUICK_READ, &failed);
+}
+
+PyObject *gb_quick_hit(struct gb_refs *r, PyObject *key, uint64_t hash) {
+    struct gb_probe p;
+    PyObject *pair[2];
+    uint64_t now = 0;
+    if (GB_UNLIKELY(!r->open || r->clock.asks)) return NULL;
+    gb_refs_enter(r);
+    gb_probe_begin(&r->index.table, &p, hash);
+    gb_ref ref = gb_probe_next(&r->index.table, &p);
+    if (!ref) return NULL;
+    PyObject *held = gb_refs_key(r->index.base, ref);
+    if (held != key && !gb_refs_is(r, ref, key, hash) && !same_int(held, key)) return NULL;
+    if (gb_clock_due(&r->clock, &r->index, ref, &now)) return NULL;
+    r->counters.hits++;
+    gb_refs_use(r, ref, now);
+    return Py_NewRef(gb_refs_pair(r->index.base, ref, pair)[1]);
 }
 
 PyObject *gb_quick_item(PyObject *self, PyObject *key) {

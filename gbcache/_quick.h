@@ -36,6 +36,9 @@ int gb_quick_install(PyTypeObject *type, size_t basic_size);
 PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how);
 /* A read of a key whose mixed hash is known. */
 PyObject *gb_quick_read_hashed(struct gb_refs *r, PyObject *key, uint64_t hash);
+/* A hit that runs no Python code: by identity, or by an equal int or str. Else NULL, and nothing has
+ * happened: the long way tells. */
+PyObject *gb_quick_hit(struct gb_refs *r, PyObject *key, uint64_t hash);
 /* cache[key]: a miss asks the type's __missing__, then raises KeyError. */
 PyObject *gb_quick_item(PyObject *self, PyObject *key);
 /* 1 written, 0 there already (add), -1 exception. `ttl` NULL: the cache's own. */

@@ -1,8 +1,11 @@
 /* long.h - the dumb twin of long values: writers and readers in slices, side by side. It knows of
  * each key the bytes it has, if it is there; who leaves a full image is the store's choice
- * (test_store.c checks that), what may be read of whom is not. */
+ * (test_store.c checks that), what may be read of whom is not. What the store tells of itself
+ * (told.h) must agree after every step. */
 #ifndef LONG_H
 #define LONG_H
+
+#include "told.h"
 
 #define KEYS 24u
 #define MOST (1u << 20)
@@ -30,12 +33,18 @@ static struct writer writers[GB_HEAD_PINS];
 static struct reader readers[GB_HEAD_PINS];
 static uint64_t now, length, names[KEYS]; /* the keys' bytes */
 static uint8_t *image;
+static struct told told;
 static bool plain; /* no deadlines */
 static bool starved; /* allocations fail at a test's word: nothing else need be in the way */
 static unsigned long commits, fulls, long_reads, busy;
 
 static uint8_t byte_of(uint32_t tag, uint32_t i) { return (uint8_t)(tag * 31u + i * 7u + (i >> 8) * 3u + (i >> 15)); }
 
+static uint32_t number_of(const uint8_t *bytes, uint32_t len, uint32_t type) {
+    for (uint32_t k = 0; k < KEYS; k++)
+        if (len == 8 && type == 0 && !memcmp(bytes, &names[k], 8)) return k;
+    return TOLD_KEYS;
+}
 static void start(uint64_t bytes, bool colliding) {
     uint64_t seed[2] = {check_random(), check_random()}, name = check_random();
     struct gb_key key;
@@ -54,6 +63,14 @@ static void start(uint64_t bytes, bool colliding) {
     memset(model, 0, sizeof model);
     memset(writers, 0, sizeof writers);
     memset(readers, 0, sizeof readers);
+    told_start(&told, s, number_of);
+}
+/* The same with a ring beyond those bytes, and somebody who listens to all of it. */
+static void start_told(uint64_t bytes, bool colliding, gb_ref granules) {
+    start(bytes + (uint64_t)granules * GB_GRANULE, colliding);
+    CHECK(told_open(&told, granules, now) == GB_OK);
+    s->listens = GB_EVENTS_ALL;
+    s->values = true;
 }
 static struct gb_key key_of(uint32_t k) {
     struct gb_key key;
@@ -90,10 +107,19 @@ static void whole(gb_ref ref, struct version v) {
     }
     CHECK(!bad);
 }
+/* The bytes of a key's value, where the mirror knows those it should have; now and then. */
+static const uint8_t *bytes_known(uint32_t k) {
+    static uint8_t bytes[GB_TELL_VALUE_MAX];
+    if (!told.value[k].known || told.value[k].len != model[k].len || check_below(16)) return NULL;
+    for (uint32_t i = 0; i < model[k].len; i++) bytes[i] = byte_of(model[k].tag, i);
+    return bytes;
+}
 static void compare(void) {
     uint32_t n = 0;
     uint64_t promised = 0;
     SOUND(gb_chain_check, s);
+    told_settle(&told); /* of what was done without a hold */
+    told_begin(&told);
     for (uint32_t k = 0; k < KEYS; k++) {
         struct gb_key key = key_of(k);
         gb_ref ref = gb_store_find(s, &key);
@@ -101,7 +127,9 @@ static void compare(void) {
         n += ref != 0;
         CHECK(!ref || model[k].there); /* nobody comes back, or comes half written */
         if (ref && check_below(6) == 0) whole(ref, model[k]);
+        if (ref) told_see(&told, k, model[k].len, gb_word_vtype(gb_entry_at(image, ref)->word), bytes_known(k));
     }
+    told_end(&told);
     CHECK(s->index.table.root->count == n);
     for (uint32_t i = 0; i < GB_HEAD_PINS; i++) promised += writers[i].used ? writers[i].w.promised : 0;
     CHECK(s->writing == promised && s->pins == writing() + reading());
@@ -116,9 +144,9 @@ static void compare(void) {
     do {                                                                                           \
         uint32_t holds_ = 0;                                                                       \
         do {                                                                                       \
-            gb_head_enter(s);                                                                      \
+            told_enter(&told, now);                                                                \
             err = call;                                                                            \
-            gb_head_leave(s, op);                                                                  \
+            told_leave(&told, op);                                                                  \
             CHECK(++holds_ < 200000u); /* else it would never end */                               \
         } while (err == GB_AGAIN);                                                                 \
     } while (0)
@@ -138,6 +166,7 @@ static struct writer *write_begin(uint32_t k, uint32_t len, bool add) {
     w->p = (struct gb_put){.value = w->value, .value_len = len, .add = add};
     w->p.key = key_of(k);
     if (!plain && check_below(4) == 0) w->p.due = now + ((uint64_t)1 << (10u + check_below(30)));
+    if (w->p.due && check_below(3) == 0) w->p.stale = 1u << check_below(32);
     HOLDS(err, GB_OP_LONG, gb_chain_begin(s, &w->w, &w->p, now));
     bool there = gb_store_find(s, &w->p.key) != 0;
     if (err == GB_EXISTS) CHECK(add && there);
@@ -157,9 +186,9 @@ static void write_abort(struct writer *w) {
 }
 /* One slice; the last is followed by a commit. */
 static void write_step(struct writer *w) {
-    gb_head_enter(s);
+    told_enter(&told, now);
     enum gb_err err = gb_chain_step(s, &w->w, &w->p, now);
-    gb_head_leave(s, GB_OP_LONG);
+    told_leave(&told, GB_OP_LONG);
     if (err == GB_AGAIN) return;
     if (!err && w->w.done == w->p.value_len) {
         if (check_below(5) == 0) return; /* the commit may come much later */
@@ -169,7 +198,7 @@ static void write_step(struct writer *w) {
         if (!err) {
             *v = (struct version){w->tag, w->p.value_len, true};
             gb_ref ref = gb_store_find(s, &w->p.key);
-            bool due = w->p.due && w->p.due <= now; /* then it may have gone already */
+            bool due = w->p.due && w->p.due + w->p.stale <= now; /* then it may have gone already */
             CHECK(ref || due);
             if (ref) whole(ref, *v);
             if (!due) CHECK(gb_store_due(s, ref) == w->p.due);
@@ -209,9 +238,9 @@ static void read_close(struct reader *r) {
     r->used = false;
 }
 static void read_step(struct reader *r) {
-    gb_head_enter(s);
+    told_enter(&told, now);
     enum gb_err err = gb_chain_copy(s, &r->r, r->to);
-    gb_head_leave(s, GB_OP_GET);
+    told_leave(&told, GB_OP_GET);
     uint32_t bad = 0;
     CHECK(r->r.done + r->r.left == r->v.len && (err == GB_OK) == !r->r.left);
     CHECK(err == GB_OK || err == GB_AGAIN);
@@ -235,9 +264,9 @@ static void put_small(uint32_t k) {
 static void drop(uint32_t k) {
     struct gb_key key = key_of(k);
     gb_ref ref = gb_store_find(s, &key);
-    gb_head_enter(s);
+    told_enter(&told, now);
     if (ref) gb_room_remove(s, ref, check_below(2) ? GB_CAUSE_DELETE : GB_CAUSE_EVICT);
-    gb_head_leave(s, GB_OP_REMOVE);
+    told_leave(&told, GB_OP_REMOVE);
     model[k].there = false;
 }
 static void retime(uint32_t k) {
@@ -245,21 +274,32 @@ static void retime(uint32_t k) {
     uint64_t due = check_below(2) ? 0 : now + 1u + check_random() % ((uint64_t)1 << (1u + check_below(40)));
     enum gb_err err = GB_AGAIN;
     for (uint32_t n = 0; err == GB_AGAIN; n++) {
-        gb_head_enter(s);
+        told_enter(&told, now);
         gb_ref ref = gb_store_live(s, &key, now);
         bool pinned = ref && gb_room_pinned(s, ref);
         err = ref ? gb_store_retime(s, ref, due, 0, 0, now) : GB_GONE;
-        gb_head_leave(s, GB_OP_SET);
+        told.touches += err == GB_OK;
+        told_leave(&told, GB_OP_SET);
         CHECK(err != GB_BUSY || pinned);
         CHECK(n < 200000u);
     }
     CHECK(err == GB_OK || err == GB_GONE || err == GB_BUSY || (err == GB_FULL && (starved || s->pins)));
 }
+/* Somebody subscribes or leaves; a ring, if there is none and room for one. */
+static void listen(void) {
+    static const uint8_t any[4];
+    struct told_side *side = &told.side[check_below(TOLD_SIDES)];
+    if (!told_ring(&told) || check_below(20) == 0) (void)told_open(&told, told_size(), now);
+    length = s->head->length;
+    if (check_below(3) == 0) told_listen(&told);
+    if (told_ring(&told) && check_below(3) == 0) told_side_start(&told, side, any, 0);
+    else if (told_ring(&told)) told_side(&told, side);
+}
 static void tidy(void) {
     for (bool more = true; more;) {
-        gb_head_enter(s);
+        told_enter(&told, now);
         more = gb_room_work(s, now);
-        gb_head_leave(s, GB_OP_EXPIRE);
+        told_leave(&told, GB_OP_EXPIRE);
     }
 }
 static void close_all(void) {

@@ -30,13 +30,18 @@ static void step(uint32_t who) {
     else if (what < 93 && writers[i].used) write_abort(&writers[i]);
     else if (what < 95) {
         bool pins = s->pins != 0;
+        told_enter(&told, now);
         CHECK(gb_room_clear(s, now) == (pins ? GB_BUSY : GB_OK));
+        told_leave(&told, GB_OP_REMOVE);
         if (!pins) memset(model, 0, sizeof model);
     } else if (what < 96) orphans();
+    else if (what < 98) listen();
 }
 static void run(uint64_t bytes, uint32_t steps, uint32_t who, bool colliding) {
-    start(bytes, colliding);
+    if (check_below(3)) start_told(bytes, colliding, told_size());
+    else start(bytes, colliding);
     for (uint32_t i = 0; i < steps; i++) {
+        told_op(&told);
         step(who);
         compare();
     }
@@ -293,5 +298,7 @@ int main(int argc, char **argv) {
     }
     CHECK(commits > 50 && long_reads > 50 && busy > 5);
     printf("%lu commits, %lu reads, %lu full, %lu busy\n", commits, long_reads, fulls, busy);
+    CHECK(told_events > 3000);
+    printf("%lu events, %lu lost\n", told_events, told_lost);
     return check_done();
 }

@@ -26,18 +26,21 @@ static void step(void) {
     } else if (what < 84) drop(k);
     else if (what < 94) retime(k);
     else if (what < 97) now += 1u << check_below(24);
+    else if (what < 99) listen();
     else tidy();
 }
 /* The stream of one seed; the allocations of [at, at + many) fail. Returns how many there were. */
 static unsigned long play(uint64_t seed, uint64_t bytes, unsigned long at, unsigned long many) {
     check_state = seed;
     fail_many = 0;
-    start(bytes, seed % 2u != 0);
+    if (seed % 2u) start_told(bytes, true, told_size());
+    else start(bytes, false);
     asked = 0;
     fail_at = at;
     fail_many = many;
     starved = many > 0;
     for (uint32_t i = 0; i < STEPS; i++) {
+        told_op(&told);
         step();
         if (asked >= at) compare();
     }
@@ -58,7 +61,7 @@ int main(int argc, char **argv) {
     check_start(argc, argv);
     uint64_t seed = check_random() & ~(uint64_t)1;
     unsigned long places = 0;
-    for (uint64_t variant = 0; variant < 2; variant++) {
+    for (uint64_t variant = 0; variant < 2; variant++) { /* without a ring at first, and with one */
         uint64_t bytes = gb_room_smallest() * (1u + 3u * variant);
         unsigned long n = play(seed + variant, bytes, 0, 0);
         for (unsigned long at = 0; at < n; at++) {
