@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 import time
+from collections import Counter, deque
 from pathlib import Path
 
 import gbcache
@@ -32,11 +34,45 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Progress:
-    """A bar where someone looks on, a line now and then where a log does."""
+class Feed:
+    """A live feed of the cache's changes: a thread that reads what happens while it happens."""
 
-    def __init__(self, total: int, cache: gbcache.Cache) -> None:
-        self.total, self.cache = total, cache
+    def __init__(self, cache: gbcache.Cache) -> None:
+        self.seen: Counter[str] = Counter()
+        self.last: deque[gbcache.Event] = deque(maxlen=5)
+        self.lost = 0
+        self.watch = cache.watch()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while events := self.watch.read():
+            for event in events:
+                if event.kind is gbcache.Kind.LOST:
+                    self.lost += event.value
+                    continue
+                self.seen[event.kind.value] += 1
+            self.last.extend(events[-5:])
+
+    def end(self, seq: int) -> None:
+        """Once all up to the event with the number `seq` is seen."""
+        until = time.monotonic() + 5
+        while sum(self.seen.values()) + self.lost < seq and time.monotonic() < until:
+            time.sleep(0.01)
+        self.watch.close()
+        self.thread.join(5)
+
+    def line(self) -> str:
+        kinds = "  ".join(f"{kind} {n:,}" for kind, n in self.seen.most_common(4))
+        last = f"  last: {self.last[-1].kind} {self.last[-1].key!r}" if self.last else ""
+        return f"events: {kinds}{last}"
+
+
+class Progress:
+    """A bar where someone looks on, a line now and then where a log does; and the feed."""
+
+    def __init__(self, total: int, cache: gbcache.Cache, feed: Feed) -> None:
+        self.total, self.cache, self.feed = total, cache, feed
         self.live = sys.stderr.isatty()
         self.told = 0.0
 
@@ -50,7 +86,7 @@ class Progress:
         bar = "#" * int(30 * done)
         line = (
             f"[{bar:<30}] {done:4.0%}  hit ratio {stats.hit_ratio:.3f}  "
-            f"{stats.used_bytes:>12,} of {stats.max_bytes:,} bytes"
+            f"{stats.used_bytes:>12,} of {stats.max_bytes:,} bytes  {self.feed.line():<90}"
         )
         end = "\n" if at >= self.total or not self.live else ""
         print(f"\r{line}" if self.live else line, end=end, file=sys.stderr, flush=True)
@@ -90,6 +126,14 @@ def _tell(report: engine.Report, uncached_ns: float, reference: float) -> None:
     print(f"the longest any call held the lock: {steps} steps (entries, blocks, buckets touched)")
 
 
+def _tell_feed(feed: Feed) -> None:
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in feed.seen.most_common())
+    print(f"\nevents seen by a reader beside it: {kinds}; {feed.lost:,} lost. The last of them:")
+    for event in feed.last:
+        at = time.strftime("%H:%M:%S", time.localtime(event.at))
+        print(f"  #{event.seq:<9,} {at}  {event.kind:<8} {event.key!r}")
+
+
 def _run(args: argparse.Namespace) -> int:
     path = args.file if args.verb == "replay" else engine.sample()
     requests = engine.read_trace(path, args.limit)
@@ -104,20 +148,23 @@ def _run(args: argparse.Namespace) -> int:
             print(
                 f"{path.name}: {len(requests):,} requests for {distinct:,} keys through {cache!r}"
             )
+        feed = Feed(cache)
         report = engine.replay(
             requests,
             cache,
             source,
             ttl=lambda request: request.ttl or args.ttl,
-            show=Progress(len(requests), cache) if not args.json else lambda at: None,
+            show=Progress(len(requests), cache, feed) if not args.json else lambda at: None,
         )
+        feed.end(cache.last_seq)
     reference = engine.bytes_lru(requests, source, report.peak_payload) / len(requests)
     entries = max(1, distinct // 10)
     rows = [] if args.no_peers else engine.compare(requests, source, entries)
     if args.json:
-        print(_json(report, reference, uncached_ns, rows))
+        print(_json(report, reference, uncached_ns, rows, feed))
         return 0
     _tell(report, uncached_ns, reference)
+    _tell_feed(feed)
     if rows:
         print(f"\nthe same trace, {entries:,} entries, no TTL, values made beforehand:")
         print(f"{'':<26}{'hit ratio':>10}{'ns a request':>15}")
@@ -131,6 +178,7 @@ def _json(
     reference: float,
     uncached_ns: float,
     rows: list[tuple[str, float, float]],
+    feed: Feed,
 ) -> str:
     return json.dumps(
         {
@@ -147,6 +195,7 @@ def _json(
             "evictions": report.stats.evictions,
             "expirations": report.stats.expirations,
             "memory": dict(report.memory.parts),
+            "events": {**feed.seen, "lost": feed.lost},
             "peers": [{"name": n, "hit_ratio": h, "ns": ns} for n, h, ns in rows],
         }
     )

@@ -86,6 +86,7 @@ class Common(MutableMapping[Any, Any]):
 
         def _walk(self, what: int) -> Iterator[Any]: ...
         def _figures(self) -> Figures: ...
+        def _seq(self) -> int: ...
         def close(self) -> None: ...
         def peek(self, key: Any, default: Any = None) -> Any: ...
         def get(self, key: Any, default: Any = None) -> Any: ...
@@ -207,6 +208,11 @@ class Common(MutableMapping[Any, Any]):
         somebody wanted them when they were recorded.
         """
         return self._events().changes(since, kinds, prefix)
+
+    @property
+    def last_seq(self) -> int:
+        """The number of the last change recorded; 0 if none was."""
+        return self._seq()
 
     def _events(self) -> Hub:
         if self._hub is None:

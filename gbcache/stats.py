@@ -96,10 +96,10 @@ class Memory:
 
     @property
     def overhead(self) -> float:
-        """Bytes an entry costs beyond its key and value, free blocks aside; 0.0 if there are none."""
+        """Bytes an entry costs beyond its key and value, free blocks and events aside; 0.0 if there are none."""
         if not self.entries:
             return 0.0
-        used = self.total - self.parts["free"] - self.parts["head"]
+        used = self.total - self.parts["free"] - self.parts["head"] - self.parts["ring"]
         return (used - self.key_bytes - self.value_bytes) / self.entries
 
     def __str__(self) -> str:
