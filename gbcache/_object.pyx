@@ -4,110 +4,19 @@
 The rare verbs; the frequent ones are hand-written in ``_quick.c`` and put into the class here. The GIL is
 the lock: what may run Python code lies before or after the changes to the index, never between.
 """
+cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free
 from cpython.ref cimport Py_DECREF
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
+from ._refs cimport *
 from .errors import BudgetError, ClosedError
 from .housekeeper import keep
+from .memory import MOST, copy_needed
 from .stats import ObjectEntry
 from .units import seconds_of
-
-cdef extern from "Python.h":
-    ctypedef struct PyObject
-    PyObject *PyErr_Occurred()
-    int PyErr_CheckSignals() except -1
-    int PyGC_Disable()
-    int PyGC_Enable()
-
-cdef extern from "_bulk.h":
-    ctypedef uint32_t gb_ref
-    enum gb_err:
-        GB_OK
-    struct gb_fault:
-        const char *rule
-        uint64_t at, want, got
-    struct gb_arena_root:
-        gb_ref end
-        uint32_t ledger[9]
-    struct gb_arena:
-        gb_arena_root *root
-    struct gb_table_root:
-        uint32_t count
-    struct gb_table:
-        gb_table_root *root
-    struct gb_wheel_root:
-        uint32_t count
-    struct gb_wheel:
-        gb_wheel_root *root
-    struct gb_index:
-        gb_arena arena
-        gb_table table
-        gb_wheel wheel
-    struct gb_clock:
-        PyObject *asks
-    struct gb_refs_counters:
-        uint64_t hits, misses_absent, misses_expired, sets, replaces, deletes, evictions
-        uint64_t expirations, rejects, clears, loads, load_errors, stale_hits
-    struct gb_refs:
-        gb_index index
-        gb_clock clock
-        gb_refs_counters counters
-        bint open, born, keep
-        uint32_t max_entries, max_steps
-        uint64_t max_weight, weight, seed
-        PyObject *weigh
-        PyObject *flights
-    struct gb_refs_names_t "gb_refs_names":
-        PyObject *budget_error
-        PyObject *closed_error
-        PyObject *keep
-    gb_refs_names_t gb_refs_names
-    ctypedef struct gb_quick_store:
-        pass
-    enum gb_quick_how:
-        GB_QUICK_READ, GB_QUICK_PEEK, GB_QUICK_STALE, GB_QUICK_KEPT, GB_QUICK_TAKE
-    struct gb_quick_seen:
-        uint64_t due, now, weight
-        uint32_t idle
-    enum: GB_CLOCK_HEAD_START
-    PyObject *gb_clock_seconds
-
-    int gb_clock_start(gb_clock *c, PyObject *asks, PyObject *ttl, PyObject *idle, double jitter,
-                       uint64_t seed) except -1
-    bint gb_clock_now(gb_clock *c, bint exact, uint64_t *now) except 0
-    uint64_t gb_clock_exact(const gb_clock *c)
-    uint64_t gb_refs_smallest()
-    gb_err gb_refs_format(gb_refs *r, void *base, uint64_t length, uint64_t now)
-    void gb_refs_rebase(gb_refs *r, void *base)
-    gb_ref gb_refs_top(const gb_refs *r)
-    bint gb_refs_opened(gb_refs *r) except 0
-    int gb_refs_fit(gb_refs *r, uint64_t now) except -1
-    bint gb_refs_expire(gb_refs *r, uint64_t now)
-    void gb_bulk_drain(gb_arena *a)
-    bint gb_refs_check(const gb_refs *r, gb_fault *f)
-    void gb_arena_grow(gb_arena *a, gb_ref new_end)
-    int gb_quick_install(void *type, size_t basic_size) except -1
-    PyObject *gb_quick_read(gb_refs *r, PyObject *key, gb_quick_how how)
-    object gb_quick_item(PyObject *self, PyObject *key)
-    int gb_quick_write(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bint add) except -1
-    int gb_quick_delete(gb_refs *r, PyObject *key) except -1
-    int gb_quick_look(gb_refs *r, PyObject *key, gb_quick_seen *seen) except -1
-    int gb_quick_touch(gb_refs *r, PyObject *key, PyObject *ttl) except -1
-    object gb_quick_incr(gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial)
-    object gb_quick_oldest(gb_refs *r)
-    object gb_bulk_snapshot(gb_refs *r, uint64_t **hashes)
-    int gb_bulk_walk(gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) except -1
-    void gb_args_key_error(PyObject *key) except *
-    void gb_args_void_all(PyObject *flights)
-    int gb_quick_land(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
-                      uint32_t stale) except -1
-
-cdef extern from "_memo.h":
-    int gb_memo_install(PyObject *module, void *store) except -1
-    object gb_memo_name(PyObject *key)
 
 __all__ = ["ObjectStore", "smallest"]
 
@@ -173,6 +82,7 @@ cdef class ObjectStore:
         if self.refs.open:
             self.refs.open = False
             gb_bulk_drain(&self.refs.index.arena)
+        gb_refs_hush(&self.refs)  # no cursor is left: each holds the store
         if self.mapped:
             self.mapped = False
             PyBuffer_Release(&self.view)
@@ -181,8 +91,9 @@ cdef class ObjectStore:
         """Lets go of every key and value, and of the memory. Any other use then raises ClosedError."""
         if not self.refs.open:
             return
-        self.refs.open = False
+        self.refs.open, self.refs.kinds = False, 0
         gb_bulk_drain(&self.refs.index.arena)
+        gb_refs_hush(&self.refs)
         if self.mapped:  # a destructor may have come here before
             self.mapped = False
             PyBuffer_Release(&self.view)
@@ -240,19 +151,21 @@ cdef class ObjectStore:
     def setdefault(self, key, default=None):
         """The value of `key`; if it is absent, writes `default` and returns it. Atomic."""
         cdef PyObject *value
-        while True:
+        for _ in range(1000):
             value = gb_quick_read(&self.refs, <PyObject *>key, GB_QUICK_READ)
             if not is_miss(value):
                 return owned(value)
             if gb_quick_write(&self.refs, <PyObject *>key, <PyObject *>default, NULL, True):
                 return default
+        raise RuntimeError("the key is neither absent nor there: its __eq__ does not say the same twice")
 
     def _clear(self, reserve):
         """Goes on in an empty reservation, ``reserve(max_entries)``; lets go of all that was in the old one."""
         cdef gb_refs *r = &self.refs
+        cdef gb_refs_aside aside
         cdef gb_arena old
         cdef Py_buffer view
-        cdef uint64_t now = 0
+        cdef uint64_t count, now = 0
         cdef uint32_t entries
         gb_clock_now(&r.clock, True, &now)
         while True:  # whatever ran meanwhile may have resized it
@@ -263,13 +176,16 @@ cdef class ObjectStore:
                 break
             fresh.close()
         old, view, map = r.index.arena, self.view, self.map
+        count = r.index.table.root.count
         PyObject_GetBuffer(fresh, &self.view, PyBUF_WRITABLE)
         self.map = fresh
         gb_args_void_all(r.flights)
         gb_refs_format(r, self.view.buf, self.view.len, now)
-        r.counters.clears += 1
+        gb_refs_begin(&aside)
+        gb_refs_cleared(r, count, &aside)
         gb_bulk_drain(&old)
         PyBuffer_Release(&view)
+        gb_refs_release(r, &aside)
         map.close()
 
     def ttl(self, key):
@@ -314,7 +230,7 @@ cdef class ObjectStore:
         gb_clock_now(&r.clock, True, &now)
         gb_refs_opened(r)
         before = r.counters.expirations
-        while gb_refs_expire(r, now) and r.open:
+        while gb_put_expire(r, now) and r.open:
             PyErr_CheckSignals()
         return r.counters.expirations - before
 
@@ -322,7 +238,10 @@ cdef class ObjectStore:
         """Walks everything and compares every invariant; AssertionError names the broken one."""
         cdef gb_fault fault
         gb_refs_opened(&self.refs)
-        if not gb_refs_check(&self.refs, &fault):
+        cdef bint sound = gb_refs_check(&self.refs, &fault)
+        if sound and self.refs.queue != NULL:
+            sound = gb_queue_check(self.refs.queue, &fault)
+        if not sound:
             raise AssertionError(f"{fault.rule.decode()}: at {fault.at}, want {fault.want}, "
                                  f"got {fault.got}")
 
@@ -333,7 +252,7 @@ cdef class ObjectStore:
         if not r.open or r.clock.asks != NULL:
             return False
         now = gb_clock_exact(&r.clock)
-        while slices and r.open and gb_refs_expire(r, now):
+        while slices and r.open and gb_put_expire(r, now):
             slices -= 1
             if gb_clock_exact(&r.clock) != now:  # a millisecond has begun: others' turn
                 return True
@@ -372,7 +291,7 @@ cdef class ObjectStore:
 
     def _eager(self):
         """Whether somebody is to be told of what expires."""
-        return False
+        return (self.refs.kinds & 1 << GB_EVENT_EXPIRE) != 0
 
     def _timed(self):
         """Whether any entry has a TTL."""
@@ -385,6 +304,7 @@ cdef class ObjectStore:
         gb_refs_opened(r)
         c = r.counters
         top = (<uint64_t>gb_refs_top(r) + 1) * 8
+        queue = 0 if r.queue == NULL else gb_queue_bytes(r.queue)
         counters = dict(hits=c.hits, misses_absent=c.misses_absent,
                         misses_expired=c.misses_expired, sets=c.sets, replaces=c.replaces,
                         deletes=c.deletes, evictions=c.evictions, expirations=c.expirations,
@@ -393,8 +313,9 @@ cdef class ObjectStore:
         parts = {name: <uint64_t>r.index.arena.root.ledger[i] * 8 for i, name in enumerate(KINDS)}
         parts["free"] = 0
         parts["free"] = top - sum(parts.values())
-        sizes = dict(entries=r.index.table.root.count, timed=r.index.wheel.root.count, total=top,
-                     max_entries=r.max_entries, weight=r.weight, max_weight=r.max_weight)
+        parts["ring"] += queue
+        sizes = dict(entries=r.index.table.root.count, timed=r.index.wheel.root.count,
+                     total=top + queue, max_entries=r.max_entries, weight=r.weight, max_weight=r.max_weight)
         return counters, parts, sizes, {"any": r.max_steps}
 
     def _limit(self, uint32_t max_entries, uint64_t max_weight):
@@ -404,7 +325,7 @@ cdef class ObjectStore:
         gb_clock_now(&r.clock, True, &now)
         gb_refs_opened(r)
         r.max_entries, r.max_weight = max_entries, max_weight
-        gb_refs_fit(r, now)
+        gb_put_fit(r, now)
 
     def _reserve(self, uint64_t length, fresh=None):
         """Makes the reservation longer, in place or as a copy into `fresh`. Nothing else may run."""
@@ -435,39 +356,40 @@ cdef class ObjectStore:
             if collects:
                 PyGC_Enable()
 
+    def _listen(self, uint32_t kinds, bint values, uint64_t room):
+        """Records these kinds from now on (bits; 0: none), the last `room` of them; with values, or without."""
+        gb_refs_listen(&self.refs, kinds, values, room)
 
-cdef class ObjectWalk:
-    """One iteration: the keys of a moment, each looked up when its turn comes."""
+    def _cursor(self, since, uint32_t kinds, prefix, bint values):
+        """Reads events of these kinds whose keys begin with `prefix`: from now on, or those after `since`."""
+        return ObjectCursor(self, since, kinds, prefix, values)
 
-    cdef ObjectStore store
-    cdef list keys
-    cdef uint64_t *hashes
-    cdef Py_ssize_t at
-    cdef int what
+    def _seq(self):
+        """The number of the last event, 0 if there was none."""
+        return 0 if self.refs.queue == NULL else self.refs.queue.last
 
-    def __cinit__(self, ObjectStore store, int what):
-        self.store, self.what = store, what
-        self.keys = gb_bulk_snapshot(&store.refs, &self.hashes)
+    def _bells(self, uintptr_t bell, bint add):
+        """A ``struct gb_bell`` that is rung after every change that is recorded; or is no more."""
+        cdef gb_queue *q = gb_refs_queue(&self.refs) if add else self.refs.queue
+        if add and not gb_bell_add(&q.bells, <gb_bell *>bell):
+            raise ValueError("too many readers of one cache: no bell is left")
+        if not add and q != NULL:
+            gb_bell_drop(&q.bells, <gb_bell *>bell)
 
-    def __dealloc__(self):
-        PyMem_Free(self.hashes)
+    def _hear(self, fn):
+        """Calls ``fn()`` after every change that is recorded, in the thread that made it; None: no more."""
+        cdef gb_queue *q = self.refs.queue if fn is None else gb_refs_queue(&self.refs)
+        if q != NULL:
+            gb_queue_hear(q, NULL if fn is None else <PyObject *>fn)
 
-    def __iter__(self):
-        return self
 
-    def __length_hint__(self):
-        return 0 if self.keys is None else len(self.keys) - self.at
+include "_object_readers.pxi"
 
-    def __next__(self):
-        cdef PyObject *value = NULL
-        while self.keys is not None and self.at < len(self.keys):
-            self.at += 1
-            key = self.keys[self.at - 1]
-            if not gb_bulk_walk(&self.store.refs, <PyObject *>key, self.hashes[self.at - 1], &value):
-                continue
-            held = owned(value)
-            return key if self.what == 0 else held if self.what == 1 else (key, held)
-        raise StopIteration
+
+def grow(ObjectStore store):
+    """Twice the address space, in place where the system can."""
+    length = min(MOST, 2 * len(store.map))
+    store._reserve(length, copy_needed(length))
 
 
 cdef install():
@@ -475,7 +397,9 @@ cdef install():
     gb_refs_names.budget_error = <PyObject *>BudgetError
     gb_refs_names.closed_error = <PyObject *>ClosedError
     gb_refs_names.keep = <PyObject *>keep
+    gb_refs_names.grow = <PyObject *>grow
     gb_clock_seconds = <PyObject *>seconds_of
+    gb_event_install()
     gb_quick_install(<void *>ObjectStore, sizeof(gb_quick_store))
     import sys
     gb_memo_install(<PyObject *>sys.modules[__name__], <void *>ObjectStore)

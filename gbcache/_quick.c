@@ -14,12 +14,13 @@ static inline bool prepare(struct gb_refs *r, PyObject *key, uint64_t *hash, uin
 
 /* Found past its deadline; it stays while it may be served stale. */
 static void expired(struct gb_refs *r, gb_ref ref, uint64_t now, enum gb_quick_how how) {
-    struct gb_refs_aside aside = {.n = 0};
+    struct gb_refs_aside aside;
     if (how == GB_QUICK_PEEK || how == GB_QUICK_KEPT) return;
     r->counters.misses_expired++;
     if (how != GB_QUICK_TAKE && !gb_refs_is_over(r, ref, now)) return;
+    gb_refs_begin(&aside);
     gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
-    gb_refs_release(&aside);
+    gb_refs_release(r, &aside);
 }
 
 /* What get_or_set answers while another loads. */
@@ -32,10 +33,11 @@ static PyObject *read_stale(struct gb_refs *r, gb_ref ref, bool serve) {
 }
 
 static PyObject *take(struct gb_refs *r, gb_ref ref, PyObject *value) {
-    struct gb_refs_aside aside = {.n = 0};
+    struct gb_refs_aside aside;
+    gb_refs_begin(&aside);
     gb_refs_remove(r, ref, GB_CAUSE_DELETE, &aside);
     gb_refs_leave(r);
-    gb_refs_release(&aside);
+    gb_refs_release(r, &aside);
     return value;
 }
 
@@ -147,8 +149,8 @@ static bool weigh(const struct gb_refs *r, PyObject *key, PyObject *value, uint6
 
 static int write_key(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add,
                      const char *mark, uint32_t stale) {
-    struct gb_refs_put p = {.key = mark ? gb_once_inner(key) : key, .value = value, .add = add,
-                            .mark = mark};
+    struct gb_put p = {.key = mark ? gb_once_inner(key) : key, .value = value, .add = add,
+                       .mark = mark};
     uint64_t ms = r->clock.ttl;
     if (ttl && !gb_clock_ttl(ttl, &ms)) return -1;
     if (!weigh(r, p.key, value, &p.weight) || !prepare(r, key, &p.hash, &p.now)) return -1;
@@ -161,7 +163,7 @@ static int write_key(struct gb_refs *r, PyObject *key, PyObject *value, PyObject
         p.life = gb_clock_life(&r->clock, p.now, ms);
         p.life.stale = stale;
     }
-    int done = gb_refs_put(r, &p);
+    int done = gb_put(r, &p);
     return done > 0 && timed(r, p.life.due) ? -1 : done;
 }
 
@@ -176,15 +178,16 @@ int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *t
 }
 
 int gb_quick_delete(struct gb_refs *r, PyObject *key) {
-    struct gb_refs_aside aside = {.n = 0};
+    struct gb_refs_aside aside;
     uint64_t hash, now;
     gb_ref ref;
     if (!gb_args_void(r->flights, key) || !prepare(r, key, &hash, &now)) return -1;
     int found = gb_refs_find(r, key, hash, &ref);
     if (found <= 0) return found;
     bool due = gb_clock_due(&r->clock, &r->index, ref, &now);
+    gb_refs_begin(&aside);
     gb_refs_remove(r, ref, due ? GB_CAUSE_EXPIRE : GB_CAUSE_DELETE, &aside);
-    gb_refs_release(&aside);
+    gb_refs_release(r, &aside);
     return !due;
 }
 
@@ -203,6 +206,7 @@ int gb_quick_look(struct gb_refs *r, PyObject *key, struct gb_quick_seen *seen) 
 }
 
 int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
+    struct gb_refs_aside aside;
     uint64_t hash, now, ms = r->clock.ttl;
     gb_ref ref;
     if (ttl && !gb_clock_ttl(ttl, &ms)) return -1;
@@ -214,15 +218,19 @@ int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
     struct gb_life life = gb_clock_life(&r->clock, now, ms);
     uint32_t word = gb_entry_at(r->index.base, ref)->word;
     life.stale = life.due ? gb_stale_at(r->index.base, ref, word) : 0u;
-    if (gb_refs_retime(r, ref, &life)) return -1;
+    PyObject *held = gb_refs_key(r->index.base, ref);
+    if (gb_put_retime(r, ref, &life)) return -1;
+    gb_refs_begin(&aside);
+    gb_refs_note(r, GB_EVENT_TOUCH, held, NULL, NULL, &aside);
+    gb_refs_release(r, &aside);
     return timed(r, life.due) ? -1 : 1;
 }
 
 PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial) {
-    struct gb_refs_put p = {.key = key};
+    struct gb_put p = {.key = key};
     gb_ref ref;
     if (!gb_args_void(r->flights, key)) return NULL;
-    for (;;) {
+    for (uint32_t i = 0; i < 1000u; i++) {
         if (!prepare(r, key, &p.hash, &p.now)) return NULL;
         if (gb_refs_find(r, key, p.hash, &ref) < 0) return NULL;
         PyObject *pair[2], *held = initial;
@@ -238,11 +246,11 @@ PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObj
         int done = 1;
         if (!p.add) {
             gb_refs_use(r, ref, p.now);
-            gb_refs_swap(r, ref, sum);
+            gb_put_swap(r, ref, sum);
         } else if (weigh(r, key, sum, &p.weight)) {
             p.value = sum;
             p.life = gb_clock_life(&r->clock, p.now, r->clock.ttl);
-            done = gb_refs_opened(r) ? gb_refs_put(r, &p) : -1;
+            done = gb_refs_opened(r) ? gb_put(r, &p) : -1;
             if (done > 0 && timed(r, p.life.due)) done = -1;
         } else {
             done = -1;
@@ -251,6 +259,9 @@ PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObj
         Py_DECREF(sum);
         if (done < 0) return NULL; /* 0: another was first */
     }
+    PyErr_Format(PyExc_RuntimeError, "incr: %R is neither absent nor there: its __eq__ does not say the same "
+                 "twice", key);
+    return NULL;
 }
 
 PyObject *gb_quick_oldest(struct gb_refs *r) {
@@ -258,7 +269,7 @@ PyObject *gb_quick_oldest(struct gb_refs *r) {
     PyObject *both = PyTuple_New(2); /* now: afterwards nothing may fail, or run the collector */
     if (!both) return NULL;
     for (bool due = true; due;) {
-        struct gb_refs_aside aside = {.n = 0};
+        struct gb_refs_aside aside;
         PyObject *pair[2];
         gb_ref ref = 0;
         bool fine = (!r->clock.asks || gb_clock_ask(&r->clock, &now)) && gb_refs_opened(r);
@@ -271,8 +282,9 @@ PyObject *gb_quick_oldest(struct gb_refs *r) {
         due = gb_clock_due(&r->clock, &r->index, ref, &now);
         gb_refs_pair(r->index.base, ref, pair);
         for (int i = 0; !due && i < 2; i++) PyTuple_SET_ITEM(both, i, Py_NewRef(pair[i]));
+        gb_refs_begin(&aside);
         gb_refs_remove(r, ref, due ? GB_CAUSE_EXPIRE : GB_CAUSE_DELETE, &aside);
-        gb_refs_release(&aside);
+        gb_refs_release(r, &aside);
     }
     PyObject *key = PyTuple_GET_ITEM(both, 0); /* it was there: a flight is a later one's */
     if (!gb_args_void(r->flights, key)) PyErr_WriteUnraisable(key);
@@ -356,6 +368,7 @@ static inquiry base_clear;
 static int quick_traverse(PyObject *self, visitproc visit, void *arg) {
     const struct gb_refs *r = refs_of(self);
     int stop = r->open ? gb_bulk_traverse(&r->index.arena, visit, arg) : 0;
+    if (!stop && r->queue) stop = gb_queue_traverse(r->queue, visit, arg);
     return stop || !base_traverse ? stop : base_traverse(self, visit, arg);
 }
 
@@ -364,8 +377,10 @@ static int quick_clear(PyObject *self) {
     struct gb_refs *r = refs_of(self);
     if (r->open) {
         r->open = false;
+        r->kinds = 0;
         gb_bulk_drain(&r->index.arena);
     }
+    if (r->queue) gb_queue_empty(r->queue); /* a cursor may still come */
     r->weigh = r->flights = r->clock.asks = NULL; /* borrowed from what goes now */
     return base_clear ? base_clear(self) : 0;
 }

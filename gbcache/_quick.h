@@ -10,7 +10,7 @@
 #define GB_QUICK_H
 
 #include "_args.h"
-#include "_refs.h"
+#include "_put.h"
 
 typedef struct {
     PyObject_HEAD

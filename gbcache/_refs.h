@@ -19,17 +19,21 @@
  *           3 the weight is the sum over the entries.
  *           4 the entries are the blocks of their kind: the collector sees each exactly once.
  *           5 count and weight are within their bounds when a call returns.
+ *           6 what is recorded is told before the operation returns, in its thread, once the index is
+ *             whole and what went is released.
  *
- * COST      find: one bucket, one entry. write: as find, one block. None depends on the count.
+ * COST      find: one bucket, one entry. removal: as find. None depends on the count. An event that nobody
+ *           asks for: a test.
  *
- * NOT HERE  methods and their arguments (_quick), options (cache.py).
+ * NOT HERE  writing and making room (_put), methods and their arguments (_quick), options (cache.py).
  */
 #ifndef GB_REFS_H
 #define GB_REFS_H
 
-#include "_clock.h"
+#include "_queue.h"
 
-#define GB_REFS_ASIDE 16u /* entries removed in one go, before what they held is released */
+#define GB_REFS_ASIDE 16u /* entries removed in one go, before what they held is released, at most */
+#define GB_REFS_WEIGHT (1u << 27) /* the lowest bit of a word's value type */
 
 struct gb_refs_head { /* at the reservation's start */
     uint64_t magic; /* so that no list head has ref 0 */
@@ -51,6 +55,7 @@ struct gb_refs {
     bool open;
     bool born; /* was ever open: tells "closed" from "never initialised" */
     bool keep; /* the housekeeper is to be told of the first TTL */
+    uint32_t kinds; /* what is recorded, a bit for each gb_event; 0: nobody listens */
     uint32_t max_entries; /* 0: no bound */
     uint64_t max_weight;  /* 0: no bound */
     uint64_t weight;
@@ -59,27 +64,21 @@ struct gb_refs {
     PyObject *weigh; /* borrowed; NULL: nothing is weighed */
     PyObject *flights; /* borrowed; of flights under way: _args.h */
     uint32_t max_steps;
+    struct gb_queue *queue; /* NULL: nobody ever listened */
 };
 
-/* What was removed, to be released once the index is whole again. */
+/* What was removed, to be released once the index is whole again. An event makes it longer by what the
+ * record it overwrites held, so there is always something aside where something is to be told. */
 struct gb_refs_aside {
-    PyObject *held[2u * GB_REFS_ASIDE];
     uint32_t n;
+    bool told;
+    PyObject *held[2u * GB_REFS_ASIDE + 2u + 2u * GB_QUEUE_GONE]; /* the last removal, and a write */
 };
 
 struct gb_refs_names {
-    PyObject *budget_error, *closed_error, *keep;
+    PyObject *budget_error, *closed_error, *keep, *grow;
 };
 extern struct gb_refs_names gb_refs_names;
-
-/* What is written, and for how long. */
-struct gb_refs_put {
-    PyObject *key, *value;
-    uint64_t hash, now, weight;
-    struct gb_life life;
-    bool add;
-    const char *mark; /* may be NULL: set, nothing is written */
-};
 
 /* Formats `length` bytes at `base`, all zero; what was there before is the caller's to drain.
  * GB_SMALL, GB_TOOBIG as an image's. */
@@ -97,17 +96,35 @@ int gb_refs_hash(const struct gb_refs *r, PyObject *key, uint64_t *hash);
 int gb_refs_find_slow(struct gb_refs *r, PyObject *key, uint64_t hash, gb_ref *ref);
 /* The entry of this very object, by a hash of which 40 bits count; runs nothing. */
 gb_ref gb_refs_same(const struct gb_refs *r, PyObject *key, uint64_t hash);
-/* 1 written, 0 there already (add), -1 exception. */
-int gb_refs_put(struct gb_refs *r, const struct gb_refs_put *p);
-/* Takes the entry out; its references go aside. */
+/* Takes the entry out; its references go aside. The one door out. */
 void gb_refs_remove(struct gb_refs *r, gb_ref ref, enum gb_cause cause, struct gb_refs_aside *aside);
-void gb_refs_release(struct gb_refs_aside *aside);
-/* Evicts down to the bounds. -1 with an exception. */
-int gb_refs_fit(struct gb_refs *r, uint64_t now);
-/* Removes due entries, GB_REFS_ASIDE at most; true if more may be due. */
-bool gb_refs_expire(struct gb_refs *r, uint64_t now);
-/* Gives an entry another life: may move it to another block. -1 with an exception. */
-int gb_refs_retime(struct gb_refs *r, gb_ref ref, const struct gb_life *life);
+/* The same, but for its block: that and its bytes stay. */
+void gb_refs_take(struct gb_refs *r, gb_ref ref, enum gb_cause cause, struct gb_refs_aside *aside);
+static inline void gb_refs_begin(struct gb_refs_aside *aside) {
+    aside->n = 0;
+    aside->told = false;
+}
+void gb_refs_tell(struct gb_refs *r, struct gb_refs_aside *aside);
+/* What is aside dies, then those who listen are told. May run anything; an exception stays as it is. */
+static inline void gb_refs_release(struct gb_refs *r, struct gb_refs_aside *aside) {
+    while (aside->n) Py_XDECREF(aside->held[--aside->n]);
+    if (GB_UNLIKELY(aside->told)) gb_refs_tell(r, aside);
+}
+/* The queue, made if there is none. NULL: ClosedError or MemoryError. */
+struct gb_queue *gb_refs_queue(struct gb_refs *r);
+/* From now on these kinds are recorded (0: nothing is); the first time it makes `room`. -1: exception. */
+int gb_refs_listen(struct gb_refs *r, uint32_t kinds, bool values, uint64_t room);
+/* Of a closed store: lets go of the queue, unless a cursor reads it. May run anything. */
+void gb_refs_hush(struct gb_refs *r);
+/* Records a change of a kind that is asked for. Runs nothing. */
+void gb_refs_record(struct gb_refs *r, uint32_t kind, PyObject *key, PyObject *value, PyObject *old,
+                    struct gb_refs_aside *aside);
+static inline void gb_refs_note(struct gb_refs *r, uint32_t kind, PyObject *key, PyObject *value,
+                                PyObject *old, struct gb_refs_aside *aside) {
+    if (GB_UNLIKELY(r->kinds & (1u << kind))) gb_refs_record(r, kind, key, value, old, aside);
+}
+/* Counts a clear of so many entries, and records it. */
+void gb_refs_cleared(struct gb_refs *r, uint64_t count, struct gb_refs_aside *aside);
 /* The deadline in ms; 0: never. The entry may be kept for a while beyond. */
 uint64_t gb_refs_due(const struct gb_refs *r, gb_ref ref);
 /* Whether it is past its deadline: plain reads take it for absent. `now` 0: not known, so it is not. */
@@ -121,9 +138,18 @@ static inline bool gb_refs_is_over(const struct gb_refs *r, gb_ref ref, uint64_t
            gb_index_due(&r->index, ref, now);
 }
 uint32_t gb_refs_idle(const struct gb_refs *r, gb_ref ref);
-uint64_t gb_refs_weight(const struct gb_refs *r, gb_ref ref);
-/* Another value in an entry's place; its life, its weight and its rank stay. Releases the old one. */
-void gb_refs_swap(struct gb_refs *r, gb_ref ref, PyObject *value);
+static inline uint64_t gb_refs_weight(const struct gb_refs *r, gb_ref ref) {
+    uint64_t weight = 0;
+    uint32_t word = gb_entry_at(r->index.base, ref)->word;
+    if (word & GB_REFS_WEIGHT)
+        memcpy(&weight, (uint8_t *)gb_at(r->index.base, ref) + gb_header_bytes(word) +
+               2u * sizeof(PyObject *), sizeof weight);
+    return weight;
+}
+static inline bool gb_refs_over(const struct gb_refs *r, uint32_t entries, uint64_t weight) {
+    return (r->max_entries && r->index.table.root->count + entries > r->max_entries) ||
+           (r->max_weight && r->weight + weight > r->max_weight);
+}
 bool gb_refs_check(const struct gb_refs *r, struct gb_fault *f);
 
 static inline PyObject **gb_refs_pair(uint8_t *base, gb_ref ref, PyObject *pair[2]) {

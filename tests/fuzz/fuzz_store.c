@@ -1,5 +1,6 @@
 /* fuzz_store.c - bytes as a stream of operations on the store and its dumb twin: put, long put, get,
- * delete, touch, advance, work, relocate, resize, clear. They are compared after every operation. */
+ * delete, touch, advance, work, relocate, resize, clear, open a ring, listen, read it. They are
+ * compared after every operation, and what the ring tells of it (told.h). */
 #define CHECK_ABORTS
 #include "check.h"
 #include "gb.c"
@@ -27,7 +28,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     check_bytes_end = data + size;
     uint64_t length = gb_room_smallest() + GB_GRANULE * (uint64_t)check_below(1u << 14);
     uint32_t limit = limits[check_below(4)], value_most = most[check_below(6)];
-    twin_start(&t, length, limit);
+    twin_start(&t, length, limit, check_below(2) ? told_size() : 0);
     for (uint32_t i = 0; i < STEPS && check_bytes < check_bytes_end; i++) {
         twin_step(&t, value_most);
         compare(&t);

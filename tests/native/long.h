@@ -250,9 +250,9 @@ static void read_step(struct reader *r) {
     if (err == GB_OK && check_below(3)) read_close(r);
 }
 
-static void put_small(uint32_t k) {
+static void put_len(uint32_t k, uint32_t len) {
     static uint8_t value[GB_WINDOW_BYTES];
-    uint32_t tag = check_below(1u << 16), len = check_below(check_below(2) ? 40 : GB_WINDOW_BYTES - 100u);
+    uint32_t tag = check_below(1u << 16);
     struct gb_put p = {.value = value, .value_len = len, .key = key_of(k)};
     enum gb_err err;
     for (uint32_t i = 0; i < len; i++) value[i] = byte_of(tag, i);
@@ -261,6 +261,7 @@ static void put_small(uint32_t k) {
     CHECK(err == GB_OK || (err == GB_FULL && (starved || s->pins)));
     if (!err) model[k] = (struct version){tag, len, true};
 }
+static void put_small(uint32_t k) { put_len(k, check_below(check_below(2) ? 40 : GB_WINDOW_BYTES - 100u)); }
 static void drop(uint32_t k) {
     struct gb_key key = key_of(k);
     gb_ref ref = gb_store_find(s, &key);

@@ -220,7 +220,6 @@ static void many_extents(void) {
     compare();
     free(image);
 }
-
 /* Each invariant, broken by hand, is named by the check. */
 #define SPOIL(type, place, value, text)                                                            \
     do {                                                                                           \
@@ -232,6 +231,83 @@ static void many_extents(void) {
         *p_ = old_;                                                                                \
         SOUND(gb_chain_check, s);                                                                  \
     } while (0)
+/* The ring lies behind the arena's end, and goes along with it; one image has one. */
+static void ring_moves(void) {
+    uint64_t small = gb_room_smallest(), more = GB_TELL_LEAST * GB_GRANULE;
+    enum gb_err err;
+    start(small + more, false);
+    for (uint32_t k = 0; k < KEYS; k++) put_small(k);
+    CHECK(told_open(&told, GB_TELL_LEAST + 1u, now) == GB_SMALL); /* would leave too little */
+    CHECK(told_open(&told, GB_TELL_LEAST - 1u, now) == GB_EXISTS);
+    CHECK(told_open(&told, GB_TELL_LEAST, now) == GB_OK && told_open(&told, GB_TELL_LEAST, now) == GB_EXISTS);
+    CHECK(told_open(&told, UINT32_MAX, now) == GB_SMALL);
+    s->listens = GB_EVENTS_ALL;
+    s->values = true;
+    for (uint32_t i = 0; i < 300; i++) { /* every shift of the tail, in both directions */
+        told_op(&told);
+        put_small(check_below(KEYS));
+        compare();
+        uint64_t to = small + more + 8u * check_below(2000);
+        struct gb_ring_root was = s->head->ring;
+        if (to > length) image = realloc(image, to);
+        gb_room_rebase(s, image);
+        if (to > length) gb_room_grow(s, to);
+        else HOLDS(err, GB_OP_RESIZE, gb_room_shrink(s, to));
+        length = to;
+        compare();
+        CHECK(s->head->length == to && s->head->ring.granules == was.granules);
+        CHECK(s->head->ring.at == to / GB_GRANULE - was.granules && s->head->ring.tail <= s->head->ring.last);
+    }
+    CHECK(gb_room_shrink(s, small + more - 8u) == GB_SMALL && s->head->length == length);
+    SPOIL(gb_ref, &s->head->ring.at, s->head->ring.at - 1u, "room 5");
+    SPOIL(gb_ref, &s->head->ring.granules, s->head->ring.granules - 1u, "room 5");
+    SPOIL(uint64_t, &s->head->ring.last, s->head->ring.last + 1u, "ring 2");
+    free(image);
+}
+/* A pin in the way of the ring, and what was promised to a write: it does not come, then it does. */
+static void ring_busy(void) {
+    start(gb_room_smallest() * 4u, false);
+    uint32_t all = (uint32_t)gb_room_capacity(s) * 8u;
+    gb_ref granules = (gb_ref)(gb_room_smallest() / GB_GRANULE) * 2u;
+    commit(write_all(0, all / 2u));
+    commit(write_all(1, all / 3u));
+    CHECK(read_open(1) && read_open(0));
+    CHECK(told_open(&told, granules, now) == GB_BUSY && !told_ring(&told));
+    compare();
+    close_all();
+    struct writer *w = write_begin(2, all * 3u / 4u, false);
+    CHECK(w && told_open(&told, granules, now) == GB_BUSY);
+    compare();
+    write_abort(w);
+    CHECK(told_open(&told, granules, now) == GB_OK);
+    compare();
+    free(image);
+}
+/* The most a hold may have to tell: values in as many extents as there can be, in a ring where such
+ * records and fillers are given up, by every way an entry can go. */
+static void told_scattered(bool limited) {
+    static const uint32_t most[] = {GB_TELL_VALUE_MAX, GB_TELL_VALUE_MAX, 4000u, GB_WINDOW_BYTES, 2u * GB_WINDOW_BYTES};
+    start_told(gb_room_smallest() * 24u, false, 20u * GB_BLOCK_MAX + check_below(8u * GB_BLOCK_MAX));
+    gb_ref keep[1024];
+    uint32_t n = 0;
+    const uint32_t size = GB_BLOCK_MAX / 4u + GB_BLOCK_MAX / 64u;
+    for (gb_ref at; n < 1024u && (at = gb_arena_alloc(&s->index.arena, size, GB_KIND_RING)); n++) keep[n] = at;
+    for (uint32_t i = 0; i < n; i += 2u) gb_arena_free(&s->index.arena, keep[i]);
+    if (limited) s->head->max_entries = KEYS / 2u;
+    for (uint32_t i = 0; i < 600; i++) {
+        uint32_t k = check_below(KEYS);
+        told_op(&told);
+        if (check_below(4) == 0) put_len(k, check_below(GB_WINDOW_BYTES / 4u - 80u));
+        else if (check_below(12) == 0) now += 1u << check_below(30);
+        else {
+            struct writer *w = write_begin(k, most[check_below(5)] - check_below(200), false);
+            while (w && w->used) write_step(w);
+        }
+        compare();
+    }
+    free(image);
+}
+
 static void faults(void) {
     start(gb_room_smallest() * 4u, false);
     struct gb_head *h = s->head;
@@ -289,6 +365,9 @@ int main(int argc, char **argv) {
     shrink_promised();
     for (uint32_t how = 0; how < 3; how++) shrink_left(how);
     many_extents();
+    ring_moves();
+    ring_busy();
+    for (uint32_t i = 0; i < 4; i++) told_scattered(i % 2u != 0);
     for (uint32_t round = 0; round < 2; round++) {
         run(small, 2500, 2, false);
         run(small * 2u, 2500, 3, true);

@@ -1,0 +1,290 @@
+"""Those who read events: watches and subscribers, how they wait, wake, filter, and end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from heard import both, descriptors, in_thread, joined, pairs, told, until
+
+import gbcache
+from gbcache import Event
+
+HANG = 20.0
+
+
+# --- watch ---------------------------------------------------------------------------------------
+
+
+@both
+def test_a_watch_waits_for_the_next_event(make: Any) -> None:
+    cache = make()
+    with cache.watch() as watch:
+        asleep = threading.Event()
+
+        def write() -> None:
+            asleep.wait()
+            for i in range(100):
+                cache[i] = i
+                time.sleep(0.0005 if i % 7 == 0 else 0)
+
+        thread = in_thread(write)
+        asleep.set()
+        assert [next(watch).key for _ in range(100)] == list(range(100))
+        joined(thread)
+
+
+@both
+def test_read_gives_at_most_so_many_and_iterating_goes_on_where_it_stopped(make: Any) -> None:
+    cache = make(room=4000)
+    with cache.watch() as watch:
+        cache.update((i, i) for i in range(3000))
+        assert [e.key for e in watch.read(5)] == [0, 1, 2, 3, 4]
+        assert next(watch).key == 5
+        assert [e.key for e in watch.read(2)] == [6, 7]
+        assert [e.key for _, e in zip(range(10), watch, strict=False)] == list(range(8, 18))
+        assert [e.key for e in watch.read(1)] == [18]
+        rest: list[Event] = []
+        while events := watch.read(timeout=0):
+            assert len(events) <= 1000
+            rest += events
+        assert [e.key for e in rest] == list(range(19, 3000))
+
+
+@both
+def test_read_waits_as_long_as_it_was_told_to(make: Any) -> None:
+    """Whatever rang before: an earlier read that gave up, an event the filter rejects."""
+    cache = make()
+    with cache.watch(prefix="a") as watch:
+        assert watch.read(timeout=0.001) == []
+        cache["a"] = 1
+        assert pairs(watch.read()) == [("set", "a")]
+        before = time.monotonic()
+        assert watch.read(timeout=0.05) == [] and time.monotonic() - before >= 0.05, "rung before"
+
+        def write() -> None:
+            time.sleep(0.05)
+            cache["rejected"] = 1
+            time.sleep(0.05)
+            cache["a"] = 2
+
+        thread = in_thread(write)
+        assert pairs(watch.read(timeout=HANG)) == [("replace", "a")], "rung for another key"
+        joined(thread)
+
+
+@both
+def test_a_closed_watch_gives_nothing_more(make: Any) -> None:
+    """What was not read is dropped; what others have recorded later is not its."""
+    cache = make()
+    watch, other = cache.watch(), cache.watch()
+    cache["k"] = 1
+    assert not watch.closed
+    watch.close()
+    watch.close()
+    cache["k"] = 2
+    assert watch.closed and watch.read(timeout=0) == [] and list(watch) == [] == watch.read()
+    assert pairs(told(other)) == [("set", "k"), ("replace", "k")]
+    assert "closed" in repr(watch) and "closed" not in repr(other)
+
+
+@both
+def test_closing_from_another_thread_wakes(make: Any) -> None:
+    cache = make()
+    for way in (lambda w: w.read(), lambda w: list(w), lambda w: w.read(timeout=600)):
+        watch, done = cache.watch(), []
+        thread = in_thread(lambda watch=watch, way=way, done=done: done.append(way(watch)))
+        time.sleep(0.02)
+        watch.close()
+        joined(thread)
+        assert done == [[]]
+
+
+@both
+def test_closing_the_cache_ends_a_watch_after_what_was_recorded(make: Any) -> None:
+    cache = make(room=5000)
+    early, late = cache.watch(), cache.watch()
+    got: list[Any] = []
+    thread = in_thread(lambda: got.extend(early))
+    cache.update((i, i) for i in range(2000))
+    cache.close()
+    joined(thread)
+    assert [e.key for e in got] == list(range(2000)) == [e.key for e in late]
+    assert early.closed and late.closed and late.read() == [] == late.read(timeout=1)
+    for use in (cache.watch, lambda: cache.subscribe(print), lambda: list(cache.changes())):
+        with pytest.raises(gbcache.ClosedError):
+            use()
+
+
+@both
+def test_a_dropped_watch_leaves_nothing_behind(make: Any) -> None:
+    cache = make()
+    kept = cache.watch()
+    before = descriptors()
+    watches = [cache.watch(kinds="set") for _ in range(20)]
+    assert descriptors() > before
+    gone = [weakref.ref(w) for w in watches]
+    watches.clear()
+    assert descriptors() == before and not any(ref() for ref in gone)
+    kept.close()
+    cache["nobody"] = 1
+    assert [*cache.changes()] == [], "nobody listens: nothing is recorded"
+
+
+@both
+def test_a_watch_is_not_needed_to_keep_a_cache(make: Any) -> None:
+    cache = make()
+    watch = cache.watch()
+    cache["k"] = 1
+    del cache
+    gc.collect()
+    assert pairs(told(watch)) == [("set", "k")]
+
+
+@both
+def test_more_readers_than_can_sleep_are_refused_and_leave_nothing(make: Any) -> None:
+    cache = make()
+    with cache.subscribe(print):
+        pass  # the thread's own descriptor stays
+    watches = [cache.watch() for _ in range(32)]
+    for ask in (cache.watch, lambda: cache.subscribe(lambda event: None)):
+        before = descriptors()
+        with pytest.raises(ValueError, match="32"):
+            ask()
+        assert descriptors() == before
+    assert not cache._hub._subscribers, "who was refused is not told"
+    watches.pop().close()
+    with cache.subscribe(lambda event: None):
+        cache["k"] = 1
+    assert all(pairs(told(w)) == [("set", "k")] for w in watches)
+
+
+# --- asyncio -------------------------------------------------------------------------------------
+
+
+@both
+def test_a_watch_is_an_async_iterator(make: Any) -> None:
+    cache = make()
+
+    async def main() -> list[Any]:
+        got: list[Any] = []
+        with cache.watch() as watch:
+            thread = in_thread(lambda: [cache.set(i, i) or time.sleep(0.0003) for i in range(200)])
+            async for event in watch:
+                got.append(event.key)
+                if len(got) == 200:
+                    break
+            task = asyncio.create_task(watch.aread())
+            await asyncio.sleep(0.01)
+            assert not task.done(), "it waits, and others run"
+            cache["late"] = 1
+            assert pairs(await asyncio.wait_for(task, HANG)) == [("set", "late")]
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(watch.aread(), 0.01)
+            cache["again"] = 1
+            assert pairs(await watch.aread(1)) == [("set", "again")]
+            joined(thread)
+        return got
+
+    assert asyncio.run(main()) == list(range(200))
+
+
+@both
+@pytest.mark.parametrize("what", ["watch", "cache"])
+def test_closing_ends_an_async_iteration(make: Any, what: str) -> None:
+    cache = make()
+
+    async def main() -> list[Any]:
+        watch = cache.watch()
+
+        async def all_of() -> list[Any]:
+            return [event.key async for event in watch]
+
+        task = asyncio.create_task(all_of())
+        await asyncio.sleep(0.01)
+        cache["k"] = 1
+        await asyncio.sleep(0.01)
+        thread = in_thread(watch.close if what == "watch" else cache.close)
+        got = await asyncio.wait_for(task, HANG)
+        joined(thread)
+        return got
+
+    assert asyncio.run(main()) == ["k"]
+
+
+@both
+@pytest.mark.parametrize("how", ["function", "coroutine"])
+def test_a_subscriber_on_a_loop_is_told_there_in_order(make: Any, how: str) -> None:
+    cache = make()
+    got: list[tuple[Any, int]] = []
+    busy = [0]
+
+    def plain(event: Event) -> None:
+        got.append((event.key, threading.get_ident()))
+
+    async def slow(event: Event) -> None:
+        busy[0] += 1
+        await asyncio.sleep(0)
+        assert busy[0] == 1, "one after the other"
+        busy[0] -= 1
+        plain(event)
+
+    async def main() -> None:
+        fn = slow if how == "coroutine" else plain
+        before = descriptors()
+        with cache.subscribe(fn, delivery="asyncio") as sub:
+            thread = in_thread(lambda: [cache.set(i, i) for i in range(700)])
+            while len(got) < 700:
+                await asyncio.sleep(0.001)
+            joined(thread)
+            assert sub.delivered == 700 and sub.errors == 0
+        await asyncio.sleep(0.01)
+        cache["after"] = 1
+        await asyncio.sleep(0.01)
+        assert descriptors() == before
+
+    asyncio.run(asyncio.wait_for(main(), HANG))
+    assert got == [(i, threading.get_ident()) for i in range(700)]
+
+
+@both
+def test_a_loop_may_be_given_from_another_thread(make: Any) -> None:
+    cache, loop = make(), asyncio.new_event_loop()
+    got: list[Any] = []
+    thread = in_thread(loop.run_forever)
+    sub = cache.subscribe(lambda e: got.append((e.key, threading.get_ident())), delivery=loop)
+    cache.update((i, i) for i in range(300))
+    cache.close()
+    assert until(lambda: len(got) == 300)
+    assert got == [(i, thread.ident) for i in range(300)]
+    sub.close()
+    loop.call_soon_threadsafe(loop.stop)
+    joined(thread)
+    loop.close()
+
+
+@both
+def test_a_loop_that_was_closed_leaks_no_descriptor(make: Any) -> None:
+    async def subscribe(cache: Any) -> Any:
+        sub = cache.subscribe(lambda event: None, delivery="asyncio")
+        cache["k"] = 1
+        await asyncio.sleep(0.005)
+        return sub
+
+    def cycle(ends: Callable[[Any, Any], None]) -> None:
+        cache = make()
+        ends(cache, asyncio.run(subscribe(cache)))
+
+    ways = [lambda c, s: s.close(), lambda c, s: c.close(), lambda c, s: None]
+    for way in ways:
+        cycle(way)
+        before = descriptors()
+        for _ in range(5):
+            cycle(way)
+        assert descriptors() == before, ways.index(way)
