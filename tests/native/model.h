@@ -193,7 +193,8 @@ static void twin_put_told(struct twin *t, uint32_t k, enum gb_err err, bool had,
     CHECK(told_others(d, k, 1u << GB_EVENT_EVICT | 1u << GB_EVENT_EXPIRE));
     if (err == GB_TOOBIG) CHECK(told_is(d, k, TOLD1(REJECT)) && told_others(d, k, 0));
     else if (err == GB_EXISTS) CHECK(told_is(d, k, 0) && told_others(d, k, 0));
-    else if (err == GB_GONE) CHECK(due ? told_is(d, k, TOLD1(EXPIRE)) : told_is(d, k, 0) || told_is(d, k, TOLD1(EVICT)));
+    else if (err == GB_GONE && due) CHECK(told_is(d, k, TOLD1(EXPIRE)));
+    else if (err == GB_GONE) CHECK(told_is(d, k, 0) || told_is(d, k, TOLD1(EVICT)));
     else if (!had) CHECK(told_is(d, k, TOLD1(SET)));
     else if (due) CHECK(told_is(d, k, TOLD2(EXPIRE, SET)));
     else CHECK(told_is(d, k, TOLD1(REPLACE)) || told_is(d, k, TOLD2(EVICT, SET)));
@@ -281,7 +282,8 @@ static void twin_listen(struct twin *t, uint32_t k) {
     uint8_t bytes[320];
     struct told_side *side = &d->side[check_below(TOLD_SIDES)];
     (void)model_key(k, bytes);
-    if (check_below(told_ring(d) ? 20 : 3) == 0) (void)told_open(d, told_size() - (check_below(5) ? 0u : 30u), t->now);
+    gb_ref granules = told_size() - (check_below(5) ? 0u : 30u); /* now and then too few */
+    if (check_below(told_ring(d) ? 20 : 3) == 0) (void)told_open(d, granules, t->now);
     if (check_below(4) == 0) told_listen(d);
     if (told_ring(d) && check_below(3) == 0) told_side_start(d, side, bytes, k & 3u);
     else if (told_ring(d)) told_side(d, side);

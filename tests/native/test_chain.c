@@ -286,7 +286,8 @@ static void ring_busy(void) {
 /* The most a hold may have to tell: values in as many extents as there can be, in a ring where such
  * records and fillers are given up, by every way an entry can go. */
 static void told_scattered(bool limited) {
-    static const uint32_t most[] = {GB_TELL_VALUE_MAX, GB_TELL_VALUE_MAX, 4000u, GB_WINDOW_BYTES, 2u * GB_WINDOW_BYTES};
+    static const uint32_t most[] = {GB_TELL_VALUE_MAX, GB_TELL_VALUE_MAX, GB_WINDOW_BYTES,
+                                    2u * GB_WINDOW_BYTES, 4000u};
     start_told(gb_room_smallest() * 24u, false, 20u * GB_BLOCK_MAX + check_below(8u * GB_BLOCK_MAX));
     gb_ref keep[1024];
     uint32_t n = 0;
