@@ -27,18 +27,18 @@ enum gb_err gb_chain_begin(struct gb_store *s, struct gb_chain_write *w, const s
         enum gb_err err = gb_room_make(s, now, false);
         if (err) return err;
     }
-    enum gb_err err = gb_room_pin(s, ref, true, &w->pin);
+    /* Where both values cannot lie side by side the old one goes first, not everyone else's. */
+    old = gb_store_find(s, &p->key);
+    bool crowded = old && gb_arena_free_granules(&s->index.arena) < need &&
+                   gb_store_is_chain(s, old, gb_entry_at(s->base, old)->word);
+    enum gb_err err = crowded && gb_head_steps(s) > gb_room_last(s) ? GB_AGAIN
+                                                                    : gb_room_pin(s, ref, true, &w->pin);
     if (err) {
         gb_arena_free(&s->index.arena, ref);
         return err;
     }
     gb_store_fill(s, ref, p, true);
-    /* Where both values cannot lie side by side the old one goes first, not everyone else's. */
-    old = gb_store_find(s, &p->key);
-    if (old && gb_arena_free_granules(&s->index.arena) < need) {
-        uint32_t word = gb_entry_at(s->base, old)->word;
-        if (gb_store_is_chain(s, old, word)) gb_room_remove(s, old, GB_CAUSE_EVICT);
-    }
+    if (crowded) gb_room_remove(s, old, GB_CAUSE_EVICT);
     w->done = 0;
     w->promised = need;
     s->writing += need;
@@ -93,6 +93,7 @@ enum gb_err gb_chain_commit(struct gb_store *s, struct gb_chain_write *w, const 
         if (old && p->add && !gb_store_is_past(s, old, now)) return GB_EXISTS;
         while (!old && !gb_store_counted(s, now))
             if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
+        if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN; /* the new value must be told too */
         uint32_t word = gb_entry_at(s->base, ref)->word;
         bool wide = p->due && gb_wheel_wide(&s->index.wheel, p->due + p->stale); /* it moved on */
         struct gb_extra *x = gb_extra_at(s->base, ref, word);

@@ -80,7 +80,7 @@ enum gb_ring_state {
 };
 
 #define GB_RING_LEAST 16u  /* granules: a quarter holds a bare header */
-#define GB_RING_LONGEST 5u /* windows: a key, a value and an old one */
+#define GB_RING_LONGEST 3u /* windows: a key, a value and an old one */
 #define GB_RING_RECORD_MAX (GB_RING_LONGEST * GB_WINDOW_BYTES)
 #define GB_RING_STEPS (4u * GB_RING_LONGEST) /* of one begin: a quarter written, the rest given up */
 

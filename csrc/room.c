@@ -333,7 +333,8 @@ enum gb_err gb_room_shrink(struct gb_store *s, uint64_t length) {
 enum gb_err gb_room_ring(struct gb_store *s, gb_ref granules) {
     struct gb_head *h = s->head;
     if (h->length < gb_room_smallest() + (uint64_t)granules * GB_GRANULE) return GB_SMALL;
-    if (granules < GB_TELL_LEAST || h->ring.granules) return GB_EXISTS;
+    if (h->ring.granules) return GB_EXISTS;
+    if (granules < GB_TELL_LEAST) return GB_SMALL;
     enum gb_err err = cut_to(s, h->arena.end - granules);
     if (!err) gb_ring_format(&s->ring, h->arena.end + 1u, granules, 1);
     return err;

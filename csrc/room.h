@@ -34,7 +34,8 @@
 #define GB_ROOM_UNIT 24u /* steps one unit of room may take */
 /* The steps after which a hold makes no more room: a unit, and an event of it, must still fit. */
 static inline uint32_t gb_room_last(const struct gb_store *s) {
-    return GB_STEPS_MAX - GB_ROOM_UNIT - (GB_HEAD_LISTENS(s) ? GB_TELL_STEPS : 0u);
+    uint32_t event = !GB_HEAD_LISTENS(s) ? 0u : s->values ? GB_TELL_STEPS : GB_TELL_SHORT;
+    return GB_STEPS_MAX - GB_ROOM_UNIT - event;
 }
 
 enum gb_err gb_room_format(struct gb_store *s, void *base, uint64_t length, const uint64_t seed[2],

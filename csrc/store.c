@@ -108,6 +108,10 @@ static enum gb_err prepare(struct gb_store *s, const struct gb_put *p, uint64_t 
             if (s->index.root->epoch + s->head->counters.moves != epoch) break;
         }
         if (!*ref) continue;
+        if (GB_HEAD_LISTENS(s) && gb_head_steps(s) > gb_room_last(s)) { /* the new value must be told too */
+            gb_arena_free(&s->index.arena, *ref);
+            return GB_AGAIN;
+        }
         gb_store_fill(s, *ref, p, false);
         return GB_OK;
     }

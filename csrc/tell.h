@@ -22,8 +22,9 @@
 
 #include "head.h"
 
-#define GB_TELL_VALUE_MAX (4u * GB_WINDOW_BYTES - 64u)
-#define GB_TELL_STEPS 16u /* a record written, as much given up, the extents of a value */
+#define GB_TELL_VALUE_MAX (2u * GB_WINDOW_BYTES - 64u)
+#define GB_TELL_STEPS 24u /* a record written, three times as much given up, the extents of its values */
+#define GB_TELL_SHORT 6u  /* the same where no values are recorded */
 /* The smallest ring: any key's event fits a quarter of it. */
 #define GB_TELL_LEAST (4u * (GB_BLOCK_MAX + 4u))
 

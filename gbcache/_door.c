@@ -37,10 +37,12 @@ void gb_door_inform_slow(struct gb_door *d) {
     if (!hears) return;
     PyErr_Fetch(&type, &value, &trace); /* the operation's own */
     PyObject *none = PyObject_CallNoArgs(hears);
+    bool interrupted = none == Py_True; /* in a subscriber, and meant for the program */
     if (!none) PyErr_WriteUnraisable(hears);
     Py_XDECREF(none);
     Py_DECREF(hears);
     PyErr_Restore(type, value, trace);
+    if (interrupted) PyErr_SetInterrupt();
 }
 
 PyThreadState *gb_door_out(struct gb_door *d) {

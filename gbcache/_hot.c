@@ -108,7 +108,7 @@ int gb_hot_timed_first(struct gb_door *d) {
 /* The clock a write needs: none, where nothing can be due. */
 static bool time_of_write(struct gb_door *d, bool exact, uint64_t *now) {
     *now = 1;
-    if (!exact && d->open && !d->store.head->wheel.count) return true;
+    if (!exact && d->open && !d->store.head->wheel.count && !d->clock.asks) return true;
     return gb_clock_now(&d->clock, exact, now);
 }
 

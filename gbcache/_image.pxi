@@ -149,15 +149,19 @@ cdef class PackedImage:
     def _bells(self, size_t bell, bint add):
         """Registers a bell, by its address, or lets go of it."""
         cdef gb_door *d = &self.door
-        cdef bint done = True, inside = d.open  # else nobody rings
+        cdef bint done = True, inside = d.open
         if inside:
             gb_door_enter(d)
+        else:  # the housekeeper may be at its last round
+            gb_lock_wait(&d.lock)
         if add:
             done = gb_bell_add(&d.bells, <gb_bell *>bell)
         else:
             gb_bell_drop(&d.bells, <gb_bell *>bell)
         if inside:
             gb_door_leave(d, GB_OP_GET)
+        else:
+            gb_lock_free(&d.lock)
         if not done:
             raise ValueError("too many readers sleep on one cache: 32 watches and subscribers' threads at most")
 
@@ -262,6 +266,8 @@ cdef class PackedImage:
         """Sets max_entries; evicts down to it, in slices."""
         cdef gb_door *d = &self.door
         cdef bint over = True
+        cdef uint64_t now = 0
+        gb_clock_now(&d.clock, False, &now)  # events have a time
         while over:
             gb_door_enter(d)
             d.store.head.max_entries = max_entries

@@ -46,9 +46,9 @@ static bool make_room(struct gb_news *n, size_t room) {
 static int fetch(struct gb_door *d, struct gb_news *n) {
     uint64_t lost = 0, wanted = n->at.wanted;
     bool more = false;
-    size_t room = n->room - n->used;
     if (n->none) return 0;
     if (!gb_door_enter(d)) return -1;
+    size_t room = n->room - n->used;
     n->used += gb_ring_pull(&d->store.ring, &n->at, &n->filter, n->buffer + n->used,
                             room < GB_NEWS_BUFFER ? (uint32_t)room : GB_NEWS_BUFFER,
                             &d->store.index.arena.work, GB_STEPS_MAX, &lost, &more);

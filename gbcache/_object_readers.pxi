@@ -6,7 +6,7 @@ cdef class ObjectCursor:
     """A reader's place among a store's events."""
 
     cdef ObjectStore store
-    cdef object prefix
+    cdef object prefix, __weakref__
     cdef gb_queue_cursor at
 
     def __cinit__(self, ObjectStore store not None, since, uint32_t kinds, prefix, bint values):
@@ -31,9 +31,15 @@ cdef class ObjectCursor:
         """The next events that pass, `most` at most; first a `lost` if some were overwritten. [] for none."""
         return gb_queue_pull(self.store.refs.queue, &self.at, &self.store.refs.clock, most)
 
+    def finish(self):
+        """The cache is about to be closed: the queue stays as long as a cursor does."""
+
     def pending(self):
         """Whether there is something that this cursor has not looked at."""
         return self.at.wanted <= self.store.refs.queue.last
+
+    def finish(self):
+        """The cache is about to be closed: what is left stays where it is."""
 
 
 cdef class ObjectWalk:

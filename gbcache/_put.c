@@ -176,7 +176,7 @@ static int grow(struct gb_refs *r) {
     PyObject *self = (PyObject *)(void *)((char *)r - offsetof(gb_quick_store, refs));
     PyObject *none = PyObject_CallOneArg(gb_refs_names.grow, self);
     Py_XDECREF(none);
-    return none ? 0 : -1;
+    return none && gb_refs_opened(r) ? 0 : -1; /* it may have run anything */
 }
 
 bool gb_put_expire(struct gb_refs *r, uint64_t now) {

@@ -25,7 +25,7 @@ int gb_queue_open(struct gb_queue *q, uint64_t room) {
 }
 
 uint64_t gb_queue_bytes(const struct gb_queue *q) {
-    return sizeof *q + q->room * sizeof *q->all;
+    return q->all ? sizeof *q + q->room * sizeof *q->all : 0u;
 }
 
 static uint32_t kind_of(const struct gb_queue_record *e) { return (uint32_t)(e->when & 127u); }
@@ -120,10 +120,12 @@ void gb_queue_tell(struct gb_queue *q) {
     if (!fn) return;
     PyErr_Fetch(&type, &value, &trace);
     PyObject *none = PyObject_CallNoArgs(fn);
+    bool interrupted = none == Py_True; /* in a subscriber, and meant for the program */
     if (!none) PyErr_WriteUnraisable(fn);
     Py_XDECREF(none);
     Py_DECREF(fn);
     PyErr_Restore(type, value, trace);
+    if (interrupted) PyErr_SetInterrupt();
 }
 
 /* ---- reading ---- */

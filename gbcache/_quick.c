@@ -16,7 +16,7 @@ static inline bool prepare(struct gb_refs *r, PyObject *key, uint64_t *hash, uin
 static void expired(struct gb_refs *r, gb_ref ref, uint64_t now, enum gb_quick_how how) {
     struct gb_refs_aside aside;
     if (how == GB_QUICK_PEEK || how == GB_QUICK_KEPT) return;
-    r->counters.misses_expired++;
+    r->counters.misses_expired += how != GB_QUICK_TOUCH;
     if (how != GB_QUICK_TAKE && !gb_refs_is_over(r, ref, now)) return;
     gb_refs_begin(&aside);
     gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
@@ -214,7 +214,10 @@ int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
     int found = gb_refs_find(r, key, hash, &ref);
     if (found <= 0) return found;
     if (!now) now = gb_clock_exact(&r->clock);
-    if (gb_clock_due(&r->clock, &r->index, ref, &now)) return 0;
+    if (gb_clock_due(&r->clock, &r->index, ref, &now)) {
+        expired(r, ref, now, GB_QUICK_TOUCH);
+        return 0;
+    }
     struct gb_life life = gb_clock_life(&r->clock, now, ms);
     uint32_t word = gb_entry_at(r->index.base, ref)->word;
     life.stale = life.due ? gb_stale_at(r->index.base, ref, word) : 0u;

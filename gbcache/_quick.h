@@ -22,7 +22,8 @@ enum gb_quick_how {
     GB_QUICK_PEEK, /* leaves no trace */
     GB_QUICK_STALE, /* counts as use; also past the deadline, while the value is kept */
     GB_QUICK_KEPT, /* the same, and leaves no trace */
-    GB_QUICK_TAKE  /* removes it too */
+    GB_QUICK_TOUCH, /* no read: it is not counted as one */
+    GB_QUICK_TAKE   /* removes it too */
 };
 /* What is known of an entry; `due` 0: never. */
 struct gb_quick_seen {

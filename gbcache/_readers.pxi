@@ -41,6 +41,7 @@ cdef class PackedCursor:
 
     cdef PackedImage store
     cdef gb_news news
+    cdef bint busy  # a thread is within pull: it may wait there without the GIL
     cdef object __weakref__
 
     def __dealloc__(self):
@@ -50,7 +51,13 @@ cdef class PackedCursor:
         """A Batch of the next events, `most` at most; empty if there are none."""
         cdef Batch batch = Batch.__new__(Batch)
         batch.store = self.store
-        gb_news_take(&self.store.door, &self.news, most, &batch.batch)
+        if self.busy:
+            raise RuntimeError("another thread is reading these events: give each its own watch")
+        self.busy = True
+        try:
+            gb_news_take(&self.store.door, &self.news, most, &batch.batch)
+        finally:
+            self.busy = False
         return batch
 
     def pending(self):
@@ -59,7 +66,13 @@ cdef class PackedCursor:
 
     def finish(self):
         """Copies out what is left: the cache is about to be closed."""
-        gb_news_finish(&self.store.door, &self.news)
+        while self.busy:
+            gb_door_rest()
+        self.busy = True
+        try:
+            gb_news_finish(&self.store.door, &self.news)
+        finally:
+            self.busy = False
 
 
 cdef class Batch:

@@ -173,6 +173,12 @@ class Cache(PackedStore, Common):
         `max_entries`, where given, becomes the new bound on the count.
         """
         length = _limit(max_bytes)
+        ring = self._figures()[1]["ring"]
+        if length < smallest() + ring:
+            raise ValueError(
+                f"max_bytes={max_bytes!r} is too small: with its ring of events, {ring} bytes, the "
+                f"smallest that works is {smallest() + ring}"
+            )
         count = None if max_entries is None else _count(max_entries)
         with self._resizing:
             if self._in_resize:  # of this thread: the lock is an RLock

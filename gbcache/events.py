@@ -50,7 +50,7 @@ class _Omitted:
 
 
 OMITTED = _Omitted()
-"""In an event in a value's place: it was longer than an event carries (16 KiB)."""
+"""In an event in a value's place: it was longer than an event carries (8 kB)."""
 
 
 class Event(NamedTuple):

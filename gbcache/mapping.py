@@ -165,8 +165,10 @@ class Common(MutableMapping[Any, Any]):
         """Has ``fn(event)`` called for every change from now on, in the order of `event.seq`.
 
         `kinds` (all if not given) and `prefix` (of str or of bytes keys; `clear` passes it) are compared in
-        C: what they reject costs no call. `values` has the events carry values (up to 16 kB each). `fn` is
-        called by one thread that all caches share; with ``delivery="inline"`` by whoever made the change,
+        C: what they reject costs no call. `values` has the events carry values (a Cache's up to 8 kB each, and no more
+        than a quarter of the ring; longer ones are OMITTED). `fn` is
+        called by one thread that all caches share (so that one that takes its time delays all who
+        are called by it); with ``delivery="inline"`` by whoever made the change,
         after the operation (or by another who is delivering at that moment); with ``"asyncio"`` on the
         running loop, or on the loop given, where it may be a coroutine function.
 

@@ -6,6 +6,7 @@ its own cursor, so that a slow one loses events, and is told so, and never block
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import atexit
 import inspect
@@ -36,6 +37,8 @@ def bits_of(kinds: Iterable[str] | str | None) -> int:
     if kinds is None:
         return ALL
     mask = 0
+    if not isinstance(kinds, Iterable):
+        raise TypeError(f"kinds={kinds!r} is not a kind of event, nor some of them")
     for kind in [kinds] if isinstance(kinds, str) else kinds:
         try:
             mask |= _BITS.get(Kind(kind), 0)
@@ -87,6 +90,10 @@ class Subscription:
         """The cache is about to be closed: what is left is still delivered."""
         self._cursor.finish()
 
+    def orphan(self) -> None:
+        """In a forked child: it is the parent's."""
+        self.closed = True
+
     def pending(self) -> bool:
         return not self.closed and self._cursor.pending()
 
@@ -113,7 +120,7 @@ class Subscription:
         for i in range(len(batch)):
             try:
                 events.append(batch[i])
-            except Exception as error:  # a value that does not decode: it is passed over
+            except BaseException as error:  # a value that does not decode: it is passed over
                 self._failed(error)
         self.delivered += len(events)
         if events and events[0].kind is Kind.LOST:
@@ -124,10 +131,11 @@ class Subscription:
     def _failed(self, error: BaseException) -> None:
         self.errors += 1
         self._hub.errors += 1
-        if isinstance(error, KeyboardInterrupt):
-            import _thread
-
-            _thread.interrupt_main()  # it was meant for the program, not for the subscriber
+        if isinstance(error, KeyboardInterrupt):  # meant for the program, not for the subscriber
+            if self.delivery == "inline":
+                self._hub.interrupted = True  # C sees to it, once the operation is over
+            else:
+                _thread.interrupt_main()
         report(error, self._fn())
 
     def __repr__(self) -> str:
@@ -184,14 +192,21 @@ class OnLoop(Subscription):
             return
         self.closed = True
         self._hub.leave(self, self._wake)
-        if not self._loop.is_closed():
+        if self._loop.is_closed():
+            self._wake.close()
+        else:
             self._loop.call_soon_threadsafe(self._stop)
+
+    def orphan(self) -> None:
+        super().orphan()
+        self._hub.silence(self._wake)
 
     def _stop(self) -> None:
         self._loop.remove_reader(self._wake.fd)
         self._wake.close()
 
     def end(self) -> None:
+        self._hub.silence(self._wake)
         super().end()
         self._wake.ring()
 
@@ -205,6 +220,8 @@ class Hub:
         self._reserved = ALL if reserved else 0
         self.errors = 0
         """Times a subscriber raised."""
+        self.interrupted = False
+        """Whether one that is called inline was interrupted."""
         self._changing = threading.RLock()
         self._draining = threading.Lock()
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
@@ -220,6 +237,8 @@ class Hub:
         if not callable(fn):
             raise TypeError(f"subscribe: {fn!r} is not callable")
         loop = asyncio.get_running_loop() if delivery == "asyncio" else delivery
+        if inspect.iscoroutinefunction(fn) and isinstance(loop, str):
+            raise TypeError(f"subscribe: {fn!r} is a coroutine function: it needs delivery='asyncio'")
         if not isinstance(loop, asyncio.AbstractEventLoop) and loop not in ("thread", "inline"):
             raise ValueError(
                 f"delivery={delivery!r} is not 'thread', 'inline', 'asyncio' or a loop"
@@ -242,6 +261,8 @@ class Hub:
         cache = self._cache()
         assert cache is not None
         _check_prefix(prefix)
+        if since < 0:
+            raise ValueError(f"since={since!r} is below 0: events are numbered from 1")
         return drain(cache._cursor(since, bits_of(kinds), prefix, True), cache._seq())
 
     def _open(self, since: int | None, mask: int, prefix: Any, values: bool) -> Cursor:
@@ -275,8 +296,18 @@ class Hub:
                 self._watches.add(reader)
             else:
                 self._subscribers.append(reader)
-                self._hear()
+                try:
+                    self._hear()
+                except BaseException:
+                    self._subscribers.remove(reader)
+                    raise
             self._listen()
+
+    def silence(self, wake: Wake) -> None:
+        """Nobody rings it any more. Takes no lock: the collector may call it anywhere."""
+        cache = self._cache()
+        if cache is not None:
+            cache._bells(wake.bell.address, False)
 
     def leave(self, reader: Watch | Subscription, wake: Wake | None = None) -> None:
         cache = self._cache()
@@ -304,17 +335,20 @@ class Hub:
 
     # --- delivery ------------------------------------------------------------------------------
 
-    def inline(self) -> None:
+    def inline(self) -> bool:
         """After an operation, in its thread. One thread drains at a time; what a subscriber changes is
-        delivered by the one that drains already."""
-        while self._draining.acquire(blocking=False):
+        delivered by the one that drains already. Whether a subscriber was interrupted."""
+        draining = self._draining  # another one in a forked child
+        while draining.acquire(blocking=False):
             try:
                 while self._turn("inline"):
                     pass
             finally:
-                self._draining.release()
+                draining.release()
             if not self.pending("inline"):
-                return
+                break
+        interrupted, self.interrupted = self.interrupted, False
+        return interrupted
 
     def _turn(self, delivery: str) -> bool:
         subs = [sub for sub in self._subscribers if sub.delivery == delivery]
@@ -332,21 +366,24 @@ class Hub:
         with self._changing:
             for reader in self._readers():
                 reader.end()
-        self.inline()
+        if self.inline():
+            _thread.interrupt_main()
         _dispatcher.finish(self)
 
-    def orphan(self) -> None:
-        """In a forked child: readers stay with the parent."""
+    def over(self) -> None:
+        """All is delivered of a closed cache."""
+        for sub in list(self._subscribers):
+            if sub.delivery in ("thread", "inline"):
+                sub.closed = True
+
+    def orphan(self, dead: Wake | None) -> None:
+        """In a forked child: readers, and the dispatcher's bell, are the parent's."""
         self._changing, self._draining = threading.RLock(), threading.Lock()
         cache = self._cache()
+        if dead is not None:
+            self.silence(dead)
         for reader in self._readers():
-            wake = getattr(reader, "_wake", None)
-            if wake is not None and cache is not None:
-                cache._bells(wake.bell.address, False)
-            if isinstance(reader, Watch):
-                reader._ended = True
-            else:
-                reader.closed = True
+            reader.orphan()
         self._watches.clear()
         self._subscribers.clear()
         if cache is not None and not cache.closed:
@@ -372,7 +409,7 @@ class _Dispatcher:
             if id(hub) not in self._hubs:
                 key = id(hub)
                 cache._bells(self._wake.bell.address, True)
-                self._hubs[key] = weakref.ref(hub, lambda _: self._hubs.pop(key, None))
+                self._hubs[key] = weakref.ref(hub, lambda _: self._gone(key))
             if self._thread is None and not self._over:
                 self._thread = threading.Thread(
                     target=self._run, name="gbcache-events", daemon=True
@@ -380,16 +417,26 @@ class _Dispatcher:
                 self._thread.start()
             self._wake.ring()
 
+    def _gone(self, key: int) -> None:
+        self._hubs.pop(key, None)
+        self.ring()
+
     def forget(self, hub: Hub, cache: Any) -> None:
         with self._lock:
             if self._hubs.pop(id(hub), None) is not None and self._wake is not None:
                 cache._bells(self._wake.bell.address, False)
+                self._wake.ring()  # it may have been the last
 
     def finish(self, hub: Hub) -> None:
         """Keeps the hub of a closed cache until all is delivered."""
         with self._lock:
+            if self._wake is not None:
+                hub.silence(self._wake)
             if id(hub) in self._hubs and hub.pending("thread"):
                 self._ending.append(hub)
+            else:
+                self._hubs.pop(id(hub), None)
+                hub.over()
         self.ring()
 
     def ring(self) -> None:
@@ -401,7 +448,10 @@ class _Dispatcher:
 
     def _round(self) -> bool:
         more = sum(hub.turn() for hub in self._all()) > 0
-        self._ending = [hub for hub in self._ending if hub.pending("thread")]
+        for hub in [hub for hub in self._ending if not hub.pending("thread")]:
+            self._ending.remove(hub)
+            self._hubs.pop(id(hub), None)
+            hub.over()
         return more
 
     def _quiet(self) -> bool:
@@ -440,9 +490,9 @@ _dispatcher = _Dispatcher()
 
 def _in_child() -> None:
     global _dispatcher
-    _dispatcher = _Dispatcher()
+    dead, _dispatcher = _dispatcher._wake, _Dispatcher()
     for hub in list(_hubs):
-        hub.orphan()
+        hub.orphan(dead)
 
 
 atexit.register(lambda: _dispatcher.stop())

@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -66,6 +67,10 @@ class Wake:
         for fd in fds - {-1}:
             os.close(fd)
 
+    def __del__(self) -> None:
+        if hasattr(self, "_write"):
+            self.close()
+
 
 class Watch:
     """A cache's events, from now on (or from a number on), in order. Made by `cache.watch`.
@@ -78,8 +83,10 @@ class Watch:
     def __init__(self, hub: Hub, cursor: Cursor, kinds: int, values: bool) -> None:
         self._hub, self._cursor = hub, cursor
         self.kinds, self.values = kinds, values
-        self._ready: Iterator[Event] = iter(())  # of a batch that is being iterated over
-        self._ended = False
+        self._batch: Sequence[Event] = ()  # the one that is being iterated over
+        self._at = 0
+        self._ended = False  # the cache is closed: what is left can be read
+        self._closed = False  # it is: nothing can
         self._wake = Wake()
         self._closing = threading.Lock()
         try:
@@ -91,22 +98,28 @@ class Watch:
     @property
     def closed(self) -> bool:
         """Whether nothing more is recorded for it."""
-        return self._ended
+        return self._ended or self._closed
 
     def close(self) -> None:
         """Ends it: what was not read is dropped, who waits is woken."""
         with self._closing:
-            ended, self._ended = self._ended, True
-        self._ready = iter(())
-        if not ended:
+            closed, self._closed = self._closed, True
+        self._batch, self._at = (), 0
+        if not closed:
             self._hub.leave(self, self._wake)
         self._wake.ring()
 
     def end(self) -> None:
         """The cache is about to be closed: what is left can still be read."""
+        self._hub.silence(self._wake)
         self._cursor.finish()
         self._ended = True
         self._wake.ring()
+
+    def orphan(self) -> None:
+        """In a forked child: it is the parent's."""
+        self._hub.silence(self._wake)
+        self._batch, self._at, self._closed = (), 0, True
 
     def __enter__(self) -> Watch:
         return self
@@ -115,18 +128,26 @@ class Watch:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_wake") and self._wake.fd >= 0:
-            if not self._ended:
-                self._hub.leave(self, self._wake)
-            self._wake.close()
+        if hasattr(self, "_wake"):
+            self._hub.silence(self._wake)
 
     def _asleep(self) -> bool:
         """Arms the bell; False if there is news already, or nothing to wait for."""
         self._wake.bell.arm()
-        if self._ended or self._cursor.pending():
+        if self.closed or self._cursor.pending():
             self._wake.bell.disarm()
             return False
         return True
+
+    def _take(self, most: int) -> Sequence[Event]:
+        """What an iteration has not come to, else the next."""
+        if self._closed:
+            return ()
+        rest = self._batch[self._at : self._at + most]
+        if rest:
+            self._at += len(rest)
+            return rest
+        return self._cursor.pull(most)
 
     def read(self, most: int = 10000, timeout: float | None = None) -> Sequence[Event]:
         """The next events, at most `most`, often fewer; waits for the first, `timeout` seconds at most.
@@ -137,21 +158,24 @@ class Watch:
         """
         if most < 2:  # a `lost` must never be all that ever fits
             raise ValueError(f"most={most!r} is not above 1")
+        until = None if timeout is None else time.monotonic() + timeout
         while True:
-            events = self._cursor.pull(most)
-            if events or self._ended:
-                return events or self._cursor.pull(most)
+            events = self._take(most)
+            if events or self.closed:
+                return events or self._take(most)
             if self._asleep():
-                self._wake.sleep(timeout)
-                if timeout is not None:
-                    return self._cursor.pull(most)
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    self._wake.bell.disarm()
+                    return events
+                self._wake.sleep(left)
 
     async def aread(self, most: int = 10000) -> Sequence[Event]:
         """`read` for coroutines: waits on the running loop."""
         while True:
-            events = self._cursor.pull(most)
-            if events or self._ended:
-                return events or self._cursor.pull(most)
+            events = self._take(most)
+            if events or self.closed:
+                return events or self._take(most)
             if self._asleep():
                 await self._asleep_on(asyncio.get_running_loop())
 
@@ -167,31 +191,29 @@ class Watch:
     def __iter__(self) -> Iterator[Event]:
         return self
 
+    def _step(self) -> Event:
+        self._at += 1  # first: one that does not decode is passed over
+        return self._batch[self._at - 1]
+
     def __next__(self) -> Event:
-        event = next(self._ready, None)
-        while event is None:
-            events = self.read()
-            if not events:
+        if self._at >= len(self._batch):
+            self._batch, self._at = self.read(), 0
+            if not self._batch:
                 raise StopIteration
-            self._ready = iter(events)
-            event = next(self._ready, None)
-        return event
+        return self._step()
 
     def __aiter__(self) -> Watch:
         return self
 
     async def __anext__(self) -> Event:
-        event = next(self._ready, None)
-        while event is None:
-            events = await self.aread()
-            if not events:
+        if self._at >= len(self._batch):
+            self._batch, self._at = await self.aread(), 0
+            if not self._batch:
                 raise StopAsyncIteration
-            self._ready = iter(events)
-            event = next(self._ready, None)
-        return event
+        return self._step()
 
     def __repr__(self) -> str:
-        return f"<Watch{' closed' if self._ended else ''} of {self._hub.name!r}>"
+        return f"<Watch{' closed' if self.closed else ''} of {self._hub.name!r}>"
 
 
 def drain(cursor: Cursor, last: int) -> Iterator[Event]:

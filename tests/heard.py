@@ -42,7 +42,9 @@ def pairs(events: Any) -> list[tuple[str, Any]]:
 
 def told(watch: Any, most: int = 100_000) -> list[Event]:
     """What is there now."""
-    events: list[Event] = watch.read(most, timeout=0)
+    events: list[Event] = []
+    while batch := watch.read(most, timeout=0):
+        events += batch
     return events
 
 

@@ -163,8 +163,10 @@ def test_what_was_recorded_before_the_close_is_delivered(make: Any, delivery: st
         lambda e: (delivery == "thread" and slow.wait(HANG), got.append(e.key)), delivery=delivery
     )
     cache.update((i, i) for i in range(1000))
-    cache.close()
-    slow.set()
+    try:
+        cache.close()
+    finally:
+        slow.set()
     del cache
     gc.collect()
     assert until(lambda: len(got) == 1000) and got == list(range(1000)) and sub.lost == 0

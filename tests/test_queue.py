@@ -190,7 +190,7 @@ def test_expiry(clock: Any) -> None:
         "popitem": (lambda: empty(cache), [gone]),
         "setdefault": (lambda: cache.setdefault("k", 1), [gone, ("set", "k", 1, None)]),
         "peek": (lambda: cache.peek("k"), []),
-        "touch": (lambda: cache.touch("k"), []),
+        "touch": (lambda: cache.touch("k"), [gone]),
         "clear": (lambda: cache.clear(), [("clear", None, 1, None)]),
     }
     for name, (call, want) in see.items():
@@ -221,6 +221,7 @@ def test_kept_beyond_its_deadline(clock: Any) -> None:
         "delete": (lambda: cache.delete_many(["k"]), [gone]),
         "pop": (lambda: cache.pop("k", 0), [gone]),
         "popitem": (lambda: empty(cache), [gone]),
+        "touch": (lambda: cache.touch("k"), []),
         "expire": (lambda: cache.expire(), []),
         "the hard end": (lambda: (clock.pass_(60), cache.expire()), [gone]),
     }
@@ -585,6 +586,7 @@ def test_nobody_listens() -> None:
     assert early.pull(5) == [] and not early.pending()
     cache["k"] = 2
     cache._listen(0, False, 0)
+    assert cache.memory().parts["ring"] == 0
     with pytest.raises(ValueError, match="room"):
         cache._listen(ALL, False, 0)
     with pytest.raises(MemoryError):

@@ -231,6 +231,36 @@ static void many_extents(void) {
         *p_ = old_;                                                                                \
         SOUND(gb_chain_check, s);                                                                  \
     } while (0)
+/* Whatever is free is taken by hand. */
+static uint32_t plug(gb_ref *filler, uint32_t n, uint32_t most) {
+    gb_ref ref;
+    for (uint32_t size = GB_BLOCK_MAX; size > 2; size--)
+        while (n < most && (ref = gb_arena_alloc(&s->index.arena, size, GB_KIND_RING))) filler[n++] = ref;
+    return n;
+}
+/* A begin that evicts two small entries and a long one for its block, and then the key's old value, which is
+ * long too: two values in sixteen extents each are told, where the ring gives up as much and a filler. */
+static void told_twice(gb_ref ring) {
+    const uint32_t size = GB_BLOCK_MAX / 4u + GB_BLOCK_MAX / 64u;
+    static gb_ref filler[8192];
+    uint32_t n = 0;
+    start_told(gb_room_smallest() * 24u, false, ring);
+    while (n < 4096u && (filler[n] = gb_arena_alloc(&s->index.arena, size, GB_KIND_RING))) n++;
+    for (uint32_t i = 0; i < 300u && i < n; i += 2u) gb_arena_free(&s->index.arena, filler[i]);
+    for (uint32_t k = 0; k < 21; k++) {
+        if (k % 3u < 2u) put_len(k, 10);
+        else commit(write_all(k, GB_TELL_VALUE_MAX - check_below(30)));
+    }
+    n = plug(filler, n, 8192u);
+    for (uint32_t k = 5; k < 20; k += 9u) {
+        struct writer *w = write_begin(k, GB_TELL_VALUE_MAX, false);
+        n = plug(filler, n, 8192u);
+        if (w) write_abort(w);
+        compare(); /* a hold has 64 steps */
+    }
+    free(image);
+}
+
 /* The ring lies behind the arena's end, and goes along with it; one image has one. */
 static void ring_moves(void) {
     uint64_t small = gb_room_smallest(), more = GB_TELL_LEAST * GB_GRANULE;
@@ -368,7 +398,8 @@ int main(int argc, char **argv) {
     many_extents();
     ring_moves();
     ring_busy();
-    for (uint32_t i = 0; i < 4; i++) told_scattered(i % 2u != 0);
+    for (uint32_t i = 0; i < 16; i++) told_scattered(i % 2u != 0);
+    for (uint32_t i = 0; i < 32; i++) told_twice(20u * GB_BLOCK_MAX + i * GB_BLOCK_MAX / 8u);
     for (uint32_t round = 0; round < 2; round++) {
         run(small, 2500, 2, false);
         run(small * 2u, 2500, 3, true);
