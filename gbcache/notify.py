@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import _thread
 import asyncio
-import atexit
 import inspect
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import MethodType
 from typing import Any
 
+from . import dispatch
 from ._packed import report
 from .events import Event, Kind
 from .watch import Cursor, Wake, Watch, drain
@@ -100,7 +99,7 @@ class Subscription:
     def turn(self) -> bool:
         """Delivers some events; whether there were any."""
         events = self.take()
-        fn = self._fn()
+        fn: Any = self._fn()
         for event in events:
             if self.closed:
                 break
@@ -167,7 +166,7 @@ class OnLoop(Subscription):
     async def _run(self) -> None:
         while not self.closed:
             events = self.take()
-            fn = self._fn()
+            fn: Any = self._fn()
             for event in events:
                 if self.closed:
                     break
@@ -238,7 +237,9 @@ class Hub:
             raise TypeError(f"subscribe: {fn!r} is not callable")
         loop = asyncio.get_running_loop() if delivery == "asyncio" else delivery
         if inspect.iscoroutinefunction(fn) and isinstance(loop, str):
-            raise TypeError(f"subscribe: {fn!r} is a coroutine function: it needs delivery='asyncio'")
+            raise TypeError(
+                f"subscribe: {fn!r} is a coroutine function: it needs delivery='asyncio'"
+            )
         if not isinstance(loop, asyncio.AbstractEventLoop) and loop not in ("thread", "inline"):
             raise ValueError(
                 f"delivery={delivery!r} is not 'thread', 'inline', 'asyncio' or a loop"
@@ -329,9 +330,9 @@ class Hub:
         how = {sub.delivery for sub in self._subscribers}
         cache._hear(self.inline if "inline" in how else None)
         if "thread" in how:
-            _dispatcher.serve(self, cache)
+            dispatch.the().serve(self, cache)
         else:
-            _dispatcher.forget(self, cache)
+            dispatch.the().forget(self, cache)
 
     # --- delivery ------------------------------------------------------------------------------
 
@@ -368,12 +369,16 @@ class Hub:
                 reader.end()
         if self.inline():
             _thread.interrupt_main()
-        _dispatcher.finish(self)
+        draining = self._draining
+        if draining.acquire(blocking=False):  # else another thread is at it
+            self.over("inline")
+            draining.release()
+        dispatch.the().finish(self)
 
-    def over(self) -> None:
+    def over(self, delivery: str) -> None:
         """All is delivered of a closed cache."""
         for sub in list(self._subscribers):
-            if sub.delivery in ("thread", "inline"):
+            if sub.delivery == delivery:
                 sub.closed = True
 
     def orphan(self, dead: Wake | None) -> None:
@@ -391,110 +396,14 @@ class Hub:
             self._listen()
 
 
-class _Dispatcher:
-    """The one thread that calls subscribers. Starts with the first, ends with the last."""
-
-    def __init__(self) -> None:
-        self._hubs: dict[int, weakref.ref[Hub]] = {}
-        self._lock = threading.RLock()
-        self._thread: threading.Thread | None = None
-        self._wake: Wake | None = None
-        self._over = False
-        self._ending: list[Hub] = []
-
-    def serve(self, hub: Hub, cache: Any) -> None:
-        with self._lock:
-            if self._wake is None:
-                self._wake = Wake()
-            if id(hub) not in self._hubs:
-                key = id(hub)
-                cache._bells(self._wake.bell.address, True)
-                self._hubs[key] = weakref.ref(hub, lambda _: self._gone(key))
-            if self._thread is None and not self._over:
-                self._thread = threading.Thread(
-                    target=self._run, name="gbcache-events", daemon=True
-                )
-                self._thread.start()
-            self._wake.ring()
-
-    def _gone(self, key: int) -> None:
-        self._hubs.pop(key, None)
-        self.ring()
-
-    def forget(self, hub: Hub, cache: Any) -> None:
-        with self._lock:
-            if self._hubs.pop(id(hub), None) is not None and self._wake is not None:
-                cache._bells(self._wake.bell.address, False)
-                self._wake.ring()  # it may have been the last
-
-    def finish(self, hub: Hub) -> None:
-        """Keeps the hub of a closed cache until all is delivered."""
-        with self._lock:
-            if self._wake is not None:
-                hub.silence(self._wake)
-            if id(hub) in self._hubs and hub.pending("thread"):
-                self._ending.append(hub)
-            else:
-                self._hubs.pop(id(hub), None)
-                hub.over()
-        self.ring()
-
-    def ring(self) -> None:
-        if self._wake is not None:
-            self._wake.ring()
-
-    def _all(self) -> list[Hub]:
-        return [hub for ref in list(self._hubs.values()) if (hub := ref()) is not None]
-
-    def _round(self) -> bool:
-        more = sum(hub.turn() for hub in self._all()) > 0
-        for hub in [hub for hub in self._ending if not hub.pending("thread")]:
-            self._ending.remove(hub)
-            self._hubs.pop(id(hub), None)
-            hub.over()
-        return more
-
-    def _quiet(self) -> bool:
-        return not any(hub.pending("thread") for hub in self._all())
-
-    def _run(self) -> None:
-        wake = self._wake
-        assert wake is not None
-        while not self._over:
-            if self._round():
-                continue
-            with self._lock:
-                if not self._hubs:
-                    self._thread = None
-                    return
-            wake.bell.arm()
-            if self._quiet() and not self._over:
-                wake.sleep(None)
-            wake.bell.disarm()
-
-    def stop(self) -> None:
-        """At exit: what is pending has a second."""
-        thread, until = self._thread, time.monotonic() + 1.0
-        if thread is None or thread is threading.current_thread():
-            return
-        while not self._quiet() and time.monotonic() < until:
-            time.sleep(0.005)
-        self._over = True
-        self.ring()
-        thread.join(max(0.1, until - time.monotonic()))
-
-
 _hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
-_dispatcher = _Dispatcher()
 
 
 def _in_child() -> None:
-    global _dispatcher
-    dead, _dispatcher = _dispatcher._wake, _Dispatcher()
+    dead = dispatch.reborn()
     for hub in list(_hubs):
         hub.orphan(dead)
 
 
-atexit.register(lambda: _dispatcher.stop())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)

@@ -179,7 +179,7 @@ ENDS = {
     "for _ in range(3): threading.Thread(target=work, daemon=True).start()\ntime.sleep(0.1)\n",
     "at exit": "import atexit\natexit.register(lambda: cache.set('k', 2))\n"
     "cache.subscribe(got.append)\ncache['k'] = 1\n",
-    "cycle": "cache.me = cache.subscribe(lambda e: cache.get('k'))\ncache['k'] = 1\ndel cache\n",
+    "cycle": "cache.me = cache.subscribe(lambda e, c=cache: c.get('k'))\ncache['k'] = 1\ndel cache\n",
 }
 TELLS = 'import gbcache; print(hasattr(gbcache.ObjectCache, "_cursor"))'
 

@@ -35,12 +35,12 @@ VALUES = st.one_of(
     st.none(),
     st.text(max_size=30),
     st.integers(0, 6000).map(bytes),
-    st.integers(14_000, 20_000).map(lambda n: b"L" * n),
+    st.integers(4_000, 20_000).map(lambda n: b"L" * n),
     st.lists(st.integers(), max_size=8),
 )
 TTLS = st.one_of(st.none(), st.integers(1, 20), st.floats(0.001, 5.0))
 GONE = ("delete", "expire", "evict")
-LONGEST = 4 * BUILD["window_bytes"] - 64
+LONGEST = 2 * BUILD["window_bytes"] - 64
 
 
 def ms(seconds: float) -> int:

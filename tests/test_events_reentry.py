@@ -252,4 +252,4 @@ def test_a_great_many_caches_with_subscribers(make: Any) -> None:
     for cache in caches[::2]:
         cache.close()
     del caches, cache
-    assert until(lambda: gc.collect() is not None and not any(ref() for ref in gone))
+    assert until(lambda: gc.collect() is not None and not any(ref() is not None for ref in gone))

@@ -1,0 +1,130 @@
+"""The thread that calls subscribers: one for the process."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+import weakref
+from typing import Any, Protocol
+
+from .watch import Wake
+
+__all__ = ["Dispatcher", "reborn", "the"]
+
+
+class Served(Protocol):
+    """What the dispatcher needs of a cache's hub."""
+
+    def turn(self) -> bool: ...
+    def pending(self, delivery: str) -> bool: ...
+    def silence(self, wake: Wake) -> None: ...
+    def over(self, delivery: str) -> None: ...
+
+
+class Dispatcher:
+    """The one thread that calls subscribers. Starts with the first, ends with the last."""
+
+    def __init__(self) -> None:
+        self._hubs: dict[int, weakref.ref[Served]] = {}
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._wake: Wake | None = None
+        self._over = False
+        self._ending: list[Served] = []
+
+    def serve(self, hub: Served, cache: Any) -> None:
+        with self._lock:
+            if self._wake is None:
+                self._wake = Wake()
+            if id(hub) not in self._hubs:
+                key = id(hub)
+                cache._bells(self._wake.bell.address, True)
+                self._hubs[key] = weakref.ref(hub, lambda _: self._gone(key))
+            if self._thread is None and not self._over:
+                self._thread = threading.Thread(
+                    target=self._run, name="gbcache-events", daemon=True
+                )
+                self._thread.start()
+            self._wake.ring()
+
+    def _gone(self, key: int) -> None:
+        self._hubs.pop(key, None)
+        self.ring()
+
+    def forget(self, hub: Served, cache: Any) -> None:
+        with self._lock:
+            if self._hubs.pop(id(hub), None) is not None and self._wake is not None:
+                cache._bells(self._wake.bell.address, False)
+                self._wake.ring()  # it may have been the last
+
+    def finish(self, hub: Served) -> None:
+        """Keeps the hub of a closed cache until all is delivered."""
+        with self._lock:
+            if self._wake is not None:
+                hub.silence(self._wake)
+            if id(hub) in self._hubs:
+                self._ending.append(hub)
+        self.ring()
+
+    def ring(self) -> None:
+        if self._wake is not None:
+            self._wake.ring()
+
+    def _all(self) -> list[Served]:
+        return [hub for ref in list(self._hubs.values()) if (hub := ref()) is not None]
+
+    def _round(self) -> bool:
+        more = sum(hub.turn() for hub in self._all()) > 0
+        for hub in [hub for hub in self._ending if not hub.pending("thread")]:
+            self._ending.remove(hub)
+            self._hubs.pop(id(hub), None)
+            hub.over("thread")
+        return more
+
+    def _quiet(self) -> bool:
+        return not any(hub.pending("thread") for hub in self._all())
+
+    def _run(self) -> None:
+        wake = self._wake
+        assert wake is not None
+        while not self._over:
+            if self._round():
+                continue
+            with self._lock:
+                if not self._hubs:
+                    self._thread = None
+                    return
+            wake.bell.arm()
+            if self._quiet() and not self._over:
+                wake.sleep(None)
+            wake.bell.disarm()
+
+    def stop(self) -> None:
+        """At exit: what is pending has half a second."""
+        thread, until = self._thread, time.monotonic() + 0.5
+        if thread is None or thread is threading.current_thread():
+            return
+        while not self._quiet() and time.monotonic() < until:
+            time.sleep(0.005)
+        self._over = True
+        self.ring()
+        thread.join(max(0.1, until - time.monotonic()))
+
+
+_one = Dispatcher()
+
+
+def the() -> Dispatcher:
+    """The process's dispatcher."""
+    return _one
+
+
+def reborn() -> Wake | None:
+    """In a forked child: a new one. The old one's descriptor, which is the parent's."""
+    global _one
+    dead, _one = _one._wake, Dispatcher()
+    return dead
+
+
+atexit.register(lambda: the().stop())
