@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 
 .NOTPARALLEL:
-.PHONY: help build demo test native tiny asan fuzz fuzz-tools coverage bench lint format check clean
+.PHONY: help build demo test native tiny asan drift fuzz fuzz-tools coverage bench lint format check clean
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 14
@@ -33,7 +33,7 @@ build/silent/.made: BUILD_ENV = GB_CFLAGS="-DGB_SILENT"
 build/asan/.made: BUILD_ENV = GB_CFLAGS="$(SAN) -O1 -g -DGB_DEBUG=2" GB_LDFLAGS="$(SAN)"
 
 build/.inplace: $(SOURCES) | $(VENV)/.made
-	mkdir -p build
+	mkdir -p build && rm -rf build/lib* build/temp* # another build's objects
 	GB_WERROR=1 $(PY) setup.py -q build_ext --inplace --build-temp build/inplace
 	touch $@
 
@@ -56,6 +56,9 @@ asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
 	PYTHONPATH=build/asan GB_EXPECT=asan GB_SLICE=short ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    $(PYTEST) tests --ignore=tests/test_native.py --ignore=tests/test_architecture.py
+
+drift: build ## references every call leaves behind, under a debug interpreter (Debian)
+	$(PY) tests/drift.py
 
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)

@@ -263,7 +263,8 @@ static enum gb_err told_open(struct told *d, gb_ref granules, uint64_t now) {
         told_settle(d);
     } while (err == GB_AGAIN);
     if (!fits) CHECK(err == GB_SMALL);
-    else if (had || granules < GB_TELL_LEAST) CHECK(err == GB_EXISTS);
+    else if (had) CHECK(err == GB_EXISTS);
+    else if (granules < GB_TELL_LEAST) CHECK(err == GB_SMALL);
     else CHECK(err == GB_OK || (err == GB_BUSY && d->s->pins) || err == GB_FULL);
     if (err == GB_OK) CHECK(d->s->head->ring.granules == granules);
     return err;
