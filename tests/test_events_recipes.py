@@ -25,7 +25,7 @@ def test_write_back_leaves_every_value_in_one_of_the_two_places(tmp_path: Path) 
         else:  # written anew: what is below is out of date
             disk.execute("delete from slow where key = ?", (event.key,))
 
-    cache = Cache("400kB")
+    cache = Cache("150kB")
     cache.subscribe(write_back, kinds=("evict", "set"), values=True, delivery="inline")
     # ---
     disk.execute("pragma synchronous = off")
