@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import re
@@ -176,6 +177,30 @@ def lateness(short: int, long: int) -> dict[str, float]:
     }
 
 
+def waking(n: int) -> dict[str, float]:
+    """ms from a set in another thread to its event in an ``async for``, the loop idle before."""
+    cache, late = gbcache.Cache("1MB"), []
+
+    def work() -> None:
+        for i in range(n):
+            time.sleep(0.003)
+            cache.set(i, time.perf_counter())
+
+    async def main() -> None:
+        with cache.watch(values=True) as events:
+            writer = threading.Thread(target=work)
+            writer.start()
+            async for event in events:
+                late.append((time.perf_counter() - event.value) * 1000)
+                if len(late) == n:
+                    break
+            writer.join()
+
+    asyncio.run(main())
+    late.sort()
+    return {"p50": late[n // 2], "p99": late[n * 99 // 100], "max": late[-1]}
+
+
 def stalled(n: int) -> dict[str, float]:
     """A subscriber that stalls in its first call, while `n` events happen."""
     cache, keys = gbcache.Cache("100MB", events="1MiB"), keys_of(n // 20)
@@ -257,6 +282,15 @@ def run(quick: bool) -> Report:
         "    lateness p99", got["p99"], "ms", at_most=20, p50=got["p50"], earliest=got["min"]
     )
     report.row("    lateness max", got["max"], "ms", at_most=100)
+    got = best_of("waking(500)", 1 if quick else 3, "bench.events")
+    report.row(
+        "async for: from a set to its event, p99",
+        got["p99"],
+        "ms",
+        at_most=1,
+        p50=got["p50"],
+        max=got["max"],
+    )
     got = best_of(f"stalled({2 * n})", 1, "bench.events")
     report.row("stalled subscriber: lost + delivered, to emitted", got["sum"] / got["emitted"], "x", at_most=1,
                lost=got["lost"])  # fmt: skip

@@ -182,6 +182,8 @@ def test_a_stalled_subscriber_is_told_what_it_lost_and_holds_up_nobody(make: Any
     seen = 0
     for i in range(20_000):
         cache[i % 100] = i
+        if i == 0:
+            assert until(lambda: stalled.delivered == 1)  # it has begun, and stalls
         if i % 500 == 0:
             seen += len(told(watch))
     seen += len(told(watch))

@@ -131,6 +131,10 @@ def test_a_bound_method_is_what_methods_are(promise: str) -> None:
     "name", [f"{a}_{b}" for a in ("static", "class") for b in ("inside", "outside")]
 )
 def test_static_and_class_methods(name: str) -> None:
+    if name == "class_inside" and sys.version_info >= (3, 13):
+        pytest.skip(
+            "there classmethod passes the class as any argument: as in functools, says the docstring"
+        )
     f = getattr(Plain, name)
     assert f(1) is f(1) is getattr(Plain(), name)(1) is not f(2)
     if "class" in name:
