@@ -126,6 +126,7 @@ static enum gb_err write_in(struct gb_door *d, struct gb_chain_write *w, const s
         }
         if (GB_UNLIKELY(d->store.told)) gb_door_told(d);
         gb_door_unlock(d);
+        if (err == GB_AGAIN) gb_door_inform(d);
     } while (err == GB_AGAIN);
     return err;
 }
@@ -139,9 +140,10 @@ static enum gb_err put_long(struct gb_door *d, const struct gb_put *p, uint64_t 
         if (!gb_door_enter(d)) return GB_GONE;
         err = gb_chain_begin(&d->store, &w, p, now);
         gb_door_leave(d, GB_OP_LONG);
+        if (err == GB_AGAIN) gb_door_inform(d);
     }
     if (err) return err;
-    bool far = p->value_len > GB_CHAIN_SLICE && !gb_door_mine(d);
+    bool far = p->value_len > GB_CHAIN_SLICE && !gb_door_mine(d) && !d->hears;
     err = far ? write_out(d, &w, p, now) : write_in(d, &w, p, now, false, NULL);
     return err ? err : write_in(d, &w, p, now, true, mark);
 }
@@ -153,6 +155,7 @@ static enum gb_err put_short(struct gb_door *d, const struct gb_put *p, uint64_t
         if (!gb_door_enter(d)) return GB_GONE;
         err = mark && *mark ? GB_EXISTS : gb_store_put(&d->store, p, now);
         gb_door_leave(d, GB_OP_SET);
+        if (err == GB_AGAIN) gb_door_inform(d); /* or the ring could be overrun by one put */
     } while (err == GB_AGAIN);
     return err;
 }

@@ -92,7 +92,7 @@ cdef class PackedImage:
         cdef gb_door *d = &self.door
         if not d.open or d.clock.asks != NULL:
             return False
-        cdef bint more = gb_door_work(d, gb_clock_exact(&d.clock), slices)
+        cdef bint more = gb_door_work(d, gb_clock_exact(&d.clock), 1 if d.hears != NULL else slices)
         gb_door_inform(d)
         return more
 
@@ -215,6 +215,7 @@ cdef class PackedImage:
                 gb_door_enter(d)
                 err = gb_room_shrink(&d.store, length)
                 gb_door_leave(d, GB_OP_RESIZE)
+                gb_door_inform(d)
                 if err == GB_BUSY:
                     gb_door_rest()
                 elif err and err != GB_AGAIN:
@@ -275,7 +276,7 @@ cdef class PackedImage:
             if over:
                 gb_room_remove(&d.store, gb_index_victim(&d.store.index), GB_CAUSE_EVICT)
             gb_door_leave(d, GB_OP_REMOVE)
-        gb_door_inform(d)
+            gb_door_inform(d)
 
     def _fork_before(self):
         gb_door_fork_before(&self.door)

@@ -179,7 +179,8 @@ cdef class PackedStore(PackedImage):
         gb_door_enter(d)
         before = d.store.head.counters.expirations
         gb_door_leave(d, GB_OP_EXPIRE)
-        while self.door.open and gb_door_work(d, now, 256):
+        while self.door.open and gb_door_work(d, now, 1 if d.hears != NULL else 256):
+            gb_door_inform(d)
             PyErr_CheckSignals()
         gb_door_inform(d)
         gb_door_enter(d)

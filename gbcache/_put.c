@@ -4,7 +4,6 @@
 
 #define STEPS_LAST (GB_STEPS_MAX - 16u)
 #define STUBBORN 32u  /* rounds of one call in which what was let go of wrote as much back */
-#define LOW 8192u       /* granules: less than this free, and an unbounded cache asks for address space */
 
 static void set_weight(uint8_t *base, gb_ref ref, uint64_t weight) {
     uint32_t word = gb_entry_at(base, ref)->word;
@@ -64,10 +63,8 @@ static gb_ref block(struct gb_refs *r, uint32_t shape, uint64_t hash, PyObject *
     return ref;
 }
 
-static int no_room(void) {
-    PyErr_SetString(PyExc_MemoryError, "the cache's address space is full: give it max_entries");
-    return -1;
-}
+/* What says that the arena has no block: no exception is set yet, for there may be more to be had. */
+#define NO_ROOM (-2)
 
 /* Another block in the place of `ref`, with the same pair. */
 static int reshape(struct gb_refs *r, gb_ref ref, uint32_t wanted, const struct gb_life *life) {
@@ -75,14 +72,14 @@ static int reshape(struct gb_refs *r, gb_ref ref, uint32_t wanted, const struct 
     const struct gb_entry *e = gb_entry_at(r->index.base, ref);
     uint64_t hash = e->hash | (uint64_t)gb_word_klen(e->word) << 56;
     gb_ref to = block(r, wanted, hash, gb_refs_pair(r->index.base, ref, pair), gb_refs_weight(r, ref));
-    if (!to) return no_room();
+    if (!to) return NO_ROOM;
     set_life(r, to, life);
     gb_index_replace(&r->index, ref, to, true);
     gb_arena_free(&r->index.arena, ref);
     return 0;
 }
 
-int gb_put_retime(struct gb_refs *r, gb_ref ref, const struct gb_life *life) {
+static int retime(struct gb_refs *r, gb_ref ref, const struct gb_life *life) {
     uint32_t wanted = shape(r, life), same = GB_WORD_TTL | GB_WORD_EXTRA;
     if ((gb_entry_at(r->index.base, ref)->word & same) != (wanted & same))
         return reshape(r, ref, wanted, life);
@@ -171,8 +168,13 @@ int gb_put_fit(struct gb_refs *r, uint64_t now) {
     return 0;
 }
 
-/* More address space, before anything is looked at. */
+/* More address space, between two tries. -1 with an exception: there is none, or not for a bounded cache,
+ * which has what it needs. */
 static int grow(struct gb_refs *r) {
+    if (r->max_entries || gb_refs_whole(r)) {
+        PyErr_SetString(PyExc_MemoryError, "the cache's address space is full: give it max_entries");
+        return -1;
+    }
     PyObject *self = (PyObject *)(void *)((char *)r - offsetof(gb_quick_store, refs));
     PyObject *none = PyObject_CallOneArg(gb_refs_names.grow, self);
     Py_XDECREF(none);
@@ -237,7 +239,7 @@ void gb_put_swap(struct gb_refs *r, gb_ref ref, PyObject *value) {
 static int overwrite(struct gb_refs *r, gb_ref ref, const struct gb_put *p,
                      struct gb_refs_aside *aside) {
     uint8_t *base = r->index.base;
-    if (gb_put_retime(r, ref, &p->life)) return -1;
+    if (retime(r, ref, &p->life)) return NO_ROOM;
     ref = GB_ENTRY_OF_LRU(r->index.root->lru.next); /* it was used: wherever it lies now */
     r->weight += p->weight - gb_refs_weight(r, ref);
     set_weight(base, ref, p->weight);
@@ -251,11 +253,11 @@ static int insert(struct gb_refs *r, const struct gb_put *p, gb_ref ref, struct 
     bool window = false;
     if (ref) fill(r, ref, shape(r, &p->life), p->hash, pair, p->weight);
     else ref = block(r, shape(r, &p->life), p->hash, pair, p->weight);
-    if (!ref) return no_room();
+    if (!ref) return NO_ROOM;
     set_life(r, ref, &p->life);
     if (gb_index_insert(&r->index, p->hash, ref)) {
         gb_arena_free(&r->index.arena, ref);
-        return no_room();
+        return NO_ROOM;
     }
     Py_INCREF(p->key);
     Py_INCREF(p->value);
@@ -286,7 +288,6 @@ int gb_put(struct gb_refs *r, const struct gb_put *p) {
     struct patience patience = {.rounds = 0};
     if (r->max_weight && p->weight > r->max_weight) return too_heavy(r, p);
     if (GB_UNLIKELY(p->weight && r->weight + p->weight > INT64_MAX)) return too_much(p);
-    if (GB_UNLIKELY(!r->max_entries && gb_arena_free_granules(&r->index.arena) < LOW) && grow(r)) return -1;
     for (;;) {
         gb_refs_enter(r);
         done = gb_refs_find(r, p->key, p->hash, &ref);
@@ -302,12 +303,17 @@ int gb_put(struct gb_refs *r, const struct gb_put *p) {
         uint64_t weight = ref ? p->weight - gb_refs_weight(r, ref) : p->weight; /* wraps, and back */
         if (GB_LIKELY(!aside.n && !gb_refs_over(r, !ref, weight))) {
             done = ref ? overwrite(r, ref, p, &aside) : insert(r, p, 0, &aside);
-            break;
+            if (GB_LIKELY(done != NO_ROOM)) break;
+            gb_refs_leave(r);
+            gb_refs_release(r, &aside);
+            if (!gb_refs_opened(r) || grow(r)) return -1;
+            continue;
         }
         if (ref) gb_index_use(&r->index, ref); /* it is not to be its own victim */
         if (!aside.n && !ref && r->max_entries && !r->max_weight) { /* the common way: one for one */
             done = exchange_victim(r, p, &aside);
             foresee(r);
+            if (GB_UNLIKELY(done == NO_ROOM)) done = grow(r); /* bounded: it says so */
             break;
         }
         gb_refs_leave(r);
@@ -319,4 +325,8 @@ int gb_put(struct gb_refs *r, const struct gb_put *p) {
     gb_refs_leave(r);
     gb_refs_release(r, &aside);
     return done;
+}
+
+int gb_put_retime(struct gb_refs *r, gb_ref ref, const struct gb_life *life) {
+    return retime(r, ref, life) == NO_ROOM ? grow(r) ? -1 : 0 : 1;
 }

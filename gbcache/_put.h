@@ -26,7 +26,8 @@ struct gb_put {
 int gb_put(struct gb_refs *r, const struct gb_put *p);
 /* Another value in an entry's place; its life, its weight and its rank stay. Releases the old one. */
 void gb_put_swap(struct gb_refs *r, gb_ref ref, PyObject *value);
-/* Gives an entry another life: may move it to another block. -1 with an exception. */
+/* Gives an entry another life: may move it to another block. 1 done, 0 there was no room and now there is:
+ * look the entry up again; -1 with an exception. */
 int gb_put_retime(struct gb_refs *r, gb_ref ref, const struct gb_life *life);
 /* Evicts down to the bounds. -1 with an exception. */
 int gb_put_fit(struct gb_refs *r, uint64_t now);

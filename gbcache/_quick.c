@@ -222,7 +222,8 @@ int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
     uint32_t word = gb_entry_at(r->index.base, ref)->word;
     life.stale = life.due ? gb_stale_at(r->index.base, ref, word) : 0u;
     PyObject *held = gb_refs_key(r->index.base, ref);
-    if (gb_put_retime(r, ref, &life)) return -1;
+    int done = gb_put_retime(r, ref, &life);
+    if (done <= 0) return done < 0 ? -1 : gb_quick_touch(r, key, ttl);
     gb_refs_begin(&aside);
     gb_refs_note(r, GB_EVENT_TOUCH, held, NULL, NULL, &aside);
     gb_refs_release(r, &aside);

@@ -190,6 +190,10 @@ static inline int gb_refs_find(struct gb_refs *r, PyObject *key, uint64_t hash, 
     if (GB_LIKELY(gb_refs_is(r, *ref, key, hash))) return 1;
     return gb_refs_find_slow(r, key, hash, ref);
 }
+/* Whether the reservation is as long as one can be. */
+static inline bool gb_refs_whole(const struct gb_refs *r) {
+    return r->index.arena.root->end >= ((1ull << 35) - 4096u) / GB_GRANULE - 1u;
+}
 /* Moves whenever an entry comes, goes or changes its place. */
 static inline uint64_t gb_refs_epoch(const struct gb_refs *r) {
     return r->epoch + r->index.root->epoch;

@@ -54,7 +54,13 @@ OMITTED = _Omitted()
 
 
 class Event(NamedTuple):
-    """One change, told once."""
+    """One change, told once.
+
+    seq: its number, from 1, one higher each (of `lost`: of the last event lost). kind: a `Kind`. key: None for
+    `clear`, `recover` and `lost`. value: the new value of `set` and `replace` where values were asked for;
+    how many, of `clear`, `recover` and `lost`. old: the value that went, of `replace delete expire evict`,
+    where values were asked for. at: when, in seconds as of time.time() (0.0 for `lost`).
+    """
 
     seq: int
     """The number of the event, from 1, one higher each; of `lost`: of the last event lost."""

@@ -19,6 +19,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextvars import ContextVar, Token
 from datetime import timedelta
 from inspect import isawaitable
+from types import CoroutineType
 from typing import Any, Protocol
 
 from .errors import BudgetError, ClosedError
@@ -233,6 +234,9 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
                 value = cache.peek(key, MISS)  # another's flight may have landed since
                 if value is MISS:
                     value = fn()
+                    if value.__class__ is CoroutineType:
+                        value.close()
+                        raise TypeError(f"{fn!r} returned a coroutine: await aget_or_set")
                     loaded = True
                     _landed(cache, key, mine, value, ttl, stale)
                 else:

@@ -67,7 +67,12 @@ def stale_ms(stale: float | timedelta) -> int:
     """`stale=` in ms; 0 for none."""
     if isinstance(stale, (int, float)) and not isinstance(stale, bool) and stale == 0:
         return 0
-    return min(int(seconds_of(stale, "stale") * 1000.0 + 0.5) or 1, 2**32 - 1)
+    if stale is None or (isinstance(stale, (int, float)) and stale < 0):
+        raise ValueError(f"stale={stale!r} is not seconds from 0, or a timedelta")
+    seconds = seconds_of(stale, "stale")
+    if seconds >= 2**32 / 1000:
+        raise ValueError(f"stale={stale!r} is longer than 49 days")
+    return int(seconds * 1000.0 + 0.5) or 1
 
 
 class Common(MutableMapping[Any, Any]):

@@ -57,7 +57,7 @@ def _check_prefix(prefix: str | bytes | None) -> None:
 class Subscription:
     """A function that is told of a cache's events. Made by `cache.subscribe`; a context manager."""
 
-    def __init__(self, hub: Hub, fn: Callable[[Event], Any], cursor: Cursor, kinds: int, values: bool,
+    def __init__(self, hub: Any, fn: Callable[[Event], Any], cursor: Cursor, kinds: int, values: bool,
                  delivery: str | asyncio.AbstractEventLoop, weak: bool) -> None:  # fmt: skip
         self._hub, self._cursor = hub, cursor
         self.kinds, self.values, self.delivery = kinds, values, delivery
@@ -262,15 +262,22 @@ class Hub:
         cache = self._cache()
         assert cache is not None
         _check_prefix(prefix)
-        if since < 0:
-            raise ValueError(f"since={since!r} is below 0: events are numbered from 1")
+        self._check_since(since)
         return drain(cache._cursor(since, bits_of(kinds), prefix, True), cache._seq())
+
+    def _check_since(self, since: int | None) -> None:
+        last = self._cache()._seq()  # type: ignore[union-attr]
+        if since is not None and not 0 <= since <= last:
+            raise ValueError(f"since={since!r} is not from 0 to {last}, the number of the last event: each "
+                             "cache numbers its own from 1")  # fmt: skip
 
     def _open(self, since: int | None, mask: int, prefix: Any, values: bool) -> Cursor:
         cache = self._cache()
         assert cache is not None
         _check_prefix(prefix)
         with self._changing:  # the ring first: a cursor belongs to one
+            if since is not None:
+                self._check_since(since)
             self._listen(mask, values)
             cursor: Cursor = cache._cursor(since, mask, prefix, bool(values))
         return cursor

@@ -127,6 +127,12 @@ class Watch:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Watch:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
     def __del__(self) -> None:
         if hasattr(self, "_wake"):
             self._hub.silence(self._wake)

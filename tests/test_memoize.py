@@ -337,7 +337,7 @@ def test_twice_as_deep_costs_twice_as_much() -> None:
         f(depth)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 2.6 * peaks[0]
+    assert peaks[1] < 3.3 * peaks[0], "four times would be quadratic"
 
 
 def test_the_function_may_clear_invalidate_and_ask_for_its_own_call() -> None:

@@ -206,7 +206,7 @@ def test_idle_slides_and_the_window_follows(make: Any, clock: Any, ttl: float | 
     assert served(cache) is None
 
 
-@pytest.mark.parametrize("stale", [timedelta(days=49), 4_294_967, 3_155_760_000.0])
+@pytest.mark.parametrize("stale", [timedelta(days=49), 4_294_967])
 def test_a_window_of_weeks_and_a_life_of_a_century(make: Any, clock: Any, stale: Any) -> None:
     cache = make(clock=clock)
     cache.get_or_set("k", lambda: "old", ttl=3_155_760_000, stale=stale)
@@ -223,7 +223,7 @@ def test_a_window_of_weeks_and_a_life_of_a_century(make: Any, clock: Any, stale:
 
 @pytest.mark.parametrize(
     ("stale", "error"),
-    [(-1, ValueError), (float("nan"), ValueError), (float("inf"), ValueError), (1e300, ValueError),
+    [(3_155_760_000.0, ValueError), (-1, ValueError), (float("nan"), ValueError), (float("inf"), ValueError), (1e300, ValueError),
      (10**400, ValueError), (timedelta(-1), ValueError), ("5", TypeError), (True, TypeError),
      ([1], TypeError), (False, TypeError), ("", TypeError)],
 )  # fmt: skip
