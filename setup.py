@@ -21,7 +21,16 @@ if not PYTHON_H.exists():
 SHARED = ["csrc/gb.c", "gbcache/_args.c", "gbcache/_clock.c", "gbcache/_event.c"]
 MODULES = {
     "_packed": ["_box.c", "_door.c", "_hot.c", "_many.c", "_news.c", "_verbs.c", "_walk.c"],
-    "_object": ["_bound.c", "_bulk.c", "_memo.c", "_once.c", "_put.c", "_queue.c", "_quick.c", "_refs.c"],
+    "_object": [
+        "_bound.c",
+        "_bulk.c",
+        "_memo.c",
+        "_once.c",
+        "_put.c",
+        "_queue.c",
+        "_quick.c",
+        "_refs.c",
+    ],
 }
 PURE = ["flight", "notify"]  # Python as it stands, compiled: fewer frames, half the time
 HEADERS = sorted(
