@@ -112,12 +112,6 @@ void gb_room_drop(struct gb_store *s, gb_ref ref) {
     gb_arena_free(&s->index.arena, ref);
 }
 
-void gb_room_born(struct gb_store *s, gb_ref ref) {
-    uint32_t word = gb_entry_at(s->base, ref)->word;
-    s->head->key_bytes += gb_key_len(s->base, ref, word);
-    s->head->value_bytes += gb_value_len(s->base, ref, word);
-}
-
 void gb_room_release(struct gb_store *s, gb_ref ref) {
     uint32_t word = gb_entry_at(s->base, ref)->word;
     s->head->key_bytes -= gb_key_len(s->base, ref, word);
@@ -248,9 +242,8 @@ enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
     return s->laps > 2u ? GB_FULL : GB_OK;
 }
 
-void gb_room_tend(struct gb_store *s, uint64_t now) {
+void gb_room_widen(struct gb_store *s, uint64_t now) {
     bool window = false;
-    if (!gb_table_wants_grow(&s->index.table)) return;
     while (gb_head_steps(s) + 8u <= gb_room_last(s)) { /* a split reads every hash of a chain */
         if (gb_table_grow(&s->index.table, &window) != GB_FULL) return;
         if (gb_room_make(s, now, window) != GB_OK) return;

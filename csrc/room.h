@@ -55,7 +55,11 @@ void gb_room_remove(struct gb_store *s, gb_ref ref, enum gb_cause cause);
 /* The half of it that a replace needs: the entry is out of the index already. */
 void gb_room_release(struct gb_store *s, gb_ref ref);
 /* Accounts a birth. */
-void gb_room_born(struct gb_store *s, gb_ref ref);
+static inline void gb_room_born(struct gb_store *s, gb_ref ref) {
+    uint32_t word = gb_entry_at(s->base, ref)->word;
+    s->head->key_bytes += gb_key_len(s->base, ref, word);
+    s->head->value_bytes += gb_value_len(s->base, ref, word);
+}
 /* Frees a block no index knows, and sends its chain to the trash. */
 void gb_room_drop(struct gb_store *s, gb_ref ref);
 
@@ -74,7 +78,10 @@ static inline void gb_room_foresee(const struct gb_store *s) {
 /* One unit of room. GB_OK: try the allocation again; GB_FULL: nothing is left to give. */
 enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window);
 /* Keeps the table near its mean fill, if the hold has steps left for it. */
-void gb_room_tend(struct gb_store *s, uint64_t now);
+void gb_room_widen(struct gb_store *s, uint64_t now);
+static inline void gb_room_tend(struct gb_store *s, uint64_t now) {
+    if (GB_UNLIKELY(gb_table_wants_grow(&s->index.table))) gb_room_widen(s, now);
+}
 /* Housekeeping without a caller: due entries, trash. True if more is waiting. */
 bool gb_room_work(struct gb_store *s, uint64_t now);
 

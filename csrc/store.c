@@ -16,9 +16,12 @@ bool gb_store_fits_inline(const struct gb_put *p) {
     return bytes_of(GB_WORD_TTL | GB_WORD_EXTRA, p, false) <= GB_WINDOW_BYTES;
 }
 
-uint32_t gb_store_granules(const struct gb_store *s, const struct gb_put *p, bool chain) {
+static inline uint32_t granules_of(const struct gb_store *s, const struct gb_put *p, bool chain) {
     uint64_t bytes = bytes_of(flags_of(s, p, chain), p, chain);
     return (uint32_t)((bytes + GB_GRANULE - 1u) / GB_GRANULE);
+}
+uint32_t gb_store_granules(const struct gb_store *s, const struct gb_put *p, bool chain) {
+    return granules_of(s, p, chain);
 }
 
 void gb_store_fill(struct gb_store *s, gb_ref ref, const struct gb_put *p, bool chain) {
@@ -100,7 +103,7 @@ static enum gb_err prepare(struct gb_store *s, const struct gb_put *p, uint64_t 
         while (!*old && !gb_store_counted(s, now))
             if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
         uint64_t epoch = s->index.root->epoch + s->head->counters.moves;
-        uint32_t granules = gb_store_granules(s, p, false);
+        uint32_t granules = granules_of(s, p, false);
         while (!(*ref = gb_arena_alloc(&s->index.arena, granules, GB_KIND_PENDING))) {
             if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
             enum gb_err err = gb_room_make(s, now, false);

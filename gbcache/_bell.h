@@ -31,7 +31,8 @@ struct gb_bells {
 
 static inline void gb_bell_ring(struct gb_bell *b) {
     const uint64_t one = 1;
-    if (!atomic_exchange(&b->armed, false)) return;
+    /* A reader arms, then looks under the lock: whoever changes after that look sees it armed. */
+    if (!atomic_load_explicit(&b->armed, memory_order_relaxed) || !atomic_exchange(&b->armed, false)) return;
     ssize_t n = write(b->fd, &one, sizeof one); /* full: it has been rung already */
     (void)n;
 }
