@@ -1,5 +1,6 @@
 /* _door.c - the lock protocol, long values, and the one function that raises. */
 #include "_door.h"
+#include "_event.h"
 
 struct gb_door_names gb_door_names;
 
@@ -32,17 +33,8 @@ void gb_door_told(struct gb_door *d) {
 }
 
 void gb_door_inform_slow(struct gb_door *d) {
-    PyObject *type, *value, *trace, *hears = Py_XNewRef(d->hears);
     d->inform = false;
-    if (!hears) return;
-    PyErr_Fetch(&type, &value, &trace); /* the operation's own */
-    PyObject *none = PyObject_CallNoArgs(hears);
-    bool interrupted = none == Py_True; /* in a subscriber, and meant for the program */
-    if (!none) PyErr_WriteUnraisable(hears);
-    Py_XDECREF(none);
-    Py_DECREF(hears);
-    PyErr_Restore(type, value, trace);
-    if (interrupted) PyErr_SetInterrupt();
+    if (d->hears) gb_event_heard(d->hears);
 }
 
 PyThreadState *gb_door_out(struct gb_door *d) {

@@ -49,3 +49,16 @@ PyObject *gb_event_lost(uint64_t seq, uint64_t n) {
     PyObject *count = PyLong_FromUnsignedLongLong(n);
     return count ? gb_event_make(seq, GB_EVENT_LOST, NULL, count, NULL, 0.0) : NULL;
 }
+
+void gb_event_heard(PyObject *hears) {
+    PyObject *type, *value, *trace;
+    Py_INCREF(hears);
+    PyErr_Fetch(&type, &value, &trace); /* the operation's own */
+    PyObject *none = PyObject_CallNoArgs(hears);
+    bool interrupted = none == Py_True; /* in a subscriber, and meant for the program */
+    if (!none) PyErr_WriteUnraisable(hears);
+    Py_XDECREF(none);
+    Py_DECREF(hears);
+    PyErr_Restore(type, value, trace);
+    if (interrupted) PyErr_SetInterrupt();
+}

@@ -1,4 +1,4 @@
-/* _event.h - an Event as Python sees it, made from C.
+/* _event.h - an Event as Python sees it, made from C; and the call of who hears at once.
  *
  * WHAT      Event is a NamedTuple of events.py; here it is filled in without calling it. To be made
  *           outside every lock: it may run the collector.
@@ -24,6 +24,9 @@ extern struct gb_event_names gb_event_names;
 
 /* Reads events.py's names. -1 with an exception. */
 int gb_event_install(void);
+/* Calls `hears()`, whatever becomes of its owner meanwhile. An exception that is set stays; its own is told
+ * to sys.unraisablehook; True means: interrupt the program. */
+void gb_event_heard(PyObject *hears);
 /* Takes over key, value and old; NULL among them: None. NULL with an exception: they are released. */
 PyObject *gb_event_make(uint64_t seq, uint32_t kind, PyObject *key, PyObject *value, PyObject *old,
                         double at);

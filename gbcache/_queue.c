@@ -115,17 +115,8 @@ void gb_queue_hear(struct gb_queue *q, PyObject *fn) {
 }
 
 void gb_queue_tell(struct gb_queue *q) {
-    PyObject *type, *value, *trace, *fn = Py_XNewRef(q->hear);
     gb_bell_ring_all(&q->bells);
-    if (!fn) return;
-    PyErr_Fetch(&type, &value, &trace);
-    PyObject *none = PyObject_CallNoArgs(fn);
-    bool interrupted = none == Py_True; /* in a subscriber, and meant for the program */
-    if (!none) PyErr_WriteUnraisable(fn);
-    Py_XDECREF(none);
-    Py_DECREF(fn);
-    PyErr_Restore(type, value, trace);
-    if (interrupted) PyErr_SetInterrupt();
+    if (q->hear) gb_event_heard(q->hear);
 }
 
 /* ---- reading ---- */
