@@ -45,11 +45,19 @@ static void class_out(struct gb_arena *a, gb_ref ref, uint32_t granules) {
         a->root->bits[class >> 6] &= ~((uint64_t)1 << (class & 63u));
 }
 
-/* Writes a free block's three words; its neighbours are the caller's. */
+/* Writes a free block's three words; its neighbours are the caller's. The first two are one store: it is
+ * the point at which what was there before is no more, be it used blocks or a longer free one. */
 static void write_free(struct gb_arena *a, gb_ref ref, uint32_t granules, uint32_t flags) {
-    uint32_t *w = word_at(a, ref);
-    w[0] = ((uint32_t)GB_KIND_FREE << 10) | flags;
-    w[1] = granules;
+    typedef uint64_t __attribute__((may_alias)) pair;
+    uint64_t word = ((uint64_t)GB_KIND_FREE << 10) | flags, size = granules;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    uint64_t both = word | size << 32;
+#else
+    uint64_t both = word << 32 | size;
+#endif
+    GB_ORDER();
+    __atomic_store_n((pair *)gb_at(a->base, ref), both, __ATOMIC_RELAXED);
+    GB_ORDER();
     word_at(a, ref + granules)[-1] = granules;
 }
 
@@ -79,16 +87,17 @@ static gb_ref carve(struct gb_arena *a, gb_ref ref, gb_ref at, uint32_t granules
                     enum gb_kind kind) {
     uint32_t size = word_at(a, ref)[1], before = at - ref, behind = size - before - granules;
     uint32_t prev = before ? GB_WORD_PREV_FREE : 0u;
-    if (before) {
-        write_free(a, ref, before, word_at(a, ref)[0] & GB_WORD_PREV_FREE);
-        class_in(a, ref, before);
-    }
-    word_at(a, at)[0] = granules | ((uint32_t)kind << 10) | prev;
-    if (behind) {
+    if (behind) { /* from behind: nothing of it is seen until the front gets shorter */
         write_free(a, at + granules, behind, 0);
         class_in(a, at + granules, behind);
     } else {
         tell_next(a, at + granules, false);
+    }
+    GB_ORDER();
+    word_at(a, at)[0] = granules | ((uint32_t)kind << 10) | prev;
+    if (before) {
+        write_free(a, ref, before, word_at(a, ref)[0] & GB_WORD_PREV_FREE);
+        class_in(a, ref, before);
     }
     a->root->ledger[GB_KIND_FREE] -= granules;
     a->root->ledger[kind] += granules;
@@ -182,6 +191,7 @@ static void release(struct gb_arena *a, gb_ref ref, uint32_t size, uint32_t prev
         size += more;
     }
     write_free(a, start, size, flags | (held ? GB_WORD_HELD : 0u));
+    if (behind - ref > 2u) GB_POISON(word_at(a, ref + 1u), (size_t)(behind - ref - 2u) * GB_GRANULE);
     if (held) r->gap = start;
     else class_in(a, start, size);
     /* The hand must stay on a block's start, and the gap must end there. */
@@ -196,7 +206,6 @@ void gb_arena_free(struct gb_arena *a, gb_ref ref) {
     a->root->ledger[gb_word_kind(word)] -= size;
     a->root->ledger[GB_KIND_FREE] += size;
     a->work.steps++;
-    GB_POISON(word_at(a, ref), (size_t)size * GB_GRANULE);
     release(a, ref, size, word & GB_WORD_PREV_FREE);
 }
 
@@ -204,7 +213,9 @@ void gb_arena_rekind(struct gb_arena *a, gb_ref ref, enum gb_kind kind) {
     uint32_t *w = word_at(a, ref), size = gb_word_granules(*w);
     a->root->ledger[gb_word_kind(*w)] -= size;
     a->root->ledger[kind] += size;
+    GB_ORDER(); /* all its bytes are there before it is what it becomes */
     *w = (*w & ~(7u << 10)) | ((uint32_t)kind << 10);
+    GB_ORDER();
 }
 
 /* Gives the gap to the lists. The hand stays where it is, on the block behind. */
@@ -249,6 +260,43 @@ gb_ref gb_arena_gap_next(struct gb_arena *a, enum gb_gap want) {
     }
 }
 
+/* Copies a block down over its own front, a gap's length at a time: where a kill finds it, what is not yet
+ * copied is whole. */
+static void slide_on(struct gb_arena *a, struct gb_intent *i) {
+    uint32_t gap = i->from - i->to;
+    while (i->done < i->size) {
+        uint32_t n = i->size - i->done < gap ? i->size - i->done : gap;
+        memcpy(gb_at(a->base, i->to + i->done), gb_at(a->base, i->from + i->done), (size_t)n * GB_GRANULE);
+        GB_ORDER();
+        i->done += n;
+        GB_ORDER();
+    }
+}
+
+static void slide_bytes(struct gb_arena *a, gb_ref from, gb_ref to, uint32_t size) {
+    struct gb_intent *i = a->intent;
+    if (!i) {
+        memmove(gb_at(a->base, to), gb_at(a->base, from), (size_t)size * GB_GRANULE);
+        return;
+    }
+    i->from = from;
+    i->to = to;
+    i->gap = a->root->gap;
+    i->size = size;
+    i->done = 0;
+    GB_ORDER();
+    i->op = GB_INTENT_SLIDE;
+    GB_ORDER();
+    slide_on(a, i);
+}
+
+void gb_arena_slide_finish(struct gb_arena *a) {
+    struct gb_intent *i = a->intent;
+    slide_on(a, i);
+    if (i->to > i->gap) write_free(a, i->gap, i->to - i->gap, 0);
+    write_free(a, i->to + i->size, i->from - i->to, 0);
+}
+
 gb_ref gb_arena_gap_slide(struct gb_arena *a, bool aligned, gb_ref limit) {
     struct gb_arena_root *r = a->root;
     gb_ref from = r->hand, to = r->gap;
@@ -257,13 +305,13 @@ gb_ref gb_arena_gap_slide(struct gb_arena *a, bool aligned, gb_ref limit) {
     uint32_t size = gb_word_granules(word_at(a, from)[0]);
     if (aligned) left = (GB_BLOCK_MAX - to % GB_BLOCK_MAX) % GB_BLOCK_MAX;
     if (to + left >= from || to + left + size > limit) return 0;
+    slide_bytes(a, from, to + left, size);
     if (left) { /* what lies before the aligned place goes to the lists */
         write_free(a, to, left, before);
         class_in(a, to, left);
         before = GB_WORD_PREV_FREE;
         to += left;
     }
-    memmove(gb_at(a->base, to), gb_at(a->base, from), (size_t)size * GB_GRANULE);
     word_at(a, to)[0] = (word_at(a, to)[0] & ~GB_WORD_PREV_FREE) | before;
     r->gap = to + size;
     r->hand = from + size;
@@ -297,10 +345,20 @@ void gb_arena_grow(struct gb_arena *a, gb_ref new_end) {
     gb_ref at = r->end;
     gap_close(a);
     uint32_t prev_free = word_at(a, at)[0] & GB_WORD_PREV_FREE;
-    r->end = new_end;
     word_at(a, new_end)[0] = END_MARK;
+    write_free(a, at, new_end - at, prev_free);
+    GB_ORDER();
+    r->end = new_end;
     r->ledger[GB_KIND_FREE] += new_end - at; /* the old end mark's granule goes, a new one comes */
     release(a, at, new_end - at, prev_free);
+}
+
+void gb_arena_stretch(struct gb_arena *a, gb_ref new_end) {
+    gb_ref at = a->root->end;
+    word_at(a, new_end)[0] = END_MARK;
+    write_free(a, at, new_end - at, 0);
+    GB_ORDER();
+    a->root->end = new_end;
 }
 
 bool gb_arena_shrink(struct gb_arena *a, gb_ref new_end) {
@@ -309,15 +367,59 @@ bool gb_arena_shrink(struct gb_arena *a, gb_ref new_end) {
     gb_ref at = r->gap;
     uint32_t prev_free = word_at(a, at)[0] & GB_WORD_PREV_FREE, left = new_end - at;
     r->ledger[GB_KIND_FREE] -= r->end - new_end;
-    r->end = new_end;
+    r->end = new_end; /* a kill here leaves a free block that reaches beyond it: it is cut then */
+    GB_ORDER();
+    word_at(a, new_end)[0] = END_MARK | (left ? GB_WORD_PREV_FREE : 0u);
     r->gap = 0;
     r->hand = r->first;
-    word_at(a, new_end)[0] = END_MARK | (left ? GB_WORD_PREV_FREE : 0u);
     if (left) {
         write_free(a, at, left, prev_free);
         class_in(a, at, left);
     }
     return true;
+}
+
+void gb_arena_again_begin(struct gb_arena *a, gb_ref first, gb_ref end) {
+    struct gb_arena_root *r = a->root;
+    memset(r->ledger, 0, sizeof r->ledger);
+    memset(r->bits, 0, sizeof r->bits);
+    for (uint32_t i = 0; i < GB_ARENA_CLASSES; i++) gb_list_format(a->base, class_head(a, i));
+    r->first = first;
+    r->end = end;
+    r->hand = first; /* of the walk: where a free run began, if it is not the block's own start */
+    r->gap = 0;
+    r->ledger[GB_KIND_HEAD] = first + 1u;
+}
+
+/* The free run before `at`, if there is one, becomes a block. */
+static void again_close(struct gb_arena *a, gb_ref at) {
+    struct gb_arena_root *r = a->root;
+    uint32_t size = at - r->hand;
+    if (size) {
+        write_free(a, r->hand, size, 0);
+        class_in(a, r->hand, size);
+        r->ledger[GB_KIND_FREE] += size;
+    }
+    tell_next(a, at, size != 0);
+}
+
+void gb_arena_again_keep(struct gb_arena *a, gb_ref ref) {
+    uint32_t word = word_at(a, ref)[0], size = gb_word_granules(word);
+    again_close(a, ref);
+    a->root->ledger[gb_word_kind(word)] += size;
+    a->root->hand = ref + size;
+}
+
+/* Joined to the run at once, by the run's own first store: the walk over blocks is true all the time. */
+void gb_arena_again_free(struct gb_arena *a, gb_ref ref, uint32_t granules) {
+    write_free(a, a->root->hand, ref + granules - a->root->hand, 0);
+}
+
+void gb_arena_again_end(struct gb_arena *a) {
+    struct gb_arena_root *r = a->root;
+    word_at(a, r->end)[0] = END_MARK;
+    again_close(a, r->end);
+    r->hand = r->first;
 }
 
 /* Lists hold what they should, and their bits say so. */

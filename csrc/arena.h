@@ -19,6 +19,7 @@
  *           3 a free block's two size words agree.
  *           4 every free block of three granules or more is in its class's list, or is the gap.
  *           5 the ledger's lines are the sums over the blocks; with HEAD they sum to the length.
+ *           (1 holds between any two stores, but for a slide and a clear, which say so in an intent.)
  *           6 a class's bit is set if and only if its list is not empty.
  *           7 the gap is one held block that ends at `hand`, or empty; hand is a block's start.
  *
@@ -49,6 +50,7 @@ struct gb_arena_root {
 struct gb_arena {
     uint8_t *base;
     struct gb_arena_root *root;
+    struct gb_intent *intent; /* of a live file; NULL: nobody will ask */
     struct gb_work work;
 };
 
@@ -69,8 +71,11 @@ enum gb_gap { GB_GAP_BLOCK, GB_GAP_WINDOW, GB_GAP_TAIL };
 gb_ref gb_arena_gap_next(struct gb_arena *a, enum gb_gap want);
 /* Slides the block at the hand down to the gap's start (or the first window boundary behind it), and
  * returns its new place: its bytes are there, whoever refers to it is the caller's to tell. 0 if
- * there is no gap, or the block would not move down and end at or below `limit`. */
+ * there is no gap, or the block would not move down and end at or below `limit`. The intent of it stays
+ * until the caller has told them. */
 gb_ref gb_arena_gap_slide(struct gb_arena *a, bool aligned, gb_ref limit);
+/* Does what is left of a slide that was killed. */
+void gb_arena_slide_finish(struct gb_arena *a);
 /* The block at the hand cannot move: give the gap to the lists and start behind it. */
 void gb_arena_gap_skip(struct gb_arena *a);
 
@@ -79,8 +84,16 @@ void gb_arena_gap_rewind(struct gb_arena *a);
 
 /* The image was mapped longer: [end, new_end) becomes free. */
 void gb_arena_grow(struct gb_arena *a, gb_ref new_end);
+/* The same of an arena that is about to be made again: nothing but the blocks is looked at. */
+void gb_arena_stretch(struct gb_arena *a, gb_ref new_end);
 /* Gives up [new_end, end), which must be free and in the gap; false if it is not. */
 bool gb_arena_shrink(struct gb_arena *a, gb_ref new_end);
+/* Everything but the blocks themselves made anew, for a walk that keeps some: begin, then each block of it
+ * kept or given up, in order, up to `end`; then end. */
+void gb_arena_again_begin(struct gb_arena *a, gb_ref first, gb_ref end);
+void gb_arena_again_keep(struct gb_arena *a, gb_ref ref);
+void gb_arena_again_free(struct gb_arena *a, gb_ref ref, uint32_t granules);
+void gb_arena_again_end(struct gb_arena *a);
 bool gb_arena_check(const struct gb_arena *a, struct gb_fault *f);
 
 static inline uint32_t gb_arena_size(const struct gb_arena *a, gb_ref ref) {

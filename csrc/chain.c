@@ -53,6 +53,7 @@ static void append(struct gb_store *s, struct gb_chain_write *w, gb_ref at, cons
     x->next = 0;
     x->prev = pin->extent ? pin->extent : pin->entry;
     memcpy(x + 1, bytes, n);
+    GB_ORDER();
     if (pin->extent) gb_extent_at(s->base, pin->extent)->next = at;
     else gb_extra_at(s->base, pin->entry, gb_entry_at(s->base, pin->entry)->word)->chain = at;
     pin->extent = at;

@@ -34,6 +34,56 @@ uint64_t gb_digest_long(const struct gb_digest *d, const uint8_t *p, size_t n, u
     return gb_digest_fold(d, sum);
 }
 
+#define ODD 0x9E3779B97F4A7C15u
+static inline uint64_t lane_step(uint64_t lane, uint64_t word) { /* a bijection of either */
+    lane = (lane ^ word) * ODD;
+    return lane << 31 | lane >> 33;
+}
+
+void gb_sum_begin(struct gb_sum *s, uint64_t about) {
+    uint64_t x = about;
+    for (uint32_t i = 0; i < 4u; i++) s->lane[i] = spread(&x);
+    s->length = 0;
+}
+
+static void sum_groups(struct gb_sum *s, const uint8_t *p, size_t groups) {
+    uint64_t a = s->lane[0], b = s->lane[1], c = s->lane[2], d = s->lane[3];
+    for (; groups; groups--, p += 32) {
+        a = lane_step(a, gb_digest_read8(p));
+        b = lane_step(b, gb_digest_read8(p + 8));
+        c = lane_step(c, gb_digest_read8(p + 16));
+        d = lane_step(d, gb_digest_read8(p + 24));
+    }
+    s->lane[0] = a, s->lane[1] = b, s->lane[2] = c, s->lane[3] = d;
+}
+
+void gb_sum_add(struct gb_sum *s, const void *bytes, size_t n) {
+    const uint8_t *p = (const uint8_t *)bytes;
+    size_t have = s->length % 32u;
+    s->length += n;
+    if (have) {
+        size_t take = n < 32u - have ? n : 32u - have;
+        memcpy(s->rest + have, p, take);
+        p += take;
+        n -= take;
+        if (have + take < 32u) return;
+        sum_groups(s, s->rest, 1);
+    }
+    sum_groups(s, p, n / 32u);
+    memcpy(s->rest, p + n / 32u * 32u, n % 32u);
+}
+
+uint64_t gb_sum_end(struct gb_sum *s) {
+    size_t have = s->length % 32u;
+    if (have) {
+        memset(s->rest + have, 0, 32u - have);
+        sum_groups(s, s->rest, 1);
+    }
+    uint64_t h = s->length;
+    for (uint32_t i = 0; i < 4u; i++) h = (lane_step(h, s->lane[i]) ^ h >> 32) * ODD;
+    return h ^ h >> 29;
+}
+
 bool gb_digest_check(const struct gb_digest *d, const uint64_t seed[2], struct gb_fault *f) {
     struct gb_digest again;
     gb_digest_seed(&again, seed);

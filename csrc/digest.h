@@ -9,6 +9,8 @@
  *                                                     top 8: tag
  *
  * INVARIANT 1 equal seed, type and bytes give equal hashes; the length and type are part of it.
+ *           3 a checksum differs for any two strings that differ in one word of eight bytes: each word changes
+ *             its lane, and every step on the way is a bijection. It is no protection against an author.
  *           2 two different strings of up to 256 bytes collide before the fold for at most 2 in 2^64
  *             schedules (NH is 2^-64-almost-universal: Black, Halevi, Krawczyk, Krovetz, Rogaway,
  *             "UMAC", CRYPTO 99); longer strings chain one such sum for every 256 bytes.
@@ -74,5 +76,15 @@ static inline uint64_t gb_digest(const struct gb_digest *d, const uint8_t *p, si
     gb_digest_wide sum = (gb_digest_wide)(a + d->key[0]) * (gb_digest_wide)(b + d->key[1]);
     return gb_digest_fold(d, sum + (gb_digest_wide)((n << 2) | type) * d->key[34]);
 }
+
+/* A checksum of bytes that come in pieces, for files: four lanes of words, folded at the end. */
+struct gb_sum {
+    uint64_t lane[4];
+    uint64_t length;
+    uint8_t rest[32]; /* bytes of a group of 32 that is not full */
+};
+void gb_sum_begin(struct gb_sum *s, uint64_t about);
+void gb_sum_add(struct gb_sum *s, const void *bytes, size_t n);
+uint64_t gb_sum_end(struct gb_sum *s);
 
 #endif

@@ -61,7 +61,7 @@ struct gb_head {
     uint64_t checksum;
     uint64_t later[8];
     struct gb_counters counters;
-    uint64_t intent[8]; /* the primitive step under way: for live files */
+    struct gb_intent intent; /* the primitive step under way: for live files */
     struct gb_ring_root ring; /* of events, at the image's end; granules 0: there is none */
     struct gb_index_root index;
     struct gb_wheel_root wheel;
@@ -78,6 +78,7 @@ enum gb_op {
     GB_OP_GET, GB_OP_SET, GB_OP_LONG, GB_OP_REMOVE, GB_OP_EXPIRE, GB_OP_WALK, GB_OP_RESIZE, GB_OPS
 };
 
+struct gb_keep; /* a save under way: keep.h */
 struct gb_pin {
     gb_ref entry, extent; /* an extent that is being read or appended to */
     bool used, writing;
@@ -95,9 +96,12 @@ struct gb_store {
     uint64_t writing; /* granules promised to long writes under way */
     uint32_t max_steps[GB_OPS];
     struct gb_ring ring;
+    struct gb_keep *keep; /* NULL: nobody saves */
+    uint64_t mapped;  /* bytes of the mapping: the image may be shorter */
     uint64_t now;     /* of the present hold, for events */
     uint32_t listens; /* kinds of events that are recorded; 0: nothing is paid */
     bool values;      /* events carry values */
+    bool live;        /* the image is a file that outlives the process: intents are written */
     bool told;        /* something was recorded: whoever sleeps is to be woken */
     struct gb_pin pin[GB_HEAD_PINS];
 };

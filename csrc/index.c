@@ -64,17 +64,36 @@ void gb_index_replace(struct gb_index *ix, gb_ref from, gb_ref to, bool use) {
     ix->arena.work.steps += 2u;
 }
 
+void gb_index_retime_finish(struct gb_index *ix, const struct gb_intent *i) {
+    struct gb_extra *x = gb_extra_at(ix->base, i->from, gb_entry_at(ix->base, i->from)->word);
+    gb_timer_at(ix->base, i->from)->due = (uint32_t)i->due;
+    x->due_high = (uint32_t)(i->due >> 32);
+    x->flags = i->flags;
+}
+
+/* Three words at once: a kill between two of them would make another deadline of them. */
+static void retime_wide(struct gb_index *ix, gb_ref ref, uint64_t due, bool wide) {
+    uint32_t was = gb_extra_at(ix->base, ref, gb_entry_at(ix->base, ref)->word)->flags;
+    uint32_t flags = wide ? was | GB_EXTRA_WIDE : was & ~GB_EXTRA_WIDE;
+    struct gb_intent own = {0}, *i = ix->arena.intent ? ix->arena.intent : &own;
+    i->from = ref;
+    i->flags = flags;
+    i->due = due;
+    GB_ORDER();
+    i->op = GB_INTENT_RETIME;
+    GB_ORDER();
+    gb_index_retime_finish(ix, i);
+    GB_ORDER();
+    i->op = GB_INTENT_NONE;
+}
+
 bool gb_index_retime(struct gb_index *ix, gb_ref ref, uint64_t due) {
     struct gb_entry *e = gb_entry_at(ix->base, ref);
     bool wide = gb_wheel_wide(&ix->wheel, due);
     if (wide && !(e->word & GB_WORD_EXTRA)) return false;
     gb_wheel_unlink(&ix->wheel, ref);
-    gb_timer_at(ix->base, ref)->due = (uint32_t)due;
-    if (e->word & GB_WORD_EXTRA) {
-        struct gb_extra *x = gb_extra_at(ix->base, ref, e->word);
-        x->due_high = (uint32_t)(due >> 32);
-        x->flags = wide ? x->flags | GB_EXTRA_WIDE : x->flags & ~GB_EXTRA_WIDE;
-    }
+    if (e->word & GB_WORD_EXTRA) retime_wide(ix, ref, due, wide);
+    else gb_timer_at(ix->base, ref)->due = (uint32_t)due;
     gb_wheel_link(&ix->wheel, ref);
     ix->arena.work.steps++;
     return true;

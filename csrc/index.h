@@ -55,6 +55,7 @@ void gb_index_remove(struct gb_index *ix, gb_ref ref);
 void gb_index_replace(struct gb_index *ix, gb_ref from, gb_ref to, bool use);
 /* Sets the deadline of an entry that has a timer; false if it needs GB_EXTRA_WIDE and lacks it. */
 bool gb_index_retime(struct gb_index *ix, gb_ref ref, uint64_t due);
+void gb_index_retime_finish(struct gb_index *ix, const struct gb_intent *i);
 /* An entry's block was copied from `from` to `to`. */
 void gb_index_moved(struct gb_index *ix, gb_ref from, gb_ref to);
 bool gb_index_walk_begin(struct gb_index *ix, uint32_t *id);

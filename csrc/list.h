@@ -7,7 +7,8 @@
  * PICTURE     head <-> front <-> ... <-> back <-> head      an empty list: the head names itself
  *
  * INVARIANT 1 for every link l: next(l).prev == l and prev(l).next == l.
- *           2 following next from the head comes back to the head.
+ *           2 following next from the head comes back to the head: also between any two stores of
+ *             link, unlink and moved, so that a killed process leaves the list readable forward.
  *
  * COST      every verb touches at most two neighbours.
  *
@@ -38,13 +39,16 @@ static inline void gb_list_link(uint8_t *base, gb_ref where, gb_ref link) {
     gb_ref after = w->next;
     l->prev = where;
     l->next = after;
+    GB_ORDER();
     w->next = link;
+    GB_ORDER();
     gb_list_at(base, after)->prev = link;
 }
 
 static inline void gb_list_unlink(uint8_t *base, gb_ref link) {
     struct gb_link *l = gb_list_at(base, link);
     gb_list_at(base, l->prev)->next = l->next;
+    GB_ORDER();
     gb_list_at(base, l->next)->prev = l->prev;
 #if GB_DEBUG >= 1
     l->prev = l->next = 0; /* a second unlink would trap on the head's own granule */
@@ -55,6 +59,7 @@ static inline void gb_list_unlink(uint8_t *base, gb_ref link) {
 static inline void gb_list_moved(uint8_t *base, gb_ref to) {
     struct gb_link *l = gb_list_at(base, to);
     gb_list_at(base, l->prev)->next = to;
+    GB_ORDER();
     gb_list_at(base, l->next)->prev = to;
 }
 

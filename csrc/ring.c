@@ -7,7 +7,6 @@
 
 /* The compiler moves no store across. A kill sees a process's stores in the order it made them, so
  * the processor needs no fence. */
-#define IN_ORDER() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 
 static uint32_t windows_of(uint64_t bytes) {
     return (uint32_t)((bytes + GB_WINDOW_BYTES - 1u) / GB_WINDOW_BYTES);
@@ -43,7 +42,11 @@ static bool well_formed(const struct gb_ring_record *e) {
 
 void gb_ring_format(struct gb_ring *r, gb_ref at, gb_ref granules, uint64_t seq) {
     GB_ASSERT(granules >= GB_RING_LEAST && seq >= 1u);
-    *r->root = (struct gb_ring_root){.at = at, .granules = granules, .born = seq, .last = GB_RING_NOWHERE};
+    r->root->granules = 0; /* there is none until all of its root is */
+    GB_ORDER();
+    *r->root = (struct gb_ring_root){.at = at, .born = seq, .last = GB_RING_NOWHERE};
+    GB_ORDER();
+    r->root->granules = granules;
 }
 
 /* A filler, where tail stands on one, lies before the span's first record. */
@@ -66,7 +69,7 @@ static void give_up(struct gb_ring *r, uint64_t head, uint64_t most, struct gb_w
     GB_ASSERT(tail <= r->root->last);
     work->steps += windows_of(tail - was);
     r->root->tail = tail;
-    IN_ORDER(); /* and only then what was given up may change */
+    GB_ORDER(); /* and only then what was given up may change */
 }
 
 uint8_t *gb_ring_begin(struct gb_ring *r, const struct gb_ring_record *e, struct gb_work *work) {
@@ -101,9 +104,9 @@ void gb_ring_commit(struct gb_ring *r) {
     uint64_t begun = root->begun, length = gb_ring_length(r);
     GB_ASSERT(begun - front_of(r).head < length); /* one was begun */
     if (GB_UNLIKELY(begun - root->lap == length)) root->lap = begun;
-    IN_ORDER();
+    GB_ORDER();
     root->last = begun;
-    IN_ORDER();
+    GB_ORDER();
 }
 
 void gb_ring_newest(const struct gb_ring *r, struct gb_ring_cursor *c) {

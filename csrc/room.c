@@ -20,6 +20,7 @@ void gb_room_rebase(struct gb_store *s, void *base) {
     ix->base = ix->arena.base = ix->table.base = ix->wheel.base = s->base;
     ix->root = &s->head->index;
     ix->arena.root = &s->head->arena;
+    ix->arena.intent = s->live ? &s->head->intent : NULL;
     ix->table.root = &s->head->table;
     ix->table.arena = &ix->arena;
     ix->wheel.root = &s->head->wheel;
@@ -36,6 +37,7 @@ static void point(struct gb_store *s, void *base) {
 static gb_ref end_of(const struct gb_store *s, uint64_t length) {
     return (gb_ref)(length / GB_GRANULE) - 1u - s->head->ring.granules;
 }
+gb_ref gb_room_end(const struct gb_store *s) { return end_of(s, s->head->length); }
 
 uint64_t gb_room_smallest(void) {
     uint64_t head = GB_HEAD_GRANULES * GB_GRANULE;
@@ -47,6 +49,7 @@ enum gb_err gb_room_format(struct gb_store *s, void *base, uint64_t length, cons
     if (length < gb_room_smallest()) return GB_SMALL;
     if (length / GB_GRANULE > UINT32_MAX) return GB_TOOBIG;
     point(s, base);
+    s->mapped = length;
     struct gb_head *h = s->head;
     memset(h, 0, sizeof *h);
     h->version = GB_ROOM_VERSION;
@@ -66,21 +69,32 @@ enum gb_err gb_room_attach(struct gb_store *s, void *base, uint64_t length) {
         h->layout != layout_number() || h->length > length)
         return GB_BADIMAGE;
     point(s, base);
+    s->mapped = length;
     gb_digest_seed(&s->digest, h->seed);
     return GB_OK;
 }
 
 enum gb_err gb_room_clear(struct gb_store *s, uint64_t now) {
-    if (s->pins) return GB_BUSY;
+    if (s->pins || s->keep) return GB_BUSY;
+    struct gb_head *h = s->head;
+    gb_tell_count(s, GB_EVENT_CLEAR, h->table.count);
+    GB_ORDER();
+    if (s->index.arena.intent) h->intent.op = GB_INTENT_CLEAR;
+    GB_ORDER();
+    h->counters.clears++;
+    return gb_room_clear_finish(s, now);
+}
+
+enum gb_err gb_room_clear_finish(struct gb_store *s, uint64_t now) {
     struct gb_head *h = s->head;
     uint64_t epoch = h->index.epoch;
-    gb_tell_count(s, GB_EVENT_CLEAR, h->table.count);
     h->trash = 0;
     h->key_bytes = h->value_bytes = 0;
-    h->counters.clears++;
     s->slides = s->laps = s->cut = 0;
-    enum gb_err err = gb_index_format(&s->index, GB_HEAD_GRANULES, h->arena.end, now);
+    enum gb_err err = gb_index_format(&s->index, GB_HEAD_GRANULES, gb_room_end(s), now);
     h->index.epoch = epoch + 1u;
+    GB_ORDER();
+    h->intent.op = GB_INTENT_NONE;
     for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) /* a walk under way has come to its end */
         s->index.walk[i].at = gb_index_list(&s->index);
     return err;
@@ -116,6 +130,7 @@ void gb_room_release(struct gb_store *s, gb_ref ref) {
     uint32_t word = gb_entry_at(s->base, ref)->word;
     s->head->key_bytes -= gb_key_len(s->base, ref, word);
     s->head->value_bytes -= gb_value_len(s->base, ref, word);
+    if (GB_UNLIKELY(s->keep != NULL) && gb_keep_leaving(s, ref)) return;
     if (GB_UNLIKELY(pin_of(s, ref))) gb_arena_rekind(&s->index.arena, ref, GB_KIND_PENDING);
     else gb_room_drop(s, ref);
 }
@@ -134,7 +149,7 @@ void gb_room_remove(struct gb_store *s, gb_ref ref, enum gb_cause cause) {
     if (gb_table_wants_shrink(&s->index.table)) (void)gb_table_shrink(&s->index.table);
 }
 
-static void trash_pop(struct gb_store *s) {
+void gb_room_trash(struct gb_store *s) {
     gb_ref ref = s->head->trash;
     struct gb_extent *x = gb_extent_at(s->base, ref);
     if (x->next) gb_extent_at(s->base, x->next)->prev = x->prev;
@@ -150,6 +165,7 @@ static void moved(struct gb_store *s, gb_ref from, gb_ref to) {
     s->index.arena.work.steps++;
     if (kind == GB_KIND_ENTRY) {
         gb_index_moved(&s->index, from, to);
+        if (s->keep) gb_keep_moved(s->keep, from, to);
         gb_ref chain = word & GB_WORD_EXTRA ? gb_extra_at(s->base, to, word)->chain : 0;
         if (chain) gb_extent_at(s->base, chain)->prev = to;
     } else if (kind == GB_KIND_EXTENT) {
@@ -181,12 +197,14 @@ static enum step gap_step(struct gb_store *s, enum gb_gap want) {
     if (movable(s, from, want)) {
         uint32_t word = gb_entry_at(s->base, from)->word, size = gb_word_granules(word);
         enum gb_kind kind = gb_word_kind(word);
-        to = kind == GB_KIND_BUCKETS ? gb_arena_alloc_window(a, kind)
-                                     : gb_arena_alloc(a, size, kind);
-        if (to) {
-            uint32_t flag = gb_entry_at(s->base, to)->word & GB_WORD_PREV_FREE;
-            memcpy(gb_at(s->base, to), gb_at(s->base, from), (size_t)size * GB_GRANULE);
-            gb_entry_at(s->base, to)->word = (word & ~GB_WORD_PREV_FREE) | flag;
+        to = kind == GB_KIND_BUCKETS ? gb_arena_alloc_window(a, GB_KIND_PENDING)
+                                     : gb_arena_alloc(a, size, GB_KIND_PENDING);
+        if (to) { /* all but the kind, and that last: half a block is none */
+            const uint32_t mine = GB_WORD_PREV_FREE | 7u << 10;
+            uint32_t *w = &gb_entry_at(s->base, to)->word;
+            memcpy(w + 1, &gb_entry_at(s->base, from)->hash, (size_t)size * GB_GRANULE - sizeof *w);
+            *w = (word & ~mine) | (*w & mine);
+            gb_arena_rekind(a, to, kind);
             moved(s, from, to);
             gb_arena_free(a, from);
             return STEP_MOVED;
@@ -194,6 +212,8 @@ static enum step gap_step(struct gb_store *s, enum gb_gap want) {
         to = gb_arena_gap_slide(a, kind == GB_KIND_BUCKETS, s->cut ? s->cut : a->root->end);
         if (to) {
             moved(s, from, to);
+            GB_ORDER();
+            s->head->intent.op = GB_INTENT_NONE;
             return STEP_SLID;
         }
     }
@@ -216,9 +236,10 @@ static void shrink_leave(struct gb_store *s) {
 enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
     struct gb_index *ix = &s->index;
     if (s->head->trash) {
-        trash_pop(s);
+        gb_room_trash(s);
         return GB_OK;
     }
+    if (GB_UNLIKELY(s->keep && s->keep->ghost)) return GB_FULL; /* for a moment: its room is what comes next */
     gb_ref victim = 0;
     bool more;
     if (ix->wheel.root->count && (now >> GB_WHEEL_TICK_SHIFT) >= ix->wheel.root->tick)
@@ -259,7 +280,7 @@ bool gb_room_work(struct gb_store *s, uint64_t now) {
             ref = gb_wheel_due(&ix->wheel, now, &ix->arena.work, gb_room_last(s), &more);
         if (ref) gb_room_remove(s, ref, GB_CAUSE_EXPIRE);
         else if (more) return true;
-        else if (s->head->trash) trash_pop(s);
+        else if (s->head->trash) gb_room_trash(s);
         else return false;
     }
     return true;
@@ -269,9 +290,20 @@ bool gb_room_work(struct gb_store *s, uint64_t now) {
 static void move_ring(struct gb_store *s, uint64_t length) {
     struct gb_ring_root *r = &s->head->ring;
     gb_ref to = (gb_ref)(length / GB_GRANULE) - r->granules;
+    if (s->index.arena.intent) { /* half a ring is none: it begins anew then, with the next number */
+        struct gb_intent *i = s->index.arena.intent;
+        i->size = r->granules;
+        i->due = length;
+        i->seq = r->granules ? gb_ring_next(&s->ring) : 1u;
+        GB_ORDER();
+        i->op = GB_INTENT_RING;
+        GB_ORDER();
+    }
     if (r->granules) memmove(gb_at(s->base, to), gb_at(s->base, r->at), (size_t)r->granules * GB_GRANULE);
     if (r->granules) r->at = to;
     s->head->length = length;
+    GB_ORDER();
+    s->head->intent.op = GB_INTENT_NONE;
 }
 
 void gb_room_grow(struct gb_store *s, uint64_t length) {
@@ -303,7 +335,7 @@ static enum gb_err cut_to(struct gb_store *s, gb_ref end) {
             s->cut = 0;
             return GB_OK;
         }
-        if (s->head->trash) trash_pop(s);
+        if (s->head->trash) gb_room_trash(s);
         else if (!r->gap && r->hand + gb_arena_size(a, r->hand) <= s->cut) gb_arena_gap_skip(a);
         else if (gap_step(s, GB_GAP_TAIL) == STEP_STUCK) err = shrink_stuck(s);
     }
@@ -350,7 +382,7 @@ void gb_room_unpin(struct gb_store *s, uint32_t id) {
     s->pin[id].used = false;
     s->pins--;
     bool dead = gb_word_kind(gb_entry_at(s->base, entry)->word) == GB_KIND_PENDING;
-    if (dead && !writing && !pin_of(s, entry)) gb_room_drop(s, entry); /* the last reader out */
+    if (dead && !writing && !pin_of(s, entry) && !gb_keep_is_ghost(s, entry)) gb_room_drop(s, entry); /* the last reader out */
 }
 
 /* Adds up one chain; its extents name the one before, and hold `want` bytes. */
@@ -381,6 +413,12 @@ static bool check_entry(const struct gb_store *s, gb_ref ref, uint64_t *extents,
     for (gb_ref at = x->chain; half && at; at = gb_extent_at(s->base, at)->next)
         held += gb_extent_at(s->base, at)->used;
     return check_extents(s, ref, x->chain, half ? held : want, extents, f);
+}
+
+static bool is_pinned(const struct gb_store *s, gb_ref ref) {
+    bool found = false;
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) found |= s->pin[i].used && s->pin[i].entry == ref;
+    return found;
 }
 
 bool gb_room_check(const struct gb_store *s, struct gb_fault *f) {
@@ -427,8 +465,12 @@ bool gb_room_check(const struct gb_store *s, struct gb_fault *f) {
         pending += gb_word_granules(word);
         if (!check_entry(s, ref, &extents, f)) return false;
     }
+    for (gb_ref ref = s->keep ? s->keep->ghost : 0; ref; ref = gb_entry_at(s->base, ref)->lru.next) {
+        pending += is_pinned(s, ref) ? 0u : gb_word_granules(gb_entry_at(s->base, ref)->word);
+        if (!is_pinned(s, ref) && !check_entry(s, ref, &extents, f)) return false;
+    }
     if (pending != h->arena.ledger[GB_KIND_PENDING])
-        return gb_broken(f, "room 4: every pending block is pinned", 0, pending,
+        return gb_broken(f, "room 4: every pending block is pinned, or a ghost", 0, pending,
                          h->arena.ledger[GB_KIND_PENDING]);
     if (extents != h->arena.ledger[GB_KIND_EXTENT])
         return gb_broken(f, "room 2: every extent is in a chain or the trash", 0, extents,

@@ -16,7 +16,7 @@
  * INVARIANT 1 key_bytes and value_bytes are the sums over the indexed entries.
  *           2 every extent is in one indexed entry's chain, a pending entry's, or the trash.
  *           3 a chain's extents hold its value's length, each names the one before.
- *           4 every pending block is pinned.
+ *           4 every pending block is pinned, or a save's ghost.
  *           5 magic, version, layout and length are those of this build and mapping; the arena ends where
  *             the ring begins, the ring where the image ends.
  *
@@ -27,6 +27,7 @@
 #ifndef GB_ROOM_H
 #define GB_ROOM_H
 
+#include "keep.h"
 #include "tell.h"
 
 #define GB_ROOM_MAGIC 0x0A31656863614247u /* "GBcache1\n", little end first, in eight bytes */
@@ -43,8 +44,12 @@ enum gb_err gb_room_format(struct gb_store *s, void *base, uint64_t length, cons
 enum gb_err gb_room_attach(struct gb_store *s, void *base, uint64_t length);
 /* The image, handle and all, was mapped elsewhere. */
 void gb_room_rebase(struct gb_store *s, void *base);
-/* Back to an empty image of the same seed, counters and bounds. GB_BUSY while anything is pinned. */
+/* Back to an empty image of the same seed, counters and bounds. GB_BUSY while anything is pinned, or saved. */
 enum gb_err gb_room_clear(struct gb_store *s, uint64_t now);
+/* Where the arena is to end. */
+gb_ref gb_room_end(const struct gb_store *s);
+/* What a clear does once its intent is written. */
+enum gb_err gb_room_clear_finish(struct gb_store *s, uint64_t now);
 /* The smallest image, in bytes. */
 uint64_t gb_room_smallest(void);
 /* Granules one value could have if nothing else were there (and a shrink under way had ended). */
@@ -59,7 +64,10 @@ static inline void gb_room_born(struct gb_store *s, gb_ref ref) {
     uint32_t word = gb_entry_at(s->base, ref)->word;
     s->head->key_bytes += gb_key_len(s->base, ref, word);
     s->head->value_bytes += gb_value_len(s->base, ref, word);
+    if (GB_UNLIKELY(s->keep != NULL)) gb_keep_saved(s->keep, ref); /* younger than the moment */
 }
+/* Frees one extent of the trash, which must not be empty. */
+void gb_room_trash(struct gb_store *s);
 /* Frees a block no index knows, and sends its chain to the trash. */
 void gb_room_drop(struct gb_store *s, gb_ref ref);
 

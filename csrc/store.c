@@ -143,6 +143,14 @@ uint64_t gb_store_due(const struct gb_store *s, gb_ref ref) {
     return gb_index_deadline(&s->index, ref);
 }
 
+void gb_store_use_walked(struct gb_store *s, gb_ref ref) {
+    if (s->keep && s->keep->eager) {
+        gb_keep_changing(s, ref);
+        if (gb_keep_unsaved(s->keep, ref)) return; /* a long value: its turn comes where it is */
+    }
+    gb_index_use(&s->index, ref);
+}
+
 void gb_store_use_slow(struct gb_store *s, gb_ref ref, uint64_t now) {
     const struct gb_extra *x = gb_extra_at(s->base, ref, gb_entry_at(s->base, ref)->word);
     if (!x->idle) return;
@@ -169,6 +177,7 @@ static bool retime_in_place(struct gb_store *s, gb_ref ref, uint64_t due, uint64
 
 enum gb_err gb_store_retime(struct gb_store *s, gb_ref ref, uint64_t due, uint64_t hard,
                             uint32_t idle, uint64_t now) {
+    if (GB_UNLIKELY(s->keep != NULL)) gb_keep_changing(s, ref);
     gb_index_use(&s->index, ref);
     if (retime_in_place(s, ref, due, hard, idle)) {
         gb_tell(s, GB_EVENT_TOUCH, ref, 0, 0);
@@ -196,13 +205,16 @@ enum gb_err gb_store_retime(struct gb_store *s, gb_ref ref, uint64_t due, uint64
         struct gb_extra *from = gb_extra_at(s->base, ref, word);
         gb_extra_at(s->base, to, gb_entry_at(s->base, to)->word)->chain = from->chain;
         if (from->chain) gb_extent_at(s->base, from->chain)->prev = to;
-        from->chain = 0;
     }
     gb_tell(s, GB_EVENT_TOUCH, to, 0, 0);
     gb_arena_rekind(&s->index.arena, to, GB_KIND_ENTRY);
     gb_index_replace(&s->index, ref, to, true);
+    if (chain) gb_extra_at(s->base, ref, word)->chain = 0; /* now that the other one has it for certain */
+    bool unsaved = s->keep && gb_keep_unsaved(s->keep, ref); /* then it is long, and `to` has its chain */
+    if (unsaved) gb_keep_saved(s->keep, ref);
     gb_room_release(s, ref);
     gb_room_born(s, to);
+    if (unsaved) gb_keep_again(s->keep, to);
     return GB_OK;
 }
 

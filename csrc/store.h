@@ -110,8 +110,10 @@ bool gb_store_counted(struct gb_store *s, uint64_t now);
 
 /* A use: to the front, and a sliding deadline slides. `now` counts only where idle is set. */
 void gb_store_use_slow(struct gb_store *s, gb_ref ref, uint64_t now);
+void gb_store_use_walked(struct gb_store *s, gb_ref ref); /* while somebody walks, perhaps to save */
 static inline void gb_store_use(struct gb_store *s, gb_ref ref, uint64_t now) {
-    gb_index_use(&s->index, ref);
+    if (GB_UNLIKELY(s->index.walks != 0)) gb_store_use_walked(s, ref);
+    else gb_index_use(&s->index, ref);
     if (GB_UNLIKELY((gb_entry_at(s->base, ref)->word & (GB_WORD_TTL | GB_WORD_EXTRA)) ==
                     (GB_WORD_TTL | GB_WORD_EXTRA)))
         gb_store_use_slow(s, ref, now);

@@ -38,6 +38,22 @@ static gb_ref new_overflow(struct gb_table *t, uint32_t owner) {
     return ref;
 }
 
+gb_ref gb_table_directory(struct gb_table *t, uint32_t number) {
+    gb_ref dir = gb_arena_alloc(t->arena, GB_TABLE_DIR_GRANULES, GB_KIND_DIRECTORY);
+    if (!dir) return 0;
+    directory_at(t, dir)->number = number;
+    memset(directory_at(t, dir)->chunk, 0, sizeof directory_at(t, dir)->chunk);
+    return dir;
+}
+
+void gb_table_chunk_again(struct gb_table *t, gb_ref directory, gb_ref at, uint32_t number) {
+    struct gb_chunk *chunk = (struct gb_chunk *)gb_at(t->base, at);
+    chunk->number = number;
+    memset(chunk->spare, 0, sizeof chunk->spare);
+    memset(chunk->bucket, 0, sizeof chunk->bucket);
+    directory_at(t, directory)->chunk[number & DIR_MASK] = at;
+}
+
 /* Makes sure the directory names a chunk for bucket `number`; only ever called for the next one. */
 static enum gb_err chunk_ready(struct gb_table *t, uint32_t number, bool *window) {
     uint32_t c = number / GB_TABLE_CHUNK;
@@ -45,23 +61,13 @@ static enum gb_err chunk_ready(struct gb_table *t, uint32_t number, bool *window
     if (number % GB_TABLE_CHUNK) return GB_OK;
     if (c >> GB_DIR_SHIFT >= GB_DIR_ROOTS) return GB_TOOBIG;
     gb_ref *root = &t->root->dirs[c >> GB_DIR_SHIFT];
-    if (!*root) {
-        gb_ref dir = gb_arena_alloc(t->arena, GB_TABLE_DIR_GRANULES, GB_KIND_DIRECTORY);
-        if (!dir) return GB_FULL;
-        directory_at(t, dir)->number = c >> GB_DIR_SHIFT;
-        memset(directory_at(t, dir)->chunk, 0, sizeof directory_at(t, dir)->chunk);
-        *root = dir;
-    }
+    if (!*root && !(*root = gb_table_directory(t, c >> GB_DIR_SHIFT))) return GB_FULL;
     gb_ref ref = gb_arena_alloc_window(t->arena, GB_KIND_BUCKETS);
     if (!ref) {
         *window = true;
         return GB_FULL; /* an empty directory may stay: the next try finds it */
     }
-    struct gb_chunk *chunk = (struct gb_chunk *)gb_at(t->base, ref);
-    chunk->number = c;
-    memset(chunk->spare, 0, sizeof chunk->spare);
-    memset(chunk->bucket, 0, sizeof chunk->bucket);
-    directory_at(t, *root)->chunk[c & DIR_MASK] = ref;
+    gb_table_chunk_again(t, *root, ref, c);
     return GB_OK;
 }
 

@@ -1,0 +1,387 @@
+/* mend.c - what is derived, made anew from what is true. */
+#include "mend.h"
+
+#define TWINS 8u  /* more than one operation can leave */
+#define AHEAD 16u /* entries whose bucket is being fetched */
+
+struct mending {
+    struct gb_store *s;
+    uint64_t *bits; /* entries (and, in between, extents no chain has reached) by their first granule */
+    struct gb_fault *f;
+    gb_ref first, end;
+    gb_ref chunks;             /* bucket chunks to be used again, linked through their first spare word */
+    uint32_t chunk_count, entries, extents;
+    uint32_t bare;             /* entries whose chain is another's by now */
+    bool torn;                 /* the list is to be read from its head */
+    gb_ref twin[TWINS], of[TWINS];
+    uint32_t twins;
+};
+
+static bool marked(const struct mending *m, gb_ref ref) {
+    return ref >= m->first && ref < m->end && (m->bits[ref >> 6] >> (ref & 63u) & 1u);
+}
+static void mark(struct mending *m, gb_ref ref) { m->bits[ref >> 6] |= (uint64_t)1 << (ref & 63u); }
+static void unmark(struct mending *m, gb_ref ref) { m->bits[ref >> 6] &= ~((uint64_t)1 << (ref & 63u)); }
+
+static uint32_t word_of(const struct mending *m, gb_ref ref) { return gb_entry_at(m->s->base, ref)->word; }
+/* Of the block at `at`; a free one that a shrink was cutting may reach beyond the end. */
+static gb_ref size_of(const struct mending *m, gb_ref at) {
+    gb_ref size = gb_arena_size(&m->s->index.arena, at);
+    bool cut = gb_word_kind(word_of(m, at)) == GB_KIND_FREE && size > m->end - at;
+    return cut ? m->end - at : size;
+}
+
+/* Key and value lie in the block. */
+static bool whole_entry(const struct mending *m, gb_ref ref, uint32_t word) {
+    uint64_t size = (uint64_t)gb_word_granules(word) * GB_GRANULE, need = gb_header_bytes(word);
+    bool extra = word & GB_WORD_EXTRA;
+    if (need > size || (gb_word_klen(word) == GB_KLEN_LONG && !extra)) return false;
+    if (!extra) return need + gb_word_klen(word) + gb_word_pad(word) <= size;
+    const struct gb_extra *x = gb_extra_at(m->s->base, ref, word);
+    bool chain = x->flags & GB_EXTRA_CHAIN;
+    bool agrees = gb_word_klen(word) == (x->key_len < GB_KLEN_LONG ? x->key_len : GB_KLEN_LONG);
+    return agrees && x->val_len <= GB_CHAIN_VALUE_MAX && need + x->key_len + (chain ? 0u : x->val_len) <= size;
+}
+
+static bool mark_block(struct mending *m, gb_ref at, uint32_t word, gb_ref size) {
+    enum gb_kind kind = gb_word_kind(word);
+    if (kind == GB_KIND_ENTRY) {
+        if (!whole_entry(m, at, word)) return gb_broken(m->f, "mend 2: an entry is whole", at, size, word);
+        m->entries++;
+        mark(m, at);
+    } else if (kind == GB_KIND_EXTENT) {
+        m->extents++; /* it may be no more than a place yet */
+        mark(m, at);
+    } else if (kind == GB_KIND_BUCKETS) {
+        if (size != GB_BLOCK_MAX || at % GB_BLOCK_MAX)
+            return gb_broken(m->f, "mend 1: a bucket chunk fills a window", at, GB_BLOCK_MAX, size);
+    } else if (kind == GB_KIND_RING) {
+        return gb_broken(m->f, "mend 1: a block is of a known kind", at, 0, word);
+    }
+    return true;
+}
+
+static bool mark_blocks(struct mending *m) {
+    gb_ref at = m->first;
+    while (at < m->end) {
+        gb_ref size = size_of(m, at);
+        uint32_t word = word_of(m, at);
+        bool large = gb_word_kind(word) != GB_KIND_FREE && size > GB_BLOCK_MAX;
+        if (!size || size > m->end - at || large)
+            return gb_broken(m->f, "mend 1: the blocks meet the end", at, m->end, size);
+        if (!mark_block(m, at, word, size)) return false;
+        at += size;
+    }
+    return true;
+}
+
+/* Follows one chain. Where another entry of the same key has it too (it was changing hands), this one is
+ * left without, to be the twin that goes. */
+static bool follow(struct mending *m, gb_ref entry, struct gb_extra *x) {
+    uint8_t *base = m->s->base;
+    uint64_t left = x->val_len;
+    gb_ref before = entry, at = x->chain;
+    bool shared = at >= m->first && at < m->end && !marked(m, at) &&
+                  gb_word_kind(word_of(m, at)) == GB_KIND_EXTENT;
+    if (shared) x->chain = 0;
+    if (left && !x->chain) {
+        m->bare++;
+        return true;
+    }
+    for (; at; at = gb_extent_at(base, at)->next) {
+        struct gb_extent *e = gb_extent_at(base, at);
+        uint64_t room = (uint64_t)gb_word_granules(e->word) * GB_GRANULE;
+        if (!marked(m, at) || gb_word_kind(e->word) != GB_KIND_EXTENT || e->used > left ||
+            e->used + sizeof *e > room)
+            return gb_broken(m->f, "mend 2: a chain is of extents, each in one chain", at, left, entry);
+        unmark(m, at);
+        left -= e->used;
+        e->prev = before;
+        before = at;
+    }
+    return !left || gb_broken(m->f, "mend 2: a chain holds its value's length", entry, 0, left);
+}
+
+static bool follow_chains(struct mending *m) {
+    for (gb_ref at = m->first; at < m->end; at += size_of(m, at)) {
+        uint32_t word = word_of(m, at);
+        if (gb_word_kind(word) != GB_KIND_ENTRY || !(word & GB_WORD_EXTRA)) continue;
+        struct gb_extra *x = gb_extra_at(m->s->base, at, word);
+        if ((x->flags & GB_EXTRA_CHAIN) && !follow(m, at, x)) return false;
+    }
+    return true;
+}
+
+/* Buckets for the entries there are, at the fill growth leads to, in chunks that are there already. */
+static uint32_t buckets_for(uint32_t entries) {
+    uint64_t size = ((uint64_t)entries * 8u / 5u + GB_TABLE_SLOTS - 1u) / GB_TABLE_SLOTS;
+    return size ? (uint32_t)size : 1u;
+}
+
+static bool kept(struct mending *m, gb_ref at, uint32_t word, uint32_t chunks) {
+    enum gb_kind kind = gb_word_kind(word);
+    if (kind == GB_KIND_EXTENT && marked(m, at)) { /* no chain reached it */
+        unmark(m, at);
+        return false;
+    }
+    if (kind != GB_KIND_BUCKETS) return kind == GB_KIND_ENTRY || kind == GB_KIND_EXTENT;
+    if (m->chunk_count == chunks) return false;
+    m->chunk_count++;
+    ((struct gb_chunk *)gb_at(m->s->base, at))->spare[0] = m->chunks;
+    m->chunks = at;
+    return true;
+}
+
+static void arena_again(struct mending *m) {
+    struct gb_arena *a = &m->s->index.arena;
+    uint32_t chunks = (buckets_for(m->entries) + GB_TABLE_CHUNK - 1u) / GB_TABLE_CHUNK;
+    gb_arena_again_begin(a, m->first, m->end);
+    for (gb_ref at = m->first, size; at < m->end; at += size) {
+        size = size_of(m, at);
+        if (kept(m, at, word_of(m, at), chunks)) gb_arena_again_keep(a, at);
+        else gb_arena_again_free(a, at, size);
+    }
+    gb_arena_again_end(a);
+}
+
+/* An empty table in the chunks that were kept. */
+static bool table_again(struct mending *m) {
+    struct gb_table *t = &m->s->index.table;
+    struct gb_table_root *r = t->root;
+    memset(r, 0, sizeof *r);
+    if (!m->chunk_count)
+        return gb_table_format(t) == GB_OK ||
+               gb_broken(m->f, "mend 1: there is room for a table", 0, 1, 0);
+    uint32_t most = m->chunk_count * GB_TABLE_CHUNK, size = buckets_for(m->entries);
+    if (size > most) size = most;
+    r->mask = (1u << (31u - (uint32_t)__builtin_clz(size))) - 1u;
+    r->split = size - r->mask - 1u;
+    for (uint32_t n = 0; n < m->chunk_count; n++) {
+        gb_ref at = m->chunks, *root = &r->dirs[n >> GB_DIR_SHIFT];
+        struct gb_chunk *chunk = (struct gb_chunk *)gb_at(m->s->base, at);
+        m->chunks = chunk->spare[0];
+        if (!*root && !(*root = gb_table_directory(t, n >> GB_DIR_SHIFT)))
+            return gb_broken(m->f, "mend 1: there is room for a table", n, 1, 0);
+        gb_table_chunk_again(t, *root, at, n);
+    }
+    return true;
+}
+
+/* Whether its neighbours on the list agree with it; if all do, the list is as it should be. */
+static bool in_order(const struct mending *m, gb_ref ref) {
+    gb_ref link = GB_LRU_OF(ref), head = gb_index_list(&m->s->index);
+    const struct gb_link *l = gb_list_at(m->s->base, link);
+    bool next = l->next == head || (l->next > m->first && marked(m, l->next - 1u));
+    bool prev = l->prev == head || (l->prev > m->first && marked(m, l->prev - 1u));
+    return next && prev && gb_list_at(m->s->base, l->next)->prev == link &&
+           gb_list_at(m->s->base, l->prev)->next == link;
+}
+
+struct ahead {
+    gb_ref ref;
+    struct gb_key key;
+};
+
+static struct ahead look_ahead(const struct mending *m, gb_ref at) {
+    const struct gb_store *s = m->s;
+    const struct gb_table *t = &s->index.table;
+    uint32_t word = word_of(m, at);
+    struct ahead a = {.ref = at};
+    gb_store_key(s, &a.key, gb_store_key_at(s, at, word), gb_key_len(s->base, at, word), gb_word_ktype(word));
+    __builtin_prefetch(gb_table_bucket(t, gb_table_bucket_of(t, (uint32_t)a.key.hash)), 1);
+    gb_ref next = gb_entry_at(s->base, at)->lru.next, prev = gb_entry_at(s->base, at)->lru.prev;
+    if (next < m->end) __builtin_prefetch(gb_list_at(s->base, next));
+    if (prev < m->end) __builtin_prefetch(gb_list_at(s->base, prev));
+    return a;
+}
+
+/* Into table and wheel, and the sums. */
+static bool index_entry(struct mending *m, const struct ahead *a) {
+    struct gb_store *s = m->s;
+    gb_ref same = gb_store_find(s, &a->key);
+    uint32_t word = word_of(m, a->ref);
+    if (gb_entry_at(s->base, a->ref)->hash != (uint32_t)a->key.hash)
+        return gb_broken(m->f, "mend 2: an entry's hash is its key's", a->ref, (uint32_t)a->key.hash,
+                         gb_entry_at(s->base, a->ref)->hash);
+    if (!in_order(m, a->ref)) m->torn = true;
+    if (same) {
+        if (m->twins == TWINS) return gb_broken(m->f, "mend 4: a key has one entry", a->ref, same, TWINS);
+        m->of[m->twins] = same;
+        m->twin[m->twins++] = a->ref;
+        return true;
+    }
+    while (gb_table_insert(&s->index.table, a->key.hash, a->ref)) /* it is over its fill, and all is full */
+        return gb_broken(m->f, "mend 1: there is room for a table", a->ref, 1, 0);
+    if (word & GB_WORD_TTL) gb_wheel_link(&s->index.wheel, a->ref);
+    gb_room_born(s, a->ref);
+    return true;
+}
+
+static bool index_again(struct mending *m) {
+    struct ahead queue[AHEAD];
+    uint32_t in = 0, out = 0;
+    gb_wheel_format(&m->s->index.wheel, m->s->head->wheel.tick << GB_WHEEL_TICK_SHIFT);
+    m->s->head->key_bytes = m->s->head->value_bytes = 0;
+    for (gb_ref at = m->first; at < m->end; at += size_of(m, at)) {
+        if (!marked(m, at)) continue;
+        queue[in++ % AHEAD] = look_ahead(m, at);
+        if (in - out == AHEAD && !index_entry(m, &queue[out++ % AHEAD])) return false;
+    }
+    for (; out < in; out++)
+        if (!index_entry(m, &queue[out % AHEAD])) return false;
+    return true;
+}
+
+/* Reads the list forward; what is on it loses its mark. */
+static void read_list(struct mending *m) {
+    uint8_t *base = m->s->base;
+    gb_ref head = gb_index_list(&m->s->index), before = head;
+    gb_ref at = gb_list_at(base, head)->next;
+    while (at != head && at > m->first && marked(m, at - 1u)) {
+        unmark(m, at - 1u);
+        gb_list_at(base, at)->prev = before;
+        before = at;
+        at = gb_list_at(base, at)->next;
+    }
+    gb_list_at(base, before)->next = head; /* as it was, unless it was no list of ours */
+    gb_list_at(base, head)->prev = before;
+}
+
+static bool chainless(const struct mending *m, gb_ref ref) {
+    uint32_t word = word_of(m, ref);
+    const struct gb_extra *x = word & GB_WORD_EXTRA ? gb_extra_at(m->s->base, ref, word) : NULL;
+    return x && (x->flags & GB_EXTRA_CHAIN) && x->val_len && !x->chain;
+}
+
+/* One of two entries of a key goes: the one that lost its chain to the other, else the one that is not on
+ * the list, else either. `of` is the one in table, wheel and sums. */
+static void part(struct mending *m, gb_ref of, gb_ref twin) {
+    struct gb_store *s = m->s;
+    bool keep_twin = chainless(m, of) || (!chainless(m, twin) && marked(m, of) && !marked(m, twin));
+    gb_ref gone = keep_twin ? of : twin;
+    if (keep_twin) {
+        uint32_t word = word_of(m, of);
+        gb_table_replace(&s->index.table, gb_entry_at(s->base, of)->hash, of, twin);
+        if (word & GB_WORD_TTL) gb_wheel_unlink(&s->index.wheel, of);
+        if (word_of(m, twin) & GB_WORD_TTL) gb_wheel_link(&s->index.wheel, twin);
+        gb_room_born(s, twin);
+        s->head->key_bytes -= gb_key_len(s->base, of, word);
+        s->head->value_bytes -= gb_value_len(s->base, of, word);
+    }
+    m->bare -= chainless(m, gone);
+    if (!marked(m, gone)) gb_list_unlink(s->base, GB_LRU_OF(gone));
+    unmark(m, gone);
+    gb_room_drop(s, gone);
+}
+
+static void list_mend(struct mending *m, gb_ref head) {
+    read_list(m);
+    for (uint32_t i = 0; i < m->twins; i++) part(m, m->of[i], m->twin[i]);
+    for (gb_ref w = m->first >> 6; w <= (m->end - 1u) >> 6; w++)
+        for (uint64_t left = m->bits[w]; left; left &= left - 1u)
+            gb_list_link(m->s->base, head, GB_LRU_OF((w << 6) + (gb_ref)__builtin_ctzll(left)));
+}
+
+static bool list_again(struct mending *m) {
+    gb_ref head = gb_index_list(&m->s->index);
+    if (m->torn || m->twins || !in_order(m, head - 1u)) list_mend(m, head);
+    return !m->bare || gb_broken(m->f, "mend 2: a chain holds its value's length", 0, 0, m->bare);
+}
+
+/* A slide that was under way: the rest of the copy; then those forward of the block learn its place. */
+static bool finish_slide(struct mending *m) {
+    struct gb_store *s = m->s;
+    const struct gb_intent *i = &s->head->intent;
+    bool lies = i->gap >= m->first && i->gap <= i->to && i->to < i->from && i->size && i->size <= GB_BLOCK_MAX &&
+                i->from < m->end && i->size <= m->end - i->from && i->done <= i->size;
+    if (!lies) return gb_broken(m->f, "mend 1: an intent is within the arena", i->from, m->end, i->to);
+    gb_arena_slide_finish(&s->index.arena);
+    uint32_t word = word_of(m, i->to);
+    gb_ref back = gb_extent_at(s->base, i->to)->prev, link = gb_entry_at(s->base, i->to)->lru.prev;
+    if (gb_word_kind(word) == GB_KIND_ENTRY && link < m->end) {
+        gb_list_at(s->base, link)->next = GB_LRU_OF(i->to);
+    } else if (gb_word_kind(word) == GB_KIND_EXTENT && back >= m->first && back < m->end) {
+        uint32_t before = word_of(m, back);
+        if (gb_word_kind(before) == GB_KIND_EXTENT) gb_extent_at(s->base, back)->next = i->to;
+        else if (gb_word_kind(before) == GB_KIND_ENTRY && (before & GB_WORD_EXTRA))
+            gb_extra_at(s->base, back, before)->chain = i->to;
+    }
+    return true;
+}
+
+static bool finish(struct mending *m, bool *cleared) {
+    struct gb_store *s = m->s;
+    struct gb_head *h = s->head;
+    const struct gb_intent *i = &h->intent;
+    if (i->op == GB_INTENT_SLIDE && !finish_slide(m)) return false;
+    if (i->op == GB_INTENT_CLEAR) {
+        if (gb_room_clear_finish(s, h->wheel.tick << GB_WHEEL_TICK_SHIFT))
+            return gb_broken(m->f, "mend 1: there is room for a table", 0, 1, 0);
+        *cleared = true;
+    }
+    if (i->op == GB_INTENT_RETIME) {
+        uint32_t word = i->from >= m->first && i->from < m->end ? word_of(m, i->from) : 0;
+        const uint32_t both = GB_WORD_TTL | GB_WORD_EXTRA;
+        if (gb_word_kind(word) != GB_KIND_ENTRY || (word & both) != both)
+            return gb_broken(m->f, "mend 1: an intent is within the arena", i->from, m->end, word);
+        gb_index_retime_finish(&s->index, i);
+    }
+    if (i->op == GB_INTENT_RING) {
+        if (i->due % GB_GRANULE || i->due < gb_room_smallest() + (uint64_t)i->size * GB_GRANULE || i->due > s->mapped)
+            return gb_broken(m->f, "mend 1: an intent is within the arena", i->size, s->mapped, i->due);
+        h->length = i->due;
+        if (i->size) gb_ring_format(&s->ring, (gb_ref)(i->due / GB_GRANULE) - i->size, i->size, i->seq);
+    }
+    GB_ORDER();
+    h->intent.op = GB_INTENT_NONE;
+    return true;
+}
+
+/* The roots a walk relies on lie in the mapping; the arena reaches to where it should end. */
+static bool frame(struct mending *m) {
+    struct gb_store *s = m->s;
+    struct gb_head *h = s->head;
+    uint64_t ring = (uint64_t)h->ring.granules * GB_GRANULE;
+    m->first = GB_HEAD_GRANULES;
+    m->end = h->arena.end;
+    if (h->intent.op == GB_INTENT_CLEAR) return h->length <= s->mapped && h->length >= gb_room_smallest() + ring;
+    gb_ref most = (gb_ref)(s->mapped / GB_GRANULE) - 1u;
+    return h->length <= s->mapped && h->length >= gb_room_smallest() + ring && m->end > m->first && m->end <= most;
+}
+
+static bool stretch(struct mending *m) {
+    struct gb_store *s = m->s;
+    gb_ref end = gb_room_end(s);
+    bool apart = s->head->ring.granules && s->head->ring.at != end + 1u;
+    if (apart || m->end > end)
+        return gb_broken(m->f, "mend 1: the arena ends where the ring begins", m->end, end, s->head->ring.at);
+    if (m->end < end) { /* a ring or a length was about to change */
+        s->head->arena.gap = 0;
+        gb_arena_stretch(&s->index.arena, end);
+        m->end = end;
+    }
+    return true;
+}
+
+enum gb_err gb_mend(struct gb_store *s, uint64_t *scratch, struct gb_fault *f) {
+    struct mending m = {.s = s, .bits = scratch, .f = f};
+    struct gb_head *h = s->head;
+    bool cleared = false;
+    h->trash = 0;
+    if (!frame(&m)) {
+        gb_broken(f, "mend 1: length and roots lie in the mapping", h->arena.end, s->mapped, h->length);
+        return GB_BADIMAGE;
+    }
+    if (!finish(&m, &cleared)) return GB_BADIMAGE;
+    m.end = h->arena.end;
+    if (!stretch(&m)) return GB_BADIMAGE;
+    if (h->ring.granules && !gb_ring_check(&s->ring, f)) return GB_BADIMAGE;
+    if (cleared) return GB_OK;
+    if (!mark_blocks(&m) || (m.extents && !follow_chains(&m))) return GB_BADIMAGE;
+    arena_again(&m);
+    if (!table_again(&m) || !index_again(&m) || !list_again(&m)) return GB_BADIMAGE;
+    h->index.epoch++;
+    while (h->trash) gb_room_trash(s);
+    gb_head_enter(s);
+    return GB_OK;
+}

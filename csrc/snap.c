@@ -1,0 +1,178 @@
+/* snap.c - the walker, and records read back. */
+#include "snap.h"
+
+enum gb_err gb_snap_begin(struct gb_store *s, struct gb_snap *p) {
+    if (s->keep || !gb_index_walk_begin(&s->index, &p->walk)) return GB_BUSY;
+    p->count = p->keep.left = s->index.table.root->count;
+    p->keep.end = (gb_ref)(s->head->length / GB_GRANULE);
+    p->steps = 0;
+    s->keep = &p->keep;
+    return GB_OK;
+}
+
+void gb_snap_end(struct gb_store *s, struct gb_snap *p) {
+    struct gb_keep *k = &p->keep;
+    if (s->keep != k) return;
+    if (p->reading) gb_chain_close(s, &p->read);
+    s->keep = NULL;
+    while (k->ghost) {
+        gb_ref ref = k->ghost;
+        k->ghost = gb_entry_at(s->base, ref)->lru.next;
+        s->pins--;
+        if (!gb_room_pinned(s, ref)) gb_room_drop(s, ref);
+    }
+    gb_index_walk_end(&s->index, p->walk);
+}
+
+/* A ghost was copied: its block goes, unless somebody else is still reading it. */
+static void lay(struct gb_store *s, gb_ref ref) {
+    gb_ref *at = &s->keep->ghost;
+    while (*at != ref) at = &gb_entry_at(s->base, *at)->lru.next;
+    *at = gb_entry_at(s->base, ref)->lru.next;
+    s->pins--;
+}
+
+/* Begins a long value, in an empty frame. */
+static enum gb_err long_begin(struct gb_store *s, struct gb_snap *p, gb_ref ref, struct gb_keep_frame *f) {
+    enum gb_err err = gb_chain_open(s, &p->read, ref);
+    if (err) return err;
+    p->reading = ref;
+    p->was_ghost = gb_word_kind(gb_entry_at(s->base, ref)->word) == GB_KIND_PENDING;
+    p->payload = gb_keep_size(s, ref);
+    f->used = gb_keep_record(s, ref, f->to);
+    f->records = 1;
+    p->pad = p->payload - f->used - p->read.left;
+    if (p->was_ghost) lay(s, ref); /* the pin of the read holds it from here on */
+    gb_keep_saved(&p->keep, ref);
+    p->keep.left--;
+    return GB_AGAIN;
+}
+
+/* One slice of it: the frame has room for one, or is full. */
+static enum gb_err long_step(struct gb_store *s, struct gb_snap *p, struct gb_keep_frame *f, bool *full) {
+    uint32_t slice = p->read.left < GB_CHAIN_SLICE ? p->read.left : GB_CHAIN_SLICE;
+    if (f->used && f->used + slice + p->pad > GB_KEEP_PAYLOAD) {
+        *full = true;
+        return GB_AGAIN;
+    }
+    uint32_t before = p->read.left;
+    p->read.done = 0; /* it copies to where the frame goes on */
+    (void)gb_chain_copy(s, &p->read, f->to + f->used);
+    f->used += before - p->read.left;
+    if (p->read.left) return GB_AGAIN;
+    memset(f->to + f->used, 0, (size_t)p->pad);
+    f->used += (uint32_t)p->pad;
+    gb_chain_close(s, &p->read);
+    p->reading = 0;
+    *full = true;
+    return GB_AGAIN;
+}
+
+/* The next entry to save, of the walk: 0: it came to the front. */
+static gb_ref next_unsaved(struct gb_store *s, struct gb_snap *p, uint32_t *n) {
+    while (*n < GB_SNAP_ENTRIES * 2u) {
+        gb_ref ref = gb_index_walk_next(&s->index, p->walk);
+        if (!ref) return 0;
+        ++*n;
+        gb_ref next = s->index.walk[p->walk].at; /* a link: its entry is one granule before */
+        __builtin_prefetch(gb_at(s->base, next));
+        if (gb_keep_unsaved(&p->keep, ref)) return ref;
+    }
+    return 0;
+}
+
+enum gb_err gb_snap_step(struct gb_store *s, struct gb_snap *p, struct gb_keep_frame *f, bool *full) {
+    struct gb_keep *k = &p->keep;
+    uint32_t n = 0;
+    *full = false;
+    if (p->reading) return long_step(s, p, f, full);
+    if (k->ghost) {
+        *full = f->used != 0;
+        return f->used ? GB_AGAIN : long_begin(s, p, k->ghost, f);
+    }
+    while (n < GB_SNAP_ENTRIES && k->left) {
+        gb_ref ref = next_unsaved(s, p, &n);
+        if (!ref && s->index.walk[p->walk].at == gb_index_list(&s->index)) { /* some were used meanwhile: again */
+            s->index.walk[p->walk].at = s->index.root->lru.prev;
+            k->eager = true;
+        }
+        if (!ref) break;
+        bool chain = gb_store_is_chain(s, ref, gb_entry_at(s->base, ref)->word);
+        uint64_t size = gb_keep_size(s, ref);
+        if (chain || f->used + size > GB_KEEP_PAYLOAD) {
+            *full = f->used != 0;
+            enum gb_err err = chain && !f->used ? long_begin(s, p, ref, f) : GB_BUSY;
+            if (err == GB_AGAIN) return err;
+            s->index.walk[p->walk].at = GB_LRU_OF(ref); /* its turn comes again */
+            return *full ? GB_AGAIN : err;
+        }
+        f->used += gb_keep_record(s, ref, f->to + f->used);
+        f->records++;
+        gb_keep_saved(k, ref);
+        k->left--;
+        s->index.arena.work.steps++;
+    }
+    p->steps += n;
+    if (p->steps > p->count) k->eager = true;
+    if (k->left) return GB_AGAIN;
+    *full = f->used != 0;
+    return GB_OK;
+}
+
+const char *gb_snap_read(const uint8_t *at, uint64_t left, struct gb_snap_record *r) {
+    uint64_t used = sizeof r->head;
+    if (left < used) return "a record's head lies in its frame";
+    memcpy(&r->head, at, sizeof r->head);
+    memset(&r->times, 0, sizeof r->times);
+    if (r->head.timed > 1u || r->head.types >> 5) return "a record's types and flags are known ones";
+    if (r->head.timed) {
+        if (left < used + sizeof r->times) return "a record's times lie in its frame";
+        memcpy(&r->times, at + used, sizeof r->times);
+        used += sizeof r->times;
+    }
+    if (r->head.key_len > GB_RECORD_KEY_MAX || r->head.value_len > GB_CHAIN_VALUE_MAX)
+        return "a record's lengths are ones a cache can hold";
+    r->key = at + used;
+    used += r->head.key_len;
+    r->value = at + used;
+    used += r->head.value_len;
+    r->bytes = (used + GB_GRANULE - 1u) / GB_GRANULE * GB_GRANULE;
+    if (r->bytes > left) return "a record's bytes lie in its frame";
+    for (uint64_t i = used; i < r->bytes; i++)
+        if (at[i]) return "the rest of a record is zero";
+    return NULL;
+}
+
+/* A time of the wall clock in the image's ms: no further off than it was at the file's moment. */
+static uint64_t local_time(int64_t then, uint64_t now, int64_t wall, int64_t saved) {
+    int64_t here = (int64_t)now + wall; /* of the wall clock */
+    if (then <= here || then <= saved) return 0;
+    int64_t left = then - (here > saved ? here : saved);
+    return now + ((uint64_t)left < GB_WHEEL_MAX_MS / 2u ? (uint64_t)left : GB_WHEEL_MAX_MS / 2u);
+}
+
+bool gb_snap_put(const struct gb_store *s, const struct gb_snap_record *r, uint64_t now, int64_t wall,
+                 int64_t saved, struct gb_put *p) {
+    *p = (struct gb_put){.value = r->value, .value_len = r->head.value_len, .value_type = r->head.types >> 2};
+    gb_store_key(s, &p->key, r->key, r->head.key_len, r->head.types & 3u);
+    if (!r->head.timed) return true;
+    int64_t end = r->times.due + r->times.stale; /* kept for those who ask: what is left of that */
+    p->due = local_time(r->times.due, now, wall, saved);
+    p->hard = r->times.hard ? local_time(r->times.hard, now, wall, saved) : 0;
+    p->idle = r->times.idle;
+    p->stale = r->times.stale;
+    if (p->due) return p->hard || !r->times.hard;
+    uint64_t kept = r->times.stale ? local_time(end, now, wall, saved) : 0;
+    p->due = now; /* past, and kept */
+    p->stale = (uint32_t)(kept > now ? kept - now : 0);
+    return kept > now;
+}
+
+void gb_snap_presize(struct gb_store *s, uint64_t entries) {
+    struct gb_table *t = &s->index.table;
+    uint64_t most = s->head->max_entries ? s->head->max_entries : entries;
+    bool window = false;
+    while (gb_table_size(t) * (uint64_t)GB_TABLE_SLOTS * 14u < (entries < most ? entries : most) * 20u)
+        if (gb_table_grow(t, &window)) break;
+    gb_head_enter(s);
+}
