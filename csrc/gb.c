@@ -13,3 +13,4 @@
 #include "chain.c"
 #include "mend.c"
 #include "snap.c"
+#include "image.c"

@@ -59,7 +59,13 @@ struct gb_head {
     gb_ref trash;
     uint64_t key_bytes, value_bytes;
     uint64_t checksum;
-    uint64_t later[8];
+    uint64_t seq;     /* the last event's number of the rings before this one */
+    uint64_t owner;   /* process, of a live file */
+    int64_t zero_ns;  /* of the monotonic clock of that boot, at the image's time 0 */
+    uint64_t max_bytes; /* as it was asked for */
+    uint64_t closed_at; /* the image's ms when it was closed: it does not go back behind that */
+    char codec[64];     /* the name values are encoded under */
+    uint64_t later[3];
     struct gb_counters counters;
     struct gb_intent intent; /* the primitive step under way: for live files */
     struct gb_ring_root ring; /* of events, at the image's end; granules 0: there is none */

@@ -4,7 +4,7 @@
 static const uint32_t SLIDES_PER_EVICTION = 16; /* a gap that finds no holes asks for new ones */
 
 /* Changes with every size a reader of the bytes relies on. */
-static uint32_t layout_number(void) {
+uint32_t gb_room_layout(void) {
     const uint64_t sizes[] = {GB_GRANULE, GB_WINDOW_BYTES, GB_WHEEL_BITS, GB_WHEEL_LEVELS,
                               GB_DIR_ROOTS, GB_DIR_SHIFT, GB_ARENA_CLASSES, sizeof(struct gb_head),
                               sizeof(struct gb_extra), sizeof(struct gb_counters), GB_KINDS};
@@ -53,7 +53,7 @@ enum gb_err gb_room_format(struct gb_store *s, void *base, uint64_t length, cons
     struct gb_head *h = s->head;
     memset(h, 0, sizeof *h);
     h->version = GB_ROOM_VERSION;
-    h->layout = layout_number();
+    h->layout = gb_room_layout();
     h->length = length;
     memcpy(h->seed, seed, sizeof h->seed);
     gb_digest_seed(&s->digest, h->seed);
@@ -66,7 +66,7 @@ enum gb_err gb_room_attach(struct gb_store *s, void *base, uint64_t length) {
     const struct gb_head *h = (const struct gb_head *)base;
     if (length < gb_room_smallest()) return GB_SMALL;
     if (h->magic != GB_ROOM_MAGIC || h->version != GB_ROOM_VERSION ||
-        h->layout != layout_number() || h->length > length)
+        h->layout != gb_room_layout() || h->length > length)
         return GB_BADIMAGE;
     point(s, base);
     s->mapped = length;
@@ -361,8 +361,12 @@ enum gb_err gb_room_ring(struct gb_store *s, gb_ref granules) {
     if (h->ring.granules) return GB_EXISTS;
     if (granules < GB_TELL_LEAST) return GB_SMALL;
     enum gb_err err = cut_to(s, h->arena.end - granules);
-    if (!err) gb_ring_format(&s->ring, h->arena.end + 1u, granules, 1);
+    if (!err) gb_ring_format(&s->ring, h->arena.end + 1u, granules, h->seq + 1u);
     return err;
+}
+
+uint64_t gb_room_seq(const struct gb_store *s) {
+    return s->head->ring.granules ? gb_ring_next(&s->ring) - 1u : s->head->seq;
 }
 
 enum gb_err gb_room_pin(struct gb_store *s, gb_ref entry, bool writing, uint32_t *id) {
@@ -425,7 +429,7 @@ bool gb_room_check(const struct gb_store *s, struct gb_fault *f) {
     const struct gb_head *h = s->head;
     const struct gb_index *ix = &s->index;
     uint64_t keys = 0, values = 0, extents = 0, pending = 0;
-    if (h->magic != GB_ROOM_MAGIC || h->version != GB_ROOM_VERSION || h->layout != layout_number())
+    if (h->magic != GB_ROOM_MAGIC || h->version != GB_ROOM_VERSION || h->layout != gb_room_layout())
         return gb_broken(f, "room 5: magic, version and layout are this build's", 0, GB_ROOM_MAGIC,
                          h->magic);
     if (end_of(s, h->length) != h->arena.end)

@@ -48,6 +48,8 @@ void gb_room_rebase(struct gb_store *s, void *base);
 enum gb_err gb_room_clear(struct gb_store *s, uint64_t now);
 /* Where the arena is to end. */
 gb_ref gb_room_end(const struct gb_store *s);
+/* A number made of every size the bytes depend on. */
+uint32_t gb_room_layout(void);
 /* What a clear does once its intent is written. */
 enum gb_err gb_room_clear_finish(struct gb_store *s, uint64_t now);
 /* The smallest image, in bytes. */
@@ -96,6 +98,8 @@ bool gb_room_work(struct gb_store *s, uint64_t now);
 /* Cuts a ring of so many granules (GB_TELL_LEAST or more) off the arena, as a shrink does: GB_AGAIN until
  * done, GB_BUSY as there, GB_SMALL if less than the smallest image would be left. Once. */
 enum gb_err gb_room_ring(struct gb_store *s, gb_ref granules);
+/* The number of the last event recorded, in whatever ring. */
+uint64_t gb_room_seq(const struct gb_store *s);
 /* Gives up all above `length` bytes in slices: GB_AGAIN until done, and until then nobody else moves
  * blocks. GB_BUSY if a pinned block is in the way, or if more is promised to long writes than would be
  * left: all is as it was but for what was evicted. A `length` that is the image's own leaves a shrink

@@ -119,7 +119,7 @@ enum gb_err gb_snap_step(struct gb_store *s, struct gb_snap *p, struct gb_keep_f
     return GB_OK;
 }
 
-const char *gb_snap_read(const uint8_t *at, uint64_t left, struct gb_snap_record *r) {
+const char *gb_snap_parse(const uint8_t *at, uint64_t left, struct gb_snap_record *r) {
     uint64_t used = sizeof r->head;
     if (left < used) return "a record's head lies in its frame";
     memcpy(&r->head, at, sizeof r->head);
@@ -137,9 +137,14 @@ const char *gb_snap_read(const uint8_t *at, uint64_t left, struct gb_snap_record
     r->value = at + used;
     used += r->head.value_len;
     r->bytes = (used + GB_GRANULE - 1u) / GB_GRANULE * GB_GRANULE;
-    if (r->bytes > left) return "a record's bytes lie in its frame";
-    for (uint64_t i = used; i < r->bytes; i++)
-        if (at[i]) return "the rest of a record is zero";
+    return r->bytes > left ? "a record's bytes lie in its frame" : NULL;
+}
+
+const char *gb_snap_read(const uint8_t *at, uint64_t left, struct gb_snap_record *r) {
+    const char *rule = gb_snap_parse(at, left, r);
+    if (rule) return rule;
+    for (const uint8_t *p = r->value + r->head.value_len; p < at + r->bytes; p++)
+        if (*p) return "the rest of a record is zero";
     return NULL;
 }
 

@@ -84,6 +84,7 @@ struct gb_snap_record {
     const uint8_t *key, *value;
     uint64_t bytes; /* all of it */
 };
+const char *gb_snap_parse(const uint8_t *at, uint64_t left, struct gb_snap_record *r); /* the end is not looked at */
 const char *gb_snap_read(const uint8_t *at, uint64_t left, struct gb_snap_record *r);
 /* The put that makes an entry of it again: `now` in the image's ms, `wall` as in keep, `saved` the file's moment.
  * A deadline is what is left of it, and never more than was left at that moment. False: its time is over. */

@@ -13,8 +13,10 @@ from .cache import Cache, ObjectCache
 from .codec import Codec
 from .errors import BudgetError, ClosedError, GbError, ImageError
 from .events import OMITTED, Event, Kind
+from .live import Recovery
 from .memoize import memoize
 from .notify import Subscription
+from .snapshot import Save, Sealed, SnapshotInfo
 from .stats import Entry, Memory, ObjectEntry, Stats
 from .watch import Watch
 
@@ -32,6 +34,10 @@ __all__ = [
     "Memory",
     "ObjectCache",
     "ObjectEntry",
+    "Recovery",
+    "Save",
+    "Sealed",
+    "SnapshotInfo",
     "Stats",
     "Subscription",
     "Watch",

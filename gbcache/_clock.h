@@ -68,6 +68,9 @@ static inline bool gb_clock_now(struct gb_clock *c, bool exact, uint64_t *now) {
 static inline uint64_t gb_clock_date(const struct gb_clock *c) {
     return c->asks ? c->last : gb_clock_coarse(c);
 }
+static inline uint64_t gb_clock_date_exact(const struct gb_clock *c) {
+    return c->asks ? c->last : gb_clock_exact(c);
+}
 /* A time in seconds, as time.time() (or the custom clock) has it. */
 static inline double gb_clock_at(const struct gb_clock *c, uint64_t ms) {
     return (c->asks ? c->zero : c->wall) + ((double)ms - GB_CLOCK_HEAD_START) / 1000.0;

@@ -1,16 +1,25 @@
 /* _door.c - the lock protocol, long values, and the one function that raises. */
 #include "_door.h"
 #include "_event.h"
+#include "_save.h"
 
 struct gb_door_names gb_door_names;
 
 static const uint32_t SPINS = 400; /* about 2 us, before the GIL is given away */
 
+/* Holding the lock: before a hold that may need late frames. */
+static inline void make_way(struct gb_door *d) {
+    if (GB_UNLIKELY(d->saver != NULL) && gb_keep_crowded(&d->saver->snap.keep)) gb_saver_help(d->saver);
+}
+
 void gb_door_wait(struct gb_door *d) {
     if (gb_door_mine(d)) return;
     while (gb_door_locks(d)) {
         for (uint32_t i = 0; i < SPINS; i++)
-            if (gb_lock_try(&d->lock)) return;
+            if (gb_lock_try(&d->lock)) {
+                make_way(d);
+                return;
+            }
         Py_BEGIN_ALLOW_THREADS /* nobody waits for the GIL while holding the lock */
             gb_lock_wait(&d->lock);
             gb_lock_free(&d->lock);
@@ -21,7 +30,8 @@ void gb_door_wait(struct gb_door *d) {
 void gb_door_closed(struct gb_door *d) {
     gb_door_unlock(d);
     PyErr_SetString(gb_door_names.closed_error,
-                    d->born ? "the cache is closed"
+                    d->forked ? "the cache is a live file, and the parent process has it: open another one here"
+                    : d->born ? "the cache is closed"
                             : "the cache was never initialised: a subclass must call "
                               "super().__init__()");
 }
@@ -97,6 +107,7 @@ static enum gb_err write_out(struct gb_door *d, struct gb_chain_write *w, const 
     PyThreadState *state = gb_door_out(d);
     do {
         gb_lock_wait(&d->lock);
+        make_way(d);
         err = write_on(d, w, p, now, false);
         if (GB_UNLIKELY(d->store.told)) gb_door_told(d);
         gb_lock_free(&d->lock);
@@ -195,6 +206,7 @@ bool gb_door_work(struct gb_door *d, uint64_t now, uint32_t slices) {
     PyThreadState *state = gb_door_out(d);
     for (uint32_t i = 0; more && i < slices; i++) {
         gb_lock_wait(&d->lock);
+        make_way(d);
         gb_door_begin(d);
         more = gb_room_work(&d->store, now);
         gb_head_leave(&d->store, GB_OP_EXPIRE);
@@ -223,5 +235,10 @@ void gb_door_fork_child(struct gb_door *d) {
     gb_lock_reborn(&d->lock);
     atomic_store(&d->forker, 0ul);
     atomic_store(&d->outsiders, 0u);
+    if (d->saver) { /* nobody is here to go on with it */
+        if (d->open) gb_snap_end(&d->store, &d->saver->snap);
+        d->saver->door = NULL;
+        d->saver = NULL;
+    }
     if (d->open) gb_chain_orphans(&d->store);
 }

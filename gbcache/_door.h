@@ -29,6 +29,7 @@ struct gb_door {
     _Atomic unsigned long forker; /* the thread that holds the lock across a fork, 0 if none */
     bool open;
     bool keep; /* the housekeeper is to be told of the first TTL */
+    bool forked; /* the image is a live file, and the parent's */
     bool born; /* was ever open: tells "closed" from "never initialised" */
     struct gb_clock clock;
     PyObject *encode, *decode;
@@ -36,6 +37,7 @@ struct gb_door {
     struct gb_bells bells; /* of readers that may sleep */
     PyObject *hears;       /* to be called after an operation that told something; NULL: nobody */
     bool inform;           /* it is to be called */
+    struct gb_saver *saver; /* of a save under way; under the lock */
 };
 
 /* Set once, when the module is made: the exceptions, and the Python halves of rare conversions. */

@@ -17,7 +17,7 @@ cdef extern from "_hot.h" nogil:
     enum gb_cause:
         GB_CAUSE_DELETE, GB_CAUSE_EVICT, GB_CAUSE_EXPIRE
     enum gb_event:
-        GB_EVENT_EXPIRE
+        GB_EVENT_EXPIRE, GB_EVENT_RECOVER
     enum gb_op:
         GB_OP_GET, GB_OP_SET, GB_OP_LONG, GB_OP_REMOVE, GB_OP_EXPIRE, GB_OP_WALK, GB_OP_RESIZE
     enum gb_kind:
@@ -30,6 +30,7 @@ cdef extern from "_hot.h" nogil:
         uint32_t count
     struct gb_wheel_root:
         uint32_t count
+        uint64_t tick
     struct gb_arena_root:
         uint32_t ledger[9]
     struct gb_ring_root:
@@ -37,8 +38,11 @@ cdef extern from "_hot.h" nogil:
     struct gb_ring:
         pass
     struct gb_head:
-        uint64_t length, key_bytes, value_bytes
+        uint64_t length, key_bytes, value_bytes, seq, owner, closed_at, clock_base, max_bytes
         uint32_t max_entries
+        uint64_t boot_id[2]
+        int64_t zero_ns
+        char codec[64]
         gb_ring_root ring
         gb_counters counters
         gb_table_root table
@@ -63,7 +67,8 @@ cdef extern from "_hot.h" nogil:
         uint32_t pins, listens
         uint32_t max_steps[7]
         gb_ring ring
-        bint values
+        uint64_t mapped
+        bint values, live
     struct gb_key:
         const uint8_t *bytes
         uint32_t len, type
@@ -81,6 +86,9 @@ cdef extern from "_hot.h" nogil:
         pass
 
     gb_err gb_room_format(gb_store *s, void *base, uint64_t length, const uint64_t *seed, uint64_t now)
+    gb_err gb_room_attach(gb_store *s, void *base, uint64_t length)
+    uint64_t gb_room_seq(const gb_store *s)
+    void gb_tell_count(gb_store *s, gb_event kind, uint64_t count)
     gb_err gb_room_clear(gb_store *s, uint64_t now)
     void gb_room_rebase(gb_store *s, void *base)
     uint64_t gb_room_smallest()
@@ -113,6 +121,74 @@ cdef extern from "_hot.h" nogil:
     void gb_lock_wait(gb_lock *l)
     void gb_lock_free(gb_lock *l)
 
+cdef extern from "image.h" nogil:
+    enum gb_image_state:
+        GB_IMAGE_PRIVATE, GB_IMAGE_LOADING, GB_IMAGE_OPEN
+    enum gb_image_verdict:
+        GB_IMAGE_CLEAN, GB_IMAGE_KILLED, GB_IMAGE_LOST
+    gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const uint64_t *boot, gb_fault *f)
+    void gb_image_state_set "gb_image_state"(gb_store *s, gb_image_state state, const uint64_t *boot, uint64_t owner)
+    void gb_image_seal(gb_store *s)
+    size_t gb_mend_scratch(uint64_t length)
+    gb_err gb_mend(gb_store *s, uint64_t *scratch, gb_fault *f)
+    struct gb_record:
+        uint32_t value_len, hash
+        uint16_t key_len
+        uint8_t types, timed
+    struct gb_record_times:
+        int64_t due, hard
+        uint32_t idle, stale
+    struct gb_snap_record:
+        gb_record head
+        gb_record_times times
+        const uint8_t *key
+        const uint8_t *value
+        uint64_t bytes
+    struct gb_snap_head:
+        uint32_t version
+        uint64_t id[2]
+        int64_t saved_at
+        uint64_t max_bytes, max_entries, entries, frames, index_at, slots, length, seq, counted
+        gb_counters counters
+        char codec[64]
+
+cdef extern from "_load.h" nogil:
+    struct gb_load_fault:
+        const char *rule
+        uint64_t at
+        int error
+    bint gb_load_head(int fd, uint64_t length, gb_snap_head *h, gb_load_fault *f)
+    struct gb_loader:
+        gb_load_fault fault
+        uint64_t frame, records, dropped
+        bint done
+    bint gb_loader_begin(gb_loader *l, int fd, const gb_snap_head *head, gb_store *store, uint64_t now, int64_t wall)
+    bint gb_loader_run(gb_loader *l, uint32_t ms)
+    void gb_loader_end(gb_loader *l)
+    struct gb_sealed:
+        gb_digest digest
+        gb_snap_head head
+    bint gb_sealed_check(gb_sealed *s, const uint8_t *map, const gb_snap_head *head, gb_load_fault *f)
+    void gb_sealed_end(gb_sealed *s)
+    bint gb_sealed_find(const gb_sealed *s, const gb_key *k, int64_t now, gb_snap_record *r)
+    bint gb_sealed_live(const gb_snap_record *r, int64_t now)
+    bint gb_sealed_next(const gb_sealed *s, uint64_t *frame, uint64_t *at, gb_snap_record *r)
+
+cdef extern from "_save.h":
+    struct gb_saver:
+        int error
+        bint closed, done
+    struct gb_save_words:
+        uint64_t max_bytes
+        int64_t wall
+        uint64_t id[2]
+        const char *codec
+    gb_saver *gb_saver_begin(gb_door *d, int fd, const gb_save_words *words) except NULL
+    bint gb_saver_run(gb_saver *v, uint32_t ms) noexcept nogil
+    bint gb_saver_finish(gb_saver *v) noexcept nogil
+    void gb_saver_end(gb_saver *v)
+    uint64_t gb_saver_bytes(const gb_saver *v)
+
 cdef extern from "_bell.h":
     struct gb_bell:
         bint armed
@@ -130,9 +206,12 @@ cdef extern from "_clock.h":
     enum: GB_CLOCK_HEAD_START
     struct gb_clock:
         PyObject *asks
+        int64_t zero_ns
+        double wall
     PyObject *gb_clock_seconds
     int gb_clock_start(gb_clock *c, PyObject *asks, PyObject *ttl, PyObject *idle, double jitter,
                        uint64_t seed) except -1
+    uint64_t gb_clock_date_exact(const gb_clock *c)
     uint64_t gb_clock_exact(const gb_clock *c)
     bint gb_clock_now(gb_clock *c, bint exact, uint64_t *now) except 0
 
@@ -143,7 +222,8 @@ cdef extern from "_hot.h":
         gb_store store
         gb_lock lock
         uint32_t outsiders
-        bint open, born, keep
+        bint open, born, keep, forked
+        gb_saver *saver
         gb_bells bells
         PyObject *hears
         gb_clock clock
@@ -182,6 +262,7 @@ cdef extern from "_hot.h":
     bint gb_box_core_key(const gb_door *d, const gb_box *b, gb_key *k)
     void gb_box_drop(gb_box *b)
     object gb_box_key_object(uint32_t type, PyObject *raw)
+    PyObject *gb_box_finish(const gb_door *d, uint32_t type, PyObject *raw)
     PyObject *gb_box_raw(uint32_t type, const uint8_t *bytes, uint32_t n)
     int gb_hot_install(void *type, size_t basic_size) except -1
     PyObject *gb_hot_read(gb_door *d, PyObject *key, gb_hot_how how)

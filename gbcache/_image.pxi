@@ -7,7 +7,7 @@ cdef class PackedImage:
 
     cdef gb_door door  # first: _hot.c knows it lies there
     cdef Py_buffer view
-    cdef object map, clock, encode, decode, hears
+    cdef object map, clock, encode, decode, hears, scratch
     cdef dict flights
     cdef object __weakref__
 
@@ -17,8 +17,12 @@ cdef class PackedImage:
         gb_lock_init(&self.door.lock)
 
     def _attach(self, map, *, seed, clock, ttl, idle, double jitter, uint32_t max_entries, codec,
-                dict flights, housekeeping):
-        """Formats an image in `map` (a writable buffer, page-aligned) and opens the door."""
+                dict flights, housekeeping, how="new", boot=None, uint64_t max_bytes=0, codec_name=b""):
+        """Formats an image in `map` (a writable buffer, page-aligned) and opens the door.
+
+        `how`: "clean" and "mend" take the image that is there, a live file's, the second after a kill;
+        then False, and a rule in `_fault`, if it cannot be mended. `boot`: 16 bytes, of a live file.
+        """
         cdef uint64_t words[2]
         cdef gb_door *d = &self.door
         cdef const unsigned char[:] bytes16 = seed
@@ -31,15 +35,27 @@ cdef class PackedImage:
         gb_clock_start(&d.clock, NULL if clock is None else <PyObject *>self.clock, <PyObject *>ttl,
                        <PyObject *>idle, jitter, words[0])
         self._hold_buffer(map)
-        cdef gb_err err = gb_room_format(&d.store, self.view.buf, self.view.len, words,
-                                         GB_CLOCK_HEAD_START)
+        cdef gb_err err
+        if how == "new":
+            err = gb_room_format(&d.store, self.view.buf, self.view.len, words, GB_CLOCK_HEAD_START)
+        else:
+            err = adopt(self, how == "mend", boot)
         if err:
             PyBuffer_Release(&self.view)
+            if how != "new":
+                return False
             gb_door_raise(d, err, NULL)
-        d.store.head.max_entries = max_entries
+        if how == "new" or max_entries:
+            d.store.head.max_entries = max_entries
+        if how == "new":
+            d.store.head.max_bytes = max_bytes
+            memcpy(d.store.head.codec, <const char *>codec_name, min(<size_t>len(codec_name), <size_t>63))
+        if boot is not None:
+            go_live(self, GB_IMAGE_LOADING if how == "new" else GB_IMAGE_OPEN, boot)
         self.map = map
         d.keep = housekeeping
         d.born = d.open = True
+        return True
 
     def _hold_buffer(self, map):
         PyObject_GetBuffer(map, &self.view, PyBUF_WRITABLE)
@@ -64,9 +80,13 @@ cdef class PackedImage:
         gb_door_leave(d, GB_OP_RESIZE)
         while d.outsiders:
             gb_door_rest()
-        PyBuffer_Release(&self.view)
-        map, self.map = self.map, None
-        map.close()
+        try:
+            if d.store.live:
+                self._seal()
+        finally:
+            PyBuffer_Release(&self.view)
+            map, self.map = self.map, None
+            map.close()
 
     @property
     def closed(self):
@@ -142,7 +162,7 @@ cdef class PackedImage:
         """The number of the last event recorded; 0: none was."""
         cdef gb_door *d = &self.door
         gb_door_enter(d)
-        cdef uint64_t seq = gb_ring_next(&d.store.ring) - 1 if d.store.head.ring.granules else 0
+        cdef uint64_t seq = gb_room_seq(&d.store)
         gb_door_leave(d, GB_OP_GET)
         return seq
 
@@ -253,6 +273,7 @@ cdef class PackedImage:
                 PyBuffer_Release(&self.view)
                 self.view, self.map = other, fresh
             gb_room_rebase(&d.store, self.view.buf)
+            d.store.mapped = self.view.len
             if length > d.store.head.length:
                 gb_room_grow(&d.store, length)
         finally:
@@ -285,4 +306,94 @@ cdef class PackedImage:
         gb_door_fork_parent(&self.door)
 
     def _fork_child(self):
-        gb_door_fork_child(&self.door)
+        cdef gb_door *d = &self.door
+        gb_door_fork_child(d)
+        if not d.store.live or not d.open: return
+        d.open, d.forked = False, True  # one writer: the parent
+        PyBuffer_Release(&self.view)
+        map, self.map = self.map, None
+        map.close()
+
+    # --- live files ----------------------------------------------------------------------------
+
+    def _fault(self):
+        """Why the last `_attach` returned False: rule, place, wanted, found."""
+        return self.scratch
+
+    def _opened(self, boot):
+        """The file is filled: from here on a killed process leaves it to be mended."""
+        go_live(self, GB_IMAGE_OPEN, boot)
+
+    def _keeps(self):
+        """Whether the housekeeper is to be told, and was not yet."""
+        keeps, self.door.keep = self.door.keep, False
+        return keeps
+
+    def _asked(self, max_bytes=None):
+        """The budget as it was asked for; sets it."""
+        cdef gb_door *d = &self.door
+        gb_door_enter(d)
+        if max_bytes is not None:
+            d.store.head.max_bytes = max_bytes
+        cdef uint64_t asked = d.store.head.max_bytes
+        gb_door_leave(d, GB_OP_RESIZE)
+        return asked
+
+    def _seal(self):
+        """All on disk, then the state that says so."""
+        cdef gb_head *h = self.door.store.head
+        self.map.flush()
+        h.closed_at = gb_clock_exact(&self.door.clock)
+        h.clock_base = int(time() * 1000) - h.closed_at
+        gb_image_seal(&self.door.store)
+        self.map.flush(0, 4096 * (sizeof(gb_head) // 4096 + 1))
+
+    def _tell_recovered(self):
+        """The event that the cache is not what it was before it stopped."""
+        cdef gb_door *d = &self.door
+        gb_door_enter(d)
+        gb_tell_count(&d.store, GB_EVENT_RECOVER, d.store.head.table.count)
+        gb_door_leave(d, GB_OP_SET)
+        gb_door_inform(d)
+
+
+cdef gb_err adopt(PackedImage self, bint mend, boot) except *:
+    """Takes the image in the buffer; time goes on from where it was."""
+    cdef gb_door *d = &self.door
+    cdef gb_fault fault
+    cdef uint64_t[:] scratch
+    cdef const unsigned char[:] bytes16 = boot
+    cdef gb_err err = gb_room_attach(&d.store, self.view.buf, self.view.len)
+    cdef gb_head *h = d.store.head
+    if err:
+        return err
+    if mend:
+        d.store.live = True
+        gb_room_rebase(&d.store, self.view.buf)
+        self.scratch = array("Q", bytes(8 * gb_mend_scratch(self.view.len)))
+        scratch = self.scratch
+        with nogil:
+            err = gb_mend(&d.store, &scratch[0], &fault)
+        self.scratch = None
+        if err:
+            self.scratch = (fault.rule.decode(), fault.at, fault.want, fault.got)
+            return err
+    if memcmp(h.boot_id, &bytes16[0], 16) == 0:  # the same run of the machine: its clock went on
+        now = (d.clock.zero_ns - h.zero_ns) // 1000000 + GB_CLOCK_HEAD_START
+    else:
+        now = int(d.clock.wall * 1000) - <int64_t>h.clock_base
+    now = max(now, h.closed_at, h.wheel.tick << 3, GB_CLOCK_HEAD_START)
+    d.clock.zero_ns -= (now - GB_CLOCK_HEAD_START) * 1000000
+    d.clock.wall -= (now - GB_CLOCK_HEAD_START) / 1000.0
+    return GB_OK
+
+
+cdef void go_live(PackedImage self, gb_image_state state, boot) except *:
+    """Says in the superblock who has it, since when, and in which run of the machine."""
+    cdef uint64_t words[2]
+    cdef const unsigned char[:] bytes16 = boot
+    cdef gb_door *d = &self.door
+    memcpy(words, &bytes16[0], 16)
+    d.store.head.zero_ns = d.clock.zero_ns
+    d.store.head.clock_base = int(d.clock.wall * 1000) - GB_CLOCK_HEAD_START
+    gb_image_state_set(&d.store, state, words, getpid())

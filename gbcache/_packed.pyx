@@ -6,14 +6,20 @@ The rare verbs; the frequent ones are hand-written in ``_hot.c`` and put into th
 """
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
+from posix.unistd cimport getpid
+
+import os
+from array import array
+from time import time, time_ns
 
 from ._gb cimport *
 
 from .codec import decode_key, encode_key
-from .errors import BudgetError, ClosedError
+from .errors import BudgetError, ClosedError, ImageError
 from .housekeeper import keep
 from .stats import Entry
 from .units import seconds_of
@@ -54,6 +60,7 @@ cdef inline object owned(PyObject *made):
 
 
 include "_image.pxi"
+include "_files.pxi"
 include "_readers.pxi"
 
 

@@ -288,6 +288,14 @@ def resolve(codec: str | Codec) -> Codec:
     raise TypeError(f"codec={codec!r} is a {type(codec).__name__} without encode() and decode()")
 
 
+def name_of(codec: Codec) -> str:
+    """What a file says of the codec its values were encoded by: at most 63 ASCII characters."""
+    kind = type(codec)
+    known = {TypedCodec: "typed", PickleCodec: "pickle"}.get(kind)
+    name = known or f"{kind.__module__}.{kind.__qualname__}"
+    return name.encode("ascii", "replace").decode()[-63:]
+
+
 # --- keys ----------------------------------------------------------------------------------------
 
 KT_STR, KT_BYTES, KT_INT, KT_OTHER = range(4)

@@ -18,4 +18,16 @@ class ClosedError(GbError, ValueError):
 
 
 class ImageError(GbError, ValueError):
-    """A file is not a sound image: torn, foreign, hostile or of another version."""
+    """A file is not a sound snapshot or live file: torn, foreign, hostile or of another version.
+
+    `path`: the file; `offset`: the byte at which, None where it is about the whole file; `rule`: the sentence
+    that does not hold.
+    """
+
+    def __init__(self, path: object, offset: int | None, rule: str) -> None:
+        super().__init__(path, offset, rule)
+        self.path, self.offset, self.rule = path, offset, rule
+
+    def __str__(self) -> str:
+        where = "" if self.offset is None else f" at byte {self.offset}:"
+        return f"{self.path}:{where} it does not hold that {self.rule}"

@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Collection
 from datetime import timedelta
@@ -24,6 +25,7 @@ __all__ = ["CacheInfo", "Memoized", "memoize"]
 P = ParamSpec("P")
 R = TypeVar("R")
 _numbers = itertools.count(1)
+_CLEARED = "gbcache.memoize.cleared"
 _naming = threading.RLock()
 _OWN = ("cache", "cache_info", "cache_clear")
 _PASSED_ON = (
@@ -106,6 +108,7 @@ class Memoized(Memo, Generic[P, R]):
     _async: bool
     _name: str
     _generation: int
+    _nth: int
     _hits: int
     _misses: int
     """Of calls whose results do not lie in a cache of its own."""
@@ -157,7 +160,7 @@ class Memoized(Memo, Generic[P, R]):
         self._holders, self._dictless = {}, {}
         self._name = f"{getattr(fn, '__module__', '')}.{name}"
         if cache is not None:
-            self._generation = self._next_generation()
+            self._generation = self._first_generation()
         return self
 
     @staticmethod
@@ -229,12 +232,23 @@ class Memoized(Memo, Generic[P, R]):
             return self._name, self._generation, key
         return self._name, self._generation, *_packed(key, self._typed)
 
-    def _next_generation(self) -> int:
-        """A number nobody of this name has had in this cache: a function that is defined anew, or another
-        of the same name, does not see the old one's results."""
+    def _first_generation(self) -> int:
+        """A number for the first, second ... function of this name over this cache: one that is defined anew
+        does not see the old one's results; the same one in another process does, if the cache was kept. What
+        `cache_clear` made of it lies in the cache itself."""
         with _naming:
             given: dict[str, int] = self.cache._generations
-            given[self._name] = number = given.get(self._name, -1) + 1
+            given[self._name] = self._nth = given.get(self._name, -1) + 1
+        if isinstance(self.cache, ObjectCache):
+            return self._nth
+        return self.cache.peek((_CLEARED, self._name, self._nth), self._nth)
+
+    def _next_generation(self) -> int:
+        """A number never given before, here or elsewhere. It is younger than all results of the old one, so a
+        cache that evicts it has evicted those; and even then the number does not come again."""
+        number = time.time_ns()
+        if not isinstance(self.cache, ObjectCache):
+            self.cache.set((_CLEARED, self._name, self._nth), number, ttl=None)
         return number
 
     # --- the face of functools ---------------------------------------------------------------

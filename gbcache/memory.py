@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import sys
 
-__all__ = ["MOST", "copy_needed", "private", "reservation", "reserve"]
+__all__ = ["MOST", "copy_needed", "private", "reservation", "reserve", "shared"]
 
 MOST = (1 << 35) - 4096  # what 32-bit refs of 8-byte granules reach
 _NORESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)  # not in `mmap` before 3.13
@@ -21,6 +21,11 @@ def private(length: int) -> mmap.mmap:
     if sys.platform == "win32":
         raise OSError("gbcache needs mmap with private anonymous mappings: Linux or macOS")
     return _map(length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def shared(fd: int, length: int) -> mmap.mmap:
+    """The first `length` bytes of a file: what is stored there is the file's at once, whoever is killed."""
+    return mmap.mmap(fd, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _map(length: int, flags: int) -> mmap.mmap:

@@ -1,0 +1,252 @@
+# _files.pxi - part of _packed.pyx: an image going to a file, and coming from one.
+
+cdef object text_of(const gb_load_fault *fault, path):
+    """The exception for what is wrong with a file."""
+    if fault.error:
+        return OSError(fault.error, f"{os.strerror(fault.error)} (at byte {fault.at})", path)
+    return ImageError(path, fault.at, fault.rule.decode())
+
+
+cdef dict head_of(const gb_snap_head *h):
+    return dict(
+        version=h.version, id=(<const unsigned char *>h.id)[:16], saved_at=h.saved_at / 1000.0, max_bytes=h.max_bytes,
+        max_entries=h.max_entries or None, entries=h.entries, frames=h.frames, length=h.length, seq=h.seq,
+        codec=(<const char *>h.codec).decode("ascii", "replace"),
+        counters=h.counters,
+    )
+
+
+def read_head(int fd, uint64_t length, path):
+    """What the head of a snapshot says, checked against the file's length; ImageError, OSError."""
+    cdef gb_snap_head head
+    cdef gb_load_fault fault
+    if not gb_load_head(fd, length, &head, &fault):
+        raise text_of(&fault, path)
+    return head_of(&head)
+
+
+def judge(map, boot):
+    """Of a live file's mapping: "clean", "killed", or "lost", and why."""
+    cdef gb_fault fault
+    cdef const unsigned char[:] view = map
+    cdef const unsigned char[:] bytes16 = boot
+    cdef uint64_t words[2]
+    memcpy(words, &bytes16[0], 16)
+    cdef gb_image_verdict verdict = gb_image_judge(&view[0], view.shape[0], words, &fault)
+    if verdict == GB_IMAGE_LOST:
+        return "lost", f"{fault.rule.decode()} (want {fault.want:#x}, got {fault.got:#x})"
+    return ("clean", "") if verdict == GB_IMAGE_CLEAN else ("killed", "")
+
+
+def live_head(map):
+    """What a live file's superblock says: bytes that nobody checked yet."""
+    cdef const unsigned char[:] view = map
+    cdef const gb_head *h = <const gb_head *>&view[0]
+    if <size_t>view.shape[0] < sizeof(gb_head):
+        return None
+    return dict(owner=h.owner, length=h.length, max_bytes=h.max_bytes, max_entries=h.max_entries or None,
+                entries=h.table.count, codec=bytes((<const char *>h.codec)[:64]).split(b"\0")[0].decode("ascii", "replace"))
+
+
+cdef class Saver:
+    """One save of a store into an open file. `run` until it says True, `finish`, `end`."""
+
+    cdef PackedImage store
+    cdef gb_saver *saver
+
+    def __cinit__(self, PackedImage store, int fd, *, uint64_t max_bytes, int64_t at, id, bytes codec):
+        cdef gb_save_words words
+        cdef const unsigned char[:] bytes16 = id
+        memcpy(words.id, &bytes16[0], 16)
+        words.max_bytes, words.codec = max_bytes, codec
+        words.wall = at - <int64_t>gb_clock_date_exact(&store.door.clock)
+        self.store = store
+        self.saver = gb_saver_begin(&store.door, fd, &words)
+
+    def run(self, uint32_t ms):
+        """Works for about so long, the GIL released; whether it is done."""
+        cdef bint done
+        with nogil:
+            done = gb_saver_run(self.saver, ms)
+        return done
+
+    def finish(self):
+        """Writes what makes it a file; OSError, ClosedError, RuntimeError where the save failed."""
+        cdef bint good
+        with nogil:
+            good = gb_saver_finish(self.saver)
+        if good:
+            return
+        if self.saver.error:
+            raise OSError(self.saver.error, os.strerror(self.saver.error))
+        if self.saver.closed:
+            raise ClosedError("the cache was closed while it was being saved")
+        raise RuntimeError("the save lost track of what changed meanwhile: save again")
+
+    @property
+    def written(self):
+        """Bytes so far."""
+        return gb_saver_bytes(self.saver)
+
+    def end(self):
+        if self.saver != NULL:
+            gb_saver_end(self.saver)
+            self.saver = NULL
+
+    def __dealloc__(self):
+        if self.saver != NULL:
+            gb_saver_end(self.saver)
+
+
+def load(PackedImage store, int fd, uint64_t length, path, int64_t at, progress):
+    """Puts what a snapshot holds into `store`, which nobody else uses yet; how many were dropped."""
+    cdef gb_snap_head head
+    cdef gb_load_fault fault
+    cdef gb_loader loader
+    cdef gb_door *d = &store.door
+    cdef bint good = True
+    if not gb_load_head(fd, length, &head, &fault):
+        raise text_of(&fault, path)
+    cdef uint64_t now = gb_clock_date_exact(&d.clock)
+    if not gb_loader_begin(&loader, fd, &head, &d.store, now, at - <int64_t>now):
+        raise MemoryError()
+    try:
+        while good and not loader.done:
+            with nogil:
+                good = gb_loader_run(&loader, 50)
+            PyErr_CheckSignals()
+            if progress is not None and good:
+                progress(min(loader.frame, length), length)
+        if not good:
+            raise text_of(&loader.fault, path)
+    finally:
+        gb_loader_end(&loader)
+    moves = d.store.head.counters.moves
+    d.store.head.counters = head.counters
+    d.store.head.counters.moves += moves
+    d.store.head.seq = max(d.store.head.seq, head.seq)
+    return loader.dropped
+
+
+@cython.no_gc_clear
+cdef class SealedImage:
+    """A snapshot mapped read-only, all of it checked; look-ups write nothing."""
+
+    cdef gb_door door  # only for its codec
+    cdef gb_sealed sealed
+    cdef Py_buffer view
+    cdef object map, decode
+    cdef bint open
+
+    def _attach(self, int fd, map, path, codec):
+        cdef gb_snap_head head
+        cdef gb_load_fault fault
+        cdef bint good
+        self.decode = codec.decode
+        self.door.decode = <PyObject *>self.decode
+        PyObject_GetBuffer(map, &self.view, 0)
+        good = gb_load_head(fd, self.view.len, &head, &fault)
+        if good:
+            with nogil:
+                good = gb_sealed_check(&self.sealed, <const uint8_t *>self.view.buf, &head, &fault)
+            if not good:
+                gb_sealed_end(&self.sealed)
+        if not good:
+            PyBuffer_Release(&self.view)
+            raise text_of(&fault, path)
+        self.map, self.open = map, True
+
+    def __dealloc__(self):
+        if self.open:
+            gb_sealed_end(&self.sealed)
+            PyBuffer_Release(&self.view)
+
+    cdef void _ready(self) except *:
+        if not self.open:
+            raise ClosedError("the snapshot is closed")
+
+    cdef bint _find(self, key, gb_snap_record *r) except -1:
+        cdef gb_box box
+        cdef gb_key k
+        gb_box_key(&box, <PyObject *>key)
+        try:
+            self._ready()
+            if box.len > GB_KEY_MAX:
+                return False
+            k.bytes, k.len, k.type = box.bytes, box.len, box.type
+            k.hash = gb_digest_of(&self.sealed.digest, k.bytes, k.len, k.type)
+            return gb_sealed_find(&self.sealed, &k, time_ns() // 1000000, r)
+        finally:
+            gb_box_drop(&box)
+
+    cdef object _value(self, const gb_snap_record *r):
+        cdef uint32_t kind = r.head.types >> 2
+        return owned(gb_box_finish(&self.door, kind, gb_box_raw(kind, r.value, r.head.value_len)))
+
+    cdef object _key(self, const gb_snap_record *r):
+        raw = PyBytes_FromStringAndSize(<const char *>r.key, r.head.key_len)
+        Py_INCREF(raw)
+        return gb_box_key_object(r.head.types & 3, <PyObject *>raw)
+
+    def __getitem__(self, key):
+        cdef gb_snap_record r
+        if not self._find(key, &r):
+            raise KeyError(key)
+        return self._value(&r)
+
+    def get(self, key, default=None):
+        """The value of `key`, or `default`. Cost: two or three cold cache lines, and the value's bytes."""
+        cdef gb_snap_record r
+        return self._value(&r) if self._find(key, &r) else default
+
+    def __contains__(self, key):
+        cdef gb_snap_record r
+        return self._find(key, &r)
+
+    def __len__(self):
+        self._ready()
+        return self.sealed.head.entries
+
+    def ttl(self, key):
+        """Seconds until `key` expires, None if it never does. KeyError if it is absent."""
+        cdef gb_snap_record r
+        if not self._find(key, &r):
+            raise KeyError(key)
+        return r.times.due / 1000.0 - time() if r.head.timed else None
+
+    def _pairs(self, int what):
+        """Keys (0), values (1), pairs (2), or entries (3: key, value, deadline as time.time() has it)."""
+        cdef gb_snap_record r
+        cdef uint64_t frame = 0, at = 0
+        cdef int64_t now = time_ns() // 1000000
+        while True:
+            self._ready()
+            if not gb_sealed_next(&self.sealed, &frame, &at, &r):
+                return
+            if not gb_sealed_live(&r, now):
+                continue
+            if what == 0:
+                yield self._key(&r)
+            elif what == 1:
+                yield self._value(&r)
+            elif what == 2:
+                yield self._key(&r), self._value(&r)
+            else:
+                yield self._key(&r), self._value(&r), r.times.due / 1000.0 if r.head.timed else None
+
+    def _head(self):
+        self._ready()
+        return head_of(&self.sealed.head)
+
+    @property
+    def closed(self):
+        return not self.open
+
+    def close(self):
+        """Gives the mapping back. Closing twice is allowed; any other use raises ClosedError."""
+        if self.open:
+            self.open = False
+            gb_sealed_end(&self.sealed)
+            PyBuffer_Release(&self.view)
+            map, self.map = self.map, None
+            map.close()

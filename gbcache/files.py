@@ -1,0 +1,149 @@
+"""Files as a cache needs them: looked at before they are read, replaced whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import ImageError
+
+__all__ = ["boot_id", "extend", "open_file", "path_of", "replacing", "sync_directory"]
+
+Path = str | os.PathLike[str]
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # not led elsewhere, not held up by a FIFO
+
+
+def path_of(path: Path) -> str:
+    """The path as text; TypeError for anything that is no path."""
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"path={path!r} is not a str or an os.PathLike of one")
+    if not text or "\0" in text:
+        raise ValueError(f"path={path!r} is not the path of a file")
+    return text
+
+
+def open_file(path: str, *, own: bool, write: bool = False, create: bool = False) -> int:
+    """Opens a regular file, no symbolic link. `own`: it must be this user's, and nobody else's to write.
+
+    Raises OSError as `open` does (FileNotFoundError ...), ImageError where it is not such a file.
+    """
+    flags = _FLAGS | (os.O_RDWR if write else os.O_RDONLY) | (os.O_CREAT if create else 0)
+    try:
+        fd = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            rule = "it is a file itself, not a symbolic link: give os.path.realpath() of it"
+            raise ImageError(path, None, rule) from None
+        if error.errno in (errno.ENXIO, errno.EISDIR):
+            raise ImageError(path, None, "it is a regular file") from None
+        raise
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageError(path, None, "it is a regular file")
+        if own and found.st_uid != os.geteuid():
+            rule = f"it belongs to this user ({os.geteuid()}), not to {found.st_uid}: use mode='copy'"
+            raise ImageError(path, None, rule)
+        if own and found.st_mode & 0o022:
+            rule = f"nobody else may write it (mode {stat.S_IMODE(found.st_mode):o}): chmod go-w, or mode='copy'"
+            raise ImageError(path, None, rule)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def sync_directory(path: str) -> None:
+    """What was created, renamed or removed beside `path` is on disk."""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _same(fd: int, path: str) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def _open_beside(path: str) -> int:
+    """The file a new version is written to: locked, empty. What a killed process left is used again."""
+    while True:
+        fd = open_file(path, own=True, write=True, create=True)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same(fd, path):  # not renamed or removed between the two
+                os.ftruncate(fd, 0)
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise BlockingIOError(
+                errno.EAGAIN, "another save to the same file is under way", path
+            ) from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[int]:
+    """A descriptor to write the new content of `path` to; at the end it takes the old one's place.
+
+    Synced, then renamed, then the directory synced: a power cut leaves the old file or the new one. If
+    anything fails the old one stays and nothing is left beside it. Only a killed process leaves
+    ``path + ".saving"``, which the next one uses again. The new file has mode 0600.
+    """
+    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
+        rule = "it is a regular file, or there is none: nothing else is replaced"
+        raise ImageError(path, None, rule)
+    beside = path + ".saving"
+    fd = _open_beside(beside)
+    try:
+        try:
+            os.fchmod(fd, 0o600)
+            yield fd
+            os.fsync(fd)
+            os.rename(beside, path)
+        except BaseException:
+            os.unlink(beside)
+            raise
+        sync_directory(path)
+    finally:
+        os.close(fd)
+
+
+def extend(fd: int, length: int) -> None:
+    """Gives the file its bytes on disk, all of them: a store into a hole of a full disk would be a SIGBUS."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, length)
+        return
+    size, zeros = os.fstat(fd).st_size, bytes(1 << 20)
+    while size < length:
+        size += os.pwrite(fd, zeros[: length - size], size)
+
+
+def boot_id() -> bytes:
+    """16 bytes that name this run of the machine; zeros where that cannot be known."""
+    try:
+        if sys.platform.startswith("linux"):
+            with open("/proc/sys/kernel/random/boot_id") as file:
+                return bytes.fromhex(file.read().strip().replace("-", ""))
+        import subprocess
+
+        call = ["sysctl", "-n", "kern.bootsessionuuid"]
+        said = subprocess.run(call, capture_output=True, text=True, timeout=5, check=True).stdout
+        return bytes.fromhex(said.strip().replace("-", ""))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return bytes(16)

@@ -1,0 +1,245 @@
+"""Live files: the cache's image mapped from a file, and what is done when it is found again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import files, memory, snapshot
+from ._packed import judge, live_head
+from .errors import ImageError
+
+if TYPE_CHECKING:
+    from .cache import Cache
+
+__all__ = ["LiveFile", "Recovery"]
+
+CHECKPOINT = ".checkpoint"
+"""What `sync` writes is beside the live file, under its name and this."""
+
+
+class Recovery(NamedTuple):
+    """How a live file was opened, and what of it is there."""
+
+    how: str
+    """``"new"``: there was none. ``"clean"``: it had been closed. ``"mended"``: its process was killed; nothing that
+    was acknowledged is missing. ``"checkpoint"``: the machine lost power (or the file is damaged, or gone), and this
+    is what the last `sync` wrote. ``"empty"``: that too was missing or damaged, and ``on_error="empty"``."""
+    entries: int
+    reason: str
+    """Why it was not used as it is; empty for new and clean."""
+    seconds: float
+
+
+class LiveFile:
+    """The file of one cache: locked, mapped, and found again."""
+
+    def __init__(self, path: files.Path) -> None:
+        self.path = files.path_of(path)
+        self.checkpoint = self.path + CHECKPOINT
+        self.boot = files.boot_id()
+        self.fd = -1
+        self._stop = threading.Event()
+        self._syncing: threading.Thread | None = None
+
+    # --- opening -------------------------------------------------------------------------------
+
+    def open(
+        self, cache: Cache, length: int | None, attach: Callable[..., bool], on_error: str
+    ) -> Recovery:
+        """Attaches `cache` to the file, or to a new one that holds the checkpoint, or to an empty one.
+
+        `length`: of a new image; None: there must be a file. `attach(map, how, boot)` is `_attach` with the
+        cache's options; False: it cannot be mended.
+        """
+        begun = time.perf_counter()
+        try:
+            how, reason = self._open(cache, length, attach, on_error)
+        except BaseException:
+            self.release()
+            raise
+        return Recovery(how, len(cache), reason, time.perf_counter() - begun)
+
+    def _open(
+        self, cache: Cache, length: int | None, attach: Callable[..., bool], on_error: str
+    ) -> tuple[str, str]:
+        reason = "there is no live file"
+        if self._lock_existing():
+            mapped = self._map_existing()
+            verdict, reason = judge(mapped, self.boot) if mapped else ("lost", "it is empty")
+            if mapped is not None and verdict != "lost":
+                head = live_head(mapped)
+                snapshot.check_codec(self.path, head["codec"], cache._codec)
+                if attach(mapped, how="mend" if verdict == "killed" else "clean", boot=self.boot):
+                    if verdict == "clean":
+                        mapped.flush(0, mmap.PAGESIZE)  # OPEN is on disk before anything else changes
+                        return "clean", ""
+                    return "mended", "its process was killed"
+                reason = "image: " + str(cache._fault())
+            if mapped is not None:
+                length = length or live_head(mapped)["length"]  # type: ignore[index]
+                mapped.close()
+        elif length is None and not os.path.exists(self.checkpoint):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+        return self._rebuild(cache, length, attach, on_error, reason)
+
+    def _lock_existing(self) -> bool:
+        """Opens and locks the file; False if there is none."""
+        while True:
+            try:
+                fd = files.open_file(self.path, own=True, write=True)
+            except FileNotFoundError:
+                return False
+            self.fd = fd
+            self._lock(fd)
+            if files._same(fd, self.path):  # nobody put another one in its place meanwhile
+                return True
+            self.release()
+
+    def _lock(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            head = os.pread(fd, 65536, 0)
+            known = live_head(head) if head else None
+            owner = f"process {known['owner']}" if known and known["owner"] else "another process"
+            raise BlockingIOError(
+                errno.EAGAIN, f"a live file has one writer at a time, and {owner} has it open", self.path
+            ) from None
+
+    def _map_existing(self) -> mmap.mmap | None:
+        size = os.fstat(self.fd).st_size
+        return memory.shared(self.fd, size) if 0 < size <= memory.MOST + 4096 else None
+
+    def _rebuild(
+        self, cache: Cache, length: int | None, attach: Callable[..., bool], on_error: str, reason: str
+    ) -> tuple[str, str]:
+        """A new file beside the old one, filled, then put in its place."""
+        there = self.fd >= 0
+        source = self._open_checkpoint()
+        if source < 0 and there and on_error == "raise":
+            rule = f"it can be used ({reason}), or a checkpoint is beside it: open it with on_error='empty' to begin anew"
+            raise ImageError(self.path, None, rule)
+        try:
+            if length is None:
+                length = snapshot.read_head(source, os.fstat(source).st_size, self.checkpoint)["max_bytes"] // 8 * 8
+            return self._fill_new(cache, length, attach, on_error, reason, source, there)
+        finally:
+            if source >= 0:
+                os.close(source)
+
+    def _open_checkpoint(self) -> int:
+        try:
+            return files.open_file(self.checkpoint, own=True)
+        except FileNotFoundError:
+            return -1
+
+    def _fill_new(
+        self, cache: Cache, length: int, attach: Callable[..., bool], on_error: str, reason: str, source: int,
+        there: bool,
+    ) -> tuple[str, str]:  # fmt: skip
+        beside = self.path + ".new"
+        fd = files._open_beside(beside)
+        try:
+            os.fchmod(fd, 0o600)
+            files.extend(fd, length)
+            mapped = memory.shared(fd, length)
+            attach(mapped, boot=self.boot)
+            how = "new" if source < 0 and not there else "empty"
+            if source >= 0:
+                try:
+                    snapshot.fill(cache, source, self.checkpoint, None)
+                    how = "checkpoint"
+                except ImageError as error:
+                    if on_error == "raise":
+                        raise
+                    reason = f"{reason}; {error}"
+                    cache.clear()
+            cache._opened(self.boot)
+            mapped.flush(0, mmap.PAGESIZE)
+            self._put_in_place(beside, there)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+            os.close(fd)
+            raise
+        old, self.fd = self.fd, fd
+        if old >= 0:
+            os.close(old)
+        return how, "" if how == "new" else reason
+
+    def _put_in_place(self, beside: str, there: bool) -> None:
+        if there:
+            os.rename(beside, self.path)
+        else:
+            try:
+                os.link(beside, self.path)  # unlike rename, not over what somebody else made meanwhile
+            except FileExistsError:
+                raise BlockingIOError(
+                    errno.EAGAIN, "another process made this live file at the same moment", self.path
+                ) from None
+            os.unlink(beside)
+        files.sync_directory(self.path)
+
+    # --- while it is open ----------------------------------------------------------------------
+
+    def extend(self, length: int) -> None:
+        files.extend(self.fd, length)
+
+    def remapped(self, length: int) -> mmap.mmap | None:
+        """Where a mapping cannot change its length in place, a new one of the file."""
+        if sys.platform.startswith("linux"):
+            return None
+        os.ftruncate(self.fd, length)
+        return memory.shared(self.fd, length)
+
+    def keep_synced(self, cache: Cache, interval: float) -> None:
+        """Has a thread call `sync` each `interval` seconds, as long as the cache lives and is open."""
+        ref, stop = weakref.ref(cache), self._stop
+        self._syncing = threading.Thread(
+            target=_sync_on, args=(ref, stop, interval), name="gbcache-sync", daemon=True
+        )
+        self._syncing.start()
+
+    def stop(self) -> None:
+        """No further sync in the background; waits for one under way."""
+        self._stop.set()
+        thread = self._syncing
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def release(self) -> None:
+        """Gives up the lock: the file may be opened by others."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self._stop.set()
+        self.release()
+
+
+def _sync_on(ref: weakref.ref[Any], stop: threading.Event, interval: float) -> None:
+    while not stop.wait(interval):
+        cache = ref()
+        if cache is None or cache.closed:
+            return
+        try:
+            cache.sync()
+        except Exception as error:
+            if cache.closed:
+                return
+            cache.sync_errors += 1
+            from ._packed import report
+
+            report(error, _sync_on)
+        del cache
