@@ -1,7 +1,11 @@
 /* _load.c - frames checked, then records put. */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* pread, clock_gettime */
+#endif
 #include "_load.h"
 #include <errno.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #define ROOM ((uint64_t)1 << 20) /* of a loader's buffer: many frames at a time */

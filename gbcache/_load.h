@@ -16,7 +16,6 @@
 #ifndef GB_LOAD_H
 #define GB_LOAD_H
 
-#include "_door.h"
 #include "snap.h"
 
 /* What is wrong with a file: where, and the sentence that is broken. `error`: errno, if it could not be read. */
