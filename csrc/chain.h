@@ -23,7 +23,7 @@
 
 #include "store.h"
 
-#define GB_CHAIN_SLICE 65536u
+#define GB_CHAIN_SLICE 65472u /* with the rest of its granule it fits a snapshot's frame */
 #define GB_CHAIN_VALUE_MAX ((uint32_t)1 << 30)
 
 struct gb_chain_write {

@@ -313,6 +313,7 @@ void gb_room_grow(struct gb_store *s, uint64_t length) {
 
 /* The block at the hand found no place below the cut: give something up. */
 static enum gb_err shrink_stuck(struct gb_store *s) {
+    if (s->keep && s->keep->ghost) return GB_BUSY; /* it goes by itself: nobody has to leave for it */
     gb_ref victim = gb_index_victim(&s->index);
     if (victim) gb_room_remove(s, victim, GB_CAUSE_EVICT);
     else if (gb_table_wants_shrink(&s->index.table)) return gb_table_shrink(&s->index.table);

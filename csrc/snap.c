@@ -6,6 +6,9 @@ enum gb_err gb_snap_begin(struct gb_store *s, struct gb_snap *p) {
     p->count = p->keep.left = s->index.table.root->count;
     p->keep.end = (gb_ref)(s->head->length / GB_GRANULE);
     p->steps = 0;
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) /* dead already, or not born: none of the moment */
+        if (s->pin[i].used && gb_word_kind(gb_entry_at(s->base, s->pin[i].entry)->word) == GB_KIND_PENDING)
+            gb_keep_saved(&p->keep, s->pin[i].entry);
     s->keep = &p->keep;
     return GB_OK;
 }
@@ -59,7 +62,7 @@ static enum gb_err long_step(struct gb_store *s, struct gb_snap *p, struct gb_ke
     p->read.done = 0; /* it copies to where the frame goes on */
     (void)gb_chain_copy(s, &p->read, f->to + f->used);
     f->used += before - p->read.left;
-    if (p->read.left) return GB_AGAIN;
+    if (p->read.left || gb_head_steps(s) == GB_STEPS_MAX) return GB_AGAIN; /* closing may take a step */
     memset(f->to + f->used, 0, (size_t)p->pad);
     f->used += (uint32_t)p->pad;
     gb_chain_close(s, &p->read);
@@ -161,13 +164,13 @@ bool gb_snap_put(const struct gb_store *s, const struct gb_snap_record *r, uint6
     *p = (struct gb_put){.value = r->value, .value_len = r->head.value_len, .value_type = r->head.types >> 2};
     gb_store_key(s, &p->key, r->key, r->head.key_len, r->head.types & 3u);
     if (!r->head.timed) return true;
-    int64_t end = r->times.due + r->times.stale; /* kept for those who ask: what is left of that */
     p->due = local_time(r->times.due, now, wall, saved);
     p->hard = r->times.hard ? local_time(r->times.hard, now, wall, saved) : 0;
     p->idle = r->times.idle;
     p->stale = r->times.stale;
     if (p->due) return p->hard || !r->times.hard;
-    uint64_t kept = r->times.stale ? local_time(end, now, wall, saved) : 0;
+    if (!r->times.stale || r->times.due > INT64_MAX - r->times.stale) return false;
+    uint64_t kept = local_time(r->times.due + r->times.stale, now, wall, saved);
     p->due = now; /* past, and kept */
     p->stale = (uint32_t)(kept > now ? kept - now : 0);
     return kept > now;

@@ -54,6 +54,7 @@ struct gb_snap_head {
     char codec[64];           /* the name values were encoded under, zeros behind it */
     uint64_t sum;             /* over all above; the rest of the 4096 bytes is zero */
 };
+_Static_assert(GB_CHAIN_SLICE + GB_GRANULE <= GB_KEEP_PAYLOAD, "a slice fits a frame");
 _Static_assert(sizeof(struct gb_snap_frame) == 32, "a frame's head is 32 bytes");
 _Static_assert(sizeof(struct gb_snap_head) <= GB_SNAP_HEAD, "the head fits its page");
 

@@ -156,7 +156,9 @@ void gb_store_use_slow(struct gb_store *s, gb_ref ref, uint64_t now) {
     if (!x->idle) return;
     uint64_t hard = ((uint64_t)x->hard_high << 32) | x->hard_low, due = now + x->idle;
     if (hard && hard < due) due = hard;
-    if (due != gb_store_due(s, ref)) (void)gb_index_retime(&s->index, ref, due + x->stale);
+    if (due == gb_store_due(s, ref)) return;
+    if (GB_UNLIKELY(s->keep != NULL)) gb_keep_changing(s, ref);
+    (void)gb_index_retime(&s->index, ref, due + x->stale);
 }
 
 /* Whether the entry's own block can say the new times. */

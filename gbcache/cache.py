@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from functools import partial
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -228,22 +229,30 @@ class Cache(PackedStore, Persistent, Common):
                 f"smallest that works is {smallest() + ring}"
             )
         count = None if max_entries is None else _count(max_entries)
+        with self._alone("resize"):
+            if count is not None:
+                self._limit(count)
+            before = self._figures()[2]["total"]
+            if length < before:
+                self._shrink(length)
+            if self._file is not None and length > before:
+                self._file.extend(length)
+            if length != before:
+                made = self._file.remapped if self._file else memory.copy_needed
+                self._remap(length, made(length))
+            self._asked(asked)
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """One resize or save at a time; others wait."""
         with self._resizing:
             if self._in_resize:  # of this thread: the lock is an RLock
-                raise RuntimeError("resize() within resize(): called by a signal handler?")
+                raise RuntimeError(
+                    f"{what}() within resize() or save(): called by a signal handler, or by progress=?"
+                )
             self._in_resize = True
             try:
-                if count is not None:
-                    self._limit(count)
-                before = self._figures()[2]["total"]
-                if length < before:
-                    self._shrink(length)
-                if self._file is not None and length > before:
-                    self._file.extend(length)
-                if length != before:
-                    made = self._file.remapped if self._file else memory.copy_needed
-                    self._remap(length, made(length))
-                self._asked(asked)
+                yield
             finally:
                 self._in_resize = False
 

@@ -51,7 +51,7 @@ def _wall() -> int:
 
 def write(cache: Cache, path: str, progress: Progress | None = None, cancelled: Callable[[], bool] | None = None) -> int:
     """Writes `cache` to `path`; the file's bytes. The work of `Cache.save`."""
-    with files.replacing(path) as fd:
+    with cache._alone("save"), files.replacing(path) as fd:
         name = name_of(cache._codec).encode()
         saver = Saver(cache, fd, max_bytes=cache.max_bytes, at=_wall(), id=os.urandom(16), codec=name)
         try:

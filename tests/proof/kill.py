@@ -1,0 +1,446 @@
+"""kill -9 of the process that has a live file, again and again: nothing that was acknowledged may be lost.
+
+`python tests/proof/kill.py --kills 300`. Each round forks a child that opens the file and writes with four threads,
+each on its own keys, and acknowledges every operation in a side file; kills it at a random instant; and has another
+process reopen the file, check it, and compare every key with what was acknowledged. That one is killed too, half of
+the time, so that a file is mended many times over. Two files by turns: in the roomy one nothing is ever evicted, in
+the crowded one much is. What else may be under way at a kill: sync, save, resize, clear, close, mending, creation.
+
+Exits with 1 at the first thing that is wrong; then the directory is kept, with the file as each process found it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kill_child import PLANTS, Plan, brief, child, complain
+from kill_ledger import (
+    ABSENT,
+    GONE,
+    MISSING,
+    SLOTS,
+    Ledger,
+    State,
+    allows,
+    key_of,
+    now_ms,
+    writer_of,
+)  # fmt: skip
+
+import gbcache
+
+SIZES = {"roomy": 16_000_000, "crowded": 1_600_000}
+COPIES = 4
+PATIENCE = 30.0
+"""Seconds after which a process hangs."""
+
+
+@dataclass
+class Report:
+    """What a verifier says."""
+
+    how: str = ""
+    seconds: float = 0.0
+    evictions: int = 0
+    entries: int = 0
+    under_way: int = 0
+    """Operations that had begun and not returned; `came_true` of them show."""
+    came_true: int = 0
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+# --- the verifier --------------------------------------------------------------------------------
+
+
+def look(cache: gbcache.Cache, slot: int) -> tuple[Any, float | None]:
+    key = key_of(slot)
+    found = cache.peek(key, MISSING)
+    try:
+        return found, None if found is MISSING else cache.ttl(key)
+    except KeyError:  # expired in between
+        return MISSING, None
+
+
+def blame(slot: int, states: list[State], found: Any) -> str:
+    """What to call it."""
+    if found is MISSING:
+        return "lost"
+    if all(state.what == ABSENT or (state.due and now_ms() > state.due) for state in states):
+        return "resurrected"
+    named = writer_of(found)
+    older = named is not None and named[0] == slot and named[1] < max(state.a for state in states)
+    return "lost" if older else "wrong"
+
+
+def verify_slot(
+    cache: gbcache.Cache, ledger: Ledger, slot: int, killed: int, excused: bool, report: Report
+) -> bool:
+    """Compares one key, and settles which of the two states it is in. Whether it is there."""
+    found, left = look(cache, slot)
+    begun, done = ledger.numbers(slot)
+    states = ledger.states(slot)
+    report.under_way += begun != done
+    fits = [n for n in {begun, done} if allows(slot, ledger.state(slot, n), found, left, killed)]
+    if not fits and not (found is MISSING and excused):
+        text = (
+            f"slot {slot} ({brief(key_of(slot))}): {brief(found)}, {left} s left; allowed: {states}"
+        )
+        report.problems.append((blame(slot, states, found), text))
+        return found is not MISSING
+    settle(ledger, slot, found, killed, begun if begun in fits else done)
+    report.came_true += begun != done and begun in fits
+    return found is not MISSING
+
+
+def settle(ledger: Ledger, slot: int, found: Any, killed: int, number: int) -> None:
+    """From here on one state is known: it was this one that was found."""
+    state = ledger.state(slot, number)
+    if number != ledger.numbers(slot)[1]:
+        ledger.end(slot)
+    else:
+        ledger.cancel(slot)
+    if found is MISSING and state.what != ABSENT:
+        ledger.note(slot, GONE)
+    elif state.ttl and not state.late:
+        ledger.note(slot, state._replace(late=killed + state.ttl))
+    elif state.a != state.b and type(found) is int:
+        ledger.note(slot, state._replace(a=found, b=found))
+
+
+def verify_clear(ledger: Ledger, cache: gbcache.Cache, report: Report) -> None:
+    """All of it or nothing, where a clear was under way."""
+    olds = [(slot, ledger.state(slot, ledger.numbers(slot)[1])) for slot in range(SLOTS)]
+    there = [key_of(slot) in cache for slot, old in olds if old.what != ABSENT and not old.unsure]
+    if any(there) and not all(there):
+        report.problems.append(("wrong", f"clear: {sum(there)} of {len(there)} entries are left"))
+
+
+def verify_file(plan: Plan, name: str, ledger: Ledger, report: Report) -> None:
+    """A snapshot, whatever was killed: it opens, and its values are some that were written."""
+    path = plan.path(name)
+    if not os.path.exists(path):
+        return
+    slots = {key_of(slot): slot for slot in range(SLOTS)}
+    with gbcache.Cache.open(path) as cache:
+        cache.check()
+        for key, found in cache.items():
+            named, slot = writer_of(found), slots.get(key, -1)
+            if slot < 0 or (named and (named[0] != slot or named[1] > ledger.numbers(slot)[0])):
+                report.problems.append(("snapshot", f"{name}: {brief(key)} is {brief(found)}"))
+
+
+def verify(plan: Plan, ledger: Ledger, killed: int) -> tuple[gbcache.Cache, Report]:
+    cache = plan.open()
+    recovery, evictions = cache.recovery, cache.stats().evictions
+    assert recovery is not None
+    report = Report(recovery.how, recovery.seconds, evictions, recovery.entries)
+    if recovery.how not in plan.hows:
+        report.problems.append(("recovery", f"{recovery} where {plan.hows} is expected"))
+    if evictions and not plan.crowded:
+        report.problems.append(("evicted", f"{evictions} evictions where there is room for all"))
+    cache.check()
+    if ledger.get("clearing") and not plan.crowded:
+        verify_clear(ledger, cache, report)
+    ledger.put("clearing", 0)
+    listed = set(cache)
+    brief_lived = {
+        key_of(s) for s in range(SLOTS) if any(state.unsure for state in ledger.states(s))
+    }
+    for slot in range(SLOTS):
+        there = verify_slot(cache, ledger, slot, killed, plan.crowded and evictions > 0, report)
+        if there and key_of(slot) not in listed:
+            report.problems.append(("listed", f"slot {slot} is found, and is not in the walk"))
+        listed.discard(key_of(slot))
+    for key in listed - brief_lived:
+        report.problems.append(("listed", f"{brief(key)} is in the walk, and is not found"))
+    cache.check()
+    return cache, report
+
+
+def verifier(
+    plan: Plan, ledger: Ledger, killed: int, files: list[str], close: bool, out: int
+) -> None:
+    """The process: it reports, and then closes the file or is killed itself."""
+    signal.alarm(int(PATIENCE))
+    try:
+        cache, report = verify(plan, ledger, killed)
+        for name in files:
+            verify_file(plan, name, ledger, report)
+        os.write(out, json.dumps(asdict(report)).encode())
+        if not close:
+            os.kill(os.getpid(), signal.SIGKILL)
+        cache.close()
+        os._exit(0)
+    except BaseException as error:
+        complain(plan, error)
+        os._exit(1)
+
+
+# --- the campaign --------------------------------------------------------------------------------
+
+
+class Arena:
+    """One live file, its side file, and what is known of how it was left."""
+
+    def __init__(self, root: str, name: str) -> None:
+        self.name, self.directory = name, os.path.join(root, name)
+        os.mkdir(self.directory)
+        self.live = os.path.join(self.directory, "live.gbc")
+        self.ledger = Ledger(os.path.join(self.directory, "ledger"))
+        self.left = "open"
+        self.copies = 0
+
+    def hows(self) -> set[str]:
+        """How it may be found."""
+        if not os.path.exists(self.live):
+            return {"new"}
+        return {"open": {"mended"}, "closed": {"clean"}, "either": {"mended", "clean"}}[self.left]
+
+    def keep_copy(self) -> None:
+        """The file as the next process finds it, for whoever must look at it; the last ones of these."""
+        if os.path.exists(self.live):
+            shutil.copyfile(
+                self.live, os.path.join(self.directory, f"found-{self.copies % COPIES}")
+            )
+            shutil.copyfile(
+                os.path.join(self.directory, "ledger"),
+                os.path.join(self.directory, f"ledger-{self.copies % COPIES}"),
+            )
+            self.copies += 1
+
+    def begin_anew(self) -> None:
+        for name in os.listdir(self.directory):
+            if name != "ledger":
+                os.unlink(os.path.join(self.directory, name))
+        self.ledger.forget()
+
+
+class Campaign:
+    def __init__(self, root: str, seed: int, wait: tuple[float, float], plant: str) -> None:
+        self.rng, self.wait, self.plant = random.Random(seed), wait, plant
+        self.arenas = [Arena(root, name) for name in SIZES]
+        self.kinds: Counter[str] = Counter()
+        """Kills, by what was under way."""
+        self.acknowledged = self.under_way = self.came_true = self.evictions = 0
+        self.slowest = 0.0
+        self.problems: list[tuple[str, str]] = []
+
+    def plan(self, arena: Arena, **more: Any) -> Plan:
+        options: dict[str, Any] = {}
+        if self.rng.random() < 0.3:
+            options["events"] = self.rng.choice(["32kB", "128kB"])
+        if more.get("aside") == "interval":
+            options["sync_interval"] = 0.02
+        seed = self.rng.getrandbits(48)
+        return Plan(arena.directory, SIZES[arena.name], arena.name == "crowded", seed, arena.hows(),
+                    options=options, plant=self.plant, **more)  # fmt: skip
+
+    # --- processes -------------------------------------------------------------------------------
+
+    def fork(self, arena: Arena, run: Callable[[], object]) -> int:
+        arena.keep_copy()
+        for name in ("running", "stop"):
+            arena.ledger.put(name, 0)
+        pid = os.fork()
+        if not pid:
+            run()
+            os._exit(1)
+        return pid
+
+    def kill(self, arena: Arena, pid: int, plan: Plan, may_end: bool = False) -> int | None:
+        """Kills, and waits for the end; the moment, or None if it had come to an end of its own accord."""
+        if (sum(self.kinds.values()) + 1) % 10 == 0:
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.002)
+            self.kinds["(stopped first)"] += 1
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        killed = now_ms()
+        self.hear(arena)
+        if status == signal.SIGKILL:
+            return killed
+        if not (may_end and status == 0) and not self.problems:
+            self.problems.append(
+                ("crash", f"{arena.name}: it ended with status {status:#x}: {plan}")
+            )
+        return None
+
+    def hear(self, arena: Arena) -> None:
+        """What children have to complain of."""
+        path = os.path.join(arena.directory, "trouble")
+        if os.path.exists(path):
+            with open(path) as lines:
+                self.problems += [tuple(json.loads(line)) for line in lines]
+            os.unlink(path)
+
+    def until_running(self, arena: Arena, pid: int) -> None:
+        end = time.monotonic() + PATIENCE
+        while not arena.ledger.get("running"):
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None:
+                return  # `kill` finds out
+            if time.monotonic() > end:
+                self.problems.append(
+                    ("hang", f"{arena.name}: a child does not open its file in {PATIENCE} s")
+                )
+                return
+            time.sleep(0.0002)
+        self.slowest = max(self.slowest, arena.ledger.get("recovery_us") / 1e6)
+
+    # --- a round ---------------------------------------------------------------------------------
+
+    def round(self, number: int) -> None:
+        arena = self.arenas[number % 2]
+        if number > 40 and self.rng.random() < 0.03:
+            arena.begin_anew()
+        if not os.path.exists(arena.live) and self.rng.random() < 0.7:
+            self.hasten(arena)
+        killed = self.write(arena) if not self.problems else None
+        while not self.problems and self.rng.random() < 0.2:
+            self.hasten(arena)
+        if not self.problems:
+            self.verify(arena, killed or now_ms())
+
+    def write(self, arena: Arena) -> int | None:
+        aside = self.rng.choice(["", "", "", "sync", "save", "interval", "resize"])
+        plan = self.plan(arena, aside=aside, clears=self.rng.random() < 0.1)
+        before = arena.ledger.acknowledged()
+        pid = self.fork(arena, lambda: child(plan, arena.ledger))
+        self.until_running(arena, pid)
+        time.sleep(self.rng.uniform(*self.wait))
+        closing = self.rng.random() < 0.08
+        if closing:
+            arena.ledger.put("stop", 1)
+            time.sleep(self.rng.uniform(0, 0.006))
+        killed = self.kill(arena, pid, plan, may_end=closing)
+        arena.left = "open" if not closing else "closed" if killed is None else "either"
+        what = "closing" if closing else plan.aside or ("clear" if plan.clears else "writes alone")
+        if killed is not None:
+            self.kinds[what] += 1
+        arena.ledger.fold()
+        self.acknowledged += arena.ledger.acknowledged() - before
+        return killed
+
+    def hasten(self, arena: Arena) -> None:
+        """A child that opens and closes the file is killed within its first milliseconds."""
+        plan = self.plan(arena, hasty=True)
+        what = "creating" if plan.hows == {"new"} else "opening"
+        pid = self.fork(arena, lambda: child(plan, arena.ledger))
+        time.sleep(self.rng.uniform(0, 0.012))
+        self.kill(arena, pid, plan)
+        self.kinds[what] += 1
+        arena.left = "either"
+
+    def verify(self, arena: Arena, killed: int) -> None:
+        plan, close = self.plan(arena), self.rng.random() < 0.5
+        files = [name for name in ("saved", "live.gbc.checkpoint") if self.rng.random() < 0.2]
+        here, there = os.pipe()
+        pid = self.fork(arena, lambda: verifier(plan, arena.ledger, killed, files, close, there))
+        os.close(there)
+        said = self.listen(arena, here, pid)
+        _, status = os.waitpid(pid, 0)
+        os.close(here)
+        self.hear(arena)
+        if said:
+            self.take(Report(**json.loads(said)))
+        if status != (0 if close else signal.SIGKILL) or (not said and not self.problems):
+            self.problems.append(
+                ("crash", f"{arena.name}: the verifier ended with status {status:#x}")
+            )
+        arena.left = "closed" if close else "open"
+
+    def listen(self, arena: Arena, fd: int, pid: int) -> bytes:
+        said, end = b"", time.monotonic() + PATIENCE
+        while select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+            piece = os.read(fd, 65536)
+            if not piece:
+                return said
+            said += piece
+        self.problems.append(
+            ("hang", f"{arena.name}: the verifier does not come to an end in {PATIENCE} s")
+        )
+        os.kill(pid, signal.SIGKILL)
+        return said
+
+    def take(self, report: Report) -> None:
+        self.problems += [(kind, text) for kind, text in report.problems]
+        self.slowest = max(self.slowest, report.seconds)
+        self.under_way += report.under_way
+        self.came_true += report.came_true
+        self.evictions = max(self.evictions, report.evictions)
+        self.kinds["(found " + report.how + ")"] += 1
+
+    # --- what it says ----------------------------------------------------------------------------
+
+    def kills(self) -> int:
+        return sum(count for kind, count in self.kinds.items() if not kind.startswith("("))
+
+    def summary(self, seed: int, seconds: float) -> str:
+        bad = Counter(kind for kind, _ in self.problems)
+        other = sum(bad.values()) - sum(bad[kind] for kind in PLANTS)
+        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.kinds.items()))
+        return (
+            f"seed {seed}: {self.kills()} kills in {seconds:.1f} s ({self.kills() / seconds:.1f}/s): {kinds}\n"
+            f"{self.acknowledged:,} operations acknowledged, {self.under_way:,} were under way at a kill, "
+            f"{self.came_true:,} of them are done; {self.evictions:,} evictions at most\n"
+            f"lost {bad['lost']}, resurrected {bad['resurrected']}, wrong {bad['wrong']}, other {other}; "
+            f"slowest recovery {self.slowest * 1000:.1f} ms"
+        )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
+    parser.add_argument(
+        "--seconds", type=float, default=3600.0, help="stop after so long, with fewer kills"
+    )
+    parser.add_argument(
+        "--wait", type=float, nargs=2, default=(20.0, 150.0), help="ms that writers have"
+    )
+    parser.add_argument("--plant", choices=PLANTS, default="", help="a fault that must be found")
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = arguments()
+    seed = random.SystemRandom().randrange(10**9) if given.seed is None else given.seed
+    root = tempfile.mkdtemp(
+        prefix="gbcache-kill-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    )
+    wait = (given.wait[0] / 1000, given.wait[1] / 1000)
+    campaign, begun, number = Campaign(root, seed, wait, given.plant), time.monotonic(), 0
+    try:
+        while (
+            campaign.kills() < given.kills
+            and time.monotonic() - begun < given.seconds
+            and not campaign.problems
+        ):
+            campaign.round(number)
+            number += 1
+    finally:
+        print(campaign.summary(seed, time.monotonic() - begun), flush=True)
+    for kind, text in campaign.problems[:10]:
+        print(f"{kind}: {text}")
+    if campaign.problems:
+        print(f"kept: {root}")
+        return 1
+    shutil.rmtree(root)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
