@@ -73,7 +73,7 @@ bench: build build/silent/.made $(VENV)/.peers ## every figure of the README, be
 	$(PY) -m bench all
 
 bench-events: build/silent/.made
-bench-%: build $(VENV)/.peers ## one bench: ops objects memo events memory budget traces latency expire
+bench-%: build $(VENV)/.peers ## one bench: ops objects memo events memory budget traces latency expire persist
 	$(PY) -m bench $*
 
 $(VENV)/.peers: | $(VENV)/.made

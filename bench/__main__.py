@@ -1,10 +1,10 @@
-"""``python -m bench [ops objects memo events memory budget traces latency expire | all] [--quick]``"""
+"""``python -m bench [ops objects memo events memory budget traces latency expire persist | all] [--quick]``"""
 
 from __future__ import annotations
 
 import argparse
 
-from bench import events, latency, memo, objects, ops, space, traces
+from bench import events, latency, memo, objects, ops, persist, space, traces
 
 BENCHES = {
     "ops": ops.run,
@@ -16,6 +16,7 @@ BENCHES = {
     "traces": traces.run,
     "latency": latency.run,
     "expire": latency.run_expire,
+    "persist": persist.run,
 }
 
 

@@ -32,6 +32,13 @@ void gb_lock_wait(struct gb_lock *l) {
     atomic_fetch_sub(&l->waiting, 1u);
 }
 
+bool gb_lock_after_you(struct gb_lock *l) {
+    uint32_t i = 0;
+    if (!gb_lock_wanted(l)) return false;
+    while (gb_lock_wanted(l) && i++ < 4u * SPINS) rest();
+    return true;
+}
+
 void gb_lock_wake(struct gb_lock *l) {
     pthread_mutex_lock(&l->mutex); /* so that no one is between his look and his sleep */
     pthread_cond_signal(&l->freed);

@@ -27,6 +27,13 @@ struct gb_lock {
 
 void gb_lock_init(struct gb_lock *l);
 void gb_lock_wait(struct gb_lock *l); /* blocks until it holds the lock */
+/* Who is about to try again and again says so, and takes it back. */
+static inline void gb_lock_want(struct gb_lock *l) { atomic_fetch_add_explicit(&l->waiting, 1u, memory_order_relaxed); }
+static inline void gb_lock_wanted_no_more(struct gb_lock *l) {
+    atomic_fetch_sub_explicit(&l->waiting, 1u, memory_order_relaxed);
+}
+/* Lets those go first who want it, for some microseconds at most. */
+bool gb_lock_after_you(struct gb_lock *l);
 void gb_lock_wake(struct gb_lock *l); /* the slow half of gb_lock_free */
 /* In a forked child, by the thread that held the lock across the fork: nobody waits any more. */
 void gb_lock_reborn(struct gb_lock *l);

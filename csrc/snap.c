@@ -6,6 +6,7 @@ enum gb_err gb_snap_begin(struct gb_store *s, struct gb_snap *p) {
     p->count = p->keep.left = s->index.table.root->count;
     p->keep.end = (gb_ref)(s->head->length / GB_GRANULE);
     p->steps = 0;
+    p->most = GB_SNAP_ENTRIES;
     for (uint32_t i = 0; i < GB_HEAD_PINS; i++) /* dead already, or not born: none of the moment */
         if (s->pin[i].used && gb_word_kind(gb_entry_at(s->base, s->pin[i].entry)->word) == GB_KIND_PENDING)
             gb_keep_saved(&p->keep, s->pin[i].entry);
@@ -73,7 +74,7 @@ static enum gb_err long_step(struct gb_store *s, struct gb_snap *p, struct gb_ke
 
 /* The next entry to save, of the walk: 0: it came to the front. */
 static gb_ref next_unsaved(struct gb_store *s, struct gb_snap *p, uint32_t *n) {
-    while (*n < GB_SNAP_ENTRIES * 2u) {
+    while (*n < p->most * 2u) {
         gb_ref ref = gb_index_walk_next(&s->index, p->walk);
         if (!ref) return 0;
         ++*n;
@@ -93,7 +94,7 @@ enum gb_err gb_snap_step(struct gb_store *s, struct gb_snap *p, struct gb_keep_f
         *full = f->used != 0;
         return f->used ? GB_AGAIN : long_begin(s, p, k->ghost, f);
     }
-    while (n < GB_SNAP_ENTRIES && k->left) {
+    while (n < p->most && k->left) {
         gb_ref ref = next_unsaved(s, p, &n);
         if (!ref && s->index.walk[p->walk].at == gb_index_list(&s->index)) { /* some were used meanwhile: again */
             s->index.walk[p->walk].at = s->index.root->lru.prev;

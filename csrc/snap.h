@@ -62,6 +62,7 @@ _Static_assert(sizeof(struct gb_snap_head) <= GB_SNAP_HEAD, "the head fits its p
 struct gb_snap {
     struct gb_keep keep;
     uint32_t walk, steps, count; /* count: entries at the moment */
+    uint32_t most;               /* entries a hold, GB_SNAP_ENTRIES or fewer: others may be waiting */
     struct gb_chain_read read;   /* of a long value under way */
     gb_ref reading;              /* its entry; 0: none */
     bool was_ghost;

@@ -16,11 +16,7 @@
 #define GB_BOX_H
 
 #include "_door.h"
-
-enum gb_box_value_type {
-    GB_BOX_BYTES, GB_BOX_ASCII, GB_BOX_INT, GB_BOX_FLOAT, GB_BOX_CONST, GB_BOX_CODEC, GB_BOX_UTF8
-};
-enum gb_box_key_type { GB_BOX_KEY_STR, GB_BOX_KEY_BYTES, GB_BOX_KEY_INT, GB_BOX_KEY_OTHER };
+#include "_types.h"
 
 struct gb_box {
     PyObject *owner; /* keeps borrowed bytes alive; NULL if the caller's object does */

@@ -15,11 +15,16 @@ static inline void make_way(struct gb_door *d) {
 void gb_door_wait(struct gb_door *d) {
     if (gb_door_mine(d)) return;
     while (gb_door_locks(d)) {
-        for (uint32_t i = 0; i < SPINS; i++)
-            if (gb_lock_try(&d->lock)) {
-                make_way(d);
-                return;
-            }
+        bool mine = gb_lock_try(&d->lock);
+        if (!mine) {
+            gb_lock_want(&d->lock); /* who works in slices lets us in between two */
+            for (uint32_t i = 0; i < SPINS && !mine; i++) mine = gb_lock_try(&d->lock);
+            gb_lock_wanted_no_more(&d->lock);
+        }
+        if (mine) {
+            make_way(d);
+            return;
+        }
         Py_BEGIN_ALLOW_THREADS /* nobody waits for the GIL while holding the lock */
             gb_lock_wait(&d->lock);
             gb_lock_free(&d->lock);

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE /* pread, clock_gettime */
 #endif
 #include "_load.h"
+#include "_types.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <time.h>
@@ -36,6 +37,34 @@ static bool read_all(int fd, void *to, uint64_t n, uint64_t at, struct gb_load_f
         n -= (uint64_t)got;
     }
     return true;
+}
+
+static bool ascii(const uint8_t *p, uint64_t n) {
+    uint64_t high = 0, word;
+    for (; n >= 8u; n -= 8u, p += 8) {
+        memcpy(&word, p, 8);
+        high |= word;
+    }
+    for (; n; n--, p++) high |= *p;
+    return !(high & 0x8080808080808080u);
+}
+
+/* Type and length go together: what reads them as an object takes that for granted. The bytes of a text are
+ * looked at by the caller, who may not have all of them. */
+static bool typed_right(const struct gb_record *r) {
+    uint32_t value = (uint32_t)r->types >> 2, key = r->types & 3u;
+    if (value > GB_BOX_UTF8 || (key == GB_BOX_KEY_INT && r->key_len != 8u)) return false;
+    if (value == GB_BOX_INT || value == GB_BOX_FLOAT) return r->value_len == 8u;
+    return value != GB_BOX_CONST || r->value_len == 1u;
+}
+
+/* A record, all of it in [at, at + left), as this release could have written it; else the broken rule. */
+static const char *record_rule(const uint8_t *at, uint64_t left, struct gb_snap_record *r) {
+    const char *rule = gb_snap_read(at, left, r);
+    if (rule) return rule;
+    if (!typed_right(&r->head)) return "a value's length is one of its type";
+    if (r->head.types >> 2 == GB_BOX_ASCII && !ascii(r->value, r->head.value_len)) return "ASCII text is ASCII";
+    return NULL;
 }
 
 static uint64_t about(const struct gb_snap_head *h) { return h->id[0] ^ h->id[1]; }
@@ -183,7 +212,7 @@ static bool put_frame(struct gb_loader *l, const struct gb_snap_frame *x, const 
     uint32_t n = 0;
     for (uint32_t i = 0; i < x->records; i++) {
         struct gb_snap_record r;
-        const char *rule = gb_snap_read(payload + used, x->bytes - used, &r);
+        const char *rule = record_rule(payload + used, x->bytes - used, &r);
         if (rule) return wrong(&l->fault, rule, at + FRAME_HEAD + used);
         used += r.bytes;
         if (gb_snap_put(l->store, &r, l->now, l->wall, l->head.saved_at, &puts[n])) n++;
@@ -209,6 +238,7 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
     const uint8_t *bytes = window(l, at + FRAME_HEAD, first);
     if (!bytes) return false;
     const char *rule = gb_snap_parse(bytes, x->bytes, &r); /* head, times and key are there, all at once */
+    if (!rule && !typed_right(&r.head)) rule = "a value's length is one of its type";
     if (rule || r.bytes != x->bytes) return wrong(&l->fault, rule ? rule : "a frame has as many records as it says", at + FRAME_HEAD);
     uint8_t key[GB_RECORD_KEY_MAX];
     memcpy(key, r.key, r.head.key_len);
@@ -216,7 +246,7 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
     bool take = gb_snap_put(l->store, &r, l->now, l->wall, l->head.saved_at, &p);
     p.key.bytes = key;
     bool inside = take && gb_store_fits_inline(&p) && first == x->bytes;
-    bool begun = take && !inside && chain_begin(l, &w, &p), filling = begun;
+    bool text = true, begun = take && !inside && chain_begin(l, &w, &p), filling = begun;
     gb_sum_begin(&sum, about(&l->head));
     gb_sum_add(&sum, x, offsetof(struct gb_snap_frame, sum));
     while (done < x->bytes) {
@@ -225,10 +255,11 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
         if (!bytes) break;
         gb_sum_add(&sum, bytes, n);
         uint64_t from = done > skip ? done : skip, to = done + n < end ? done + n : end;
+        if (from < to && r.head.types >> 2 == GB_BOX_ASCII) text &= ascii(bytes + (from - done), to - from);
         if (filling && from < to) filling = chain_on(l, &w, &p, bytes + (from - done), (uint32_t)(to - from));
         done += n;
     }
-    bool right = bytes && gb_sum_end(&sum) == x->sum;
+    bool right = bytes && text && gb_sum_end(&sum) == x->sum;
     bool made = right && inside;
     if (made) {
         p.value = bytes + skip;
@@ -238,6 +269,7 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
     else if (begun) gb_chain_abort(l->store, &w);
     l->dropped += right && !made;
     l->records++;
+    if (bytes && !text) return wrong(&l->fault, "ASCII text is ASCII", at);
     return right || (bytes && wrong(&l->fault, "a frame's checksum is right", at));
 }
 
@@ -319,7 +351,7 @@ static bool check_records(const struct gb_snap_frame *x, const uint8_t *payload,
     uint64_t used = 0;
     for (uint32_t i = 0; i < x->records; i++) {
         struct gb_snap_record r;
-        const char *rule = gb_snap_read(payload + used, x->bytes - used, &r);
+        const char *rule = record_rule(payload + used, x->bytes - used, &r);
         if (rule) return wrong(f, rule, at + FRAME_HEAD + used);
         used += r.bytes;
     }
@@ -376,7 +408,7 @@ bool gb_sealed_find(const struct gb_sealed *s, const struct gb_key *k, int64_t n
         memcpy(&ref, s->map + h->index_at + slot * sizeof ref, sizeof ref);
         uint64_t at = (uint64_t)ref * GB_GRANULE;
         if (!ref) return false;
-        if (at < GB_SNAP_HEAD + FRAME_HEAD || at >= h->index_at || gb_snap_read(s->map + at, h->index_at - at, r)) continue;
+        if (at < GB_SNAP_HEAD + FRAME_HEAD || at >= h->index_at || record_rule(s->map + at, h->index_at - at, r)) continue;
         if (r->head.hash == (uint32_t)k->hash && r->head.key_len == k->len && (r->head.types & 3u) == k->type &&
             !memcmp(r->key, k->bytes, k->len))
             return gb_sealed_live(r, now);
@@ -391,7 +423,7 @@ bool gb_sealed_next(const struct gb_sealed *s, uint64_t *frame, uint64_t *at, st
         uint64_t payload = s->frames[*frame] + FRAME_HEAD;
         if (!*at) *at = payload;
         if (*at < payload + x.bytes && x.bytes <= s->head.index_at - payload &&
-            !gb_snap_read(s->map + *at, payload + x.bytes - *at, r)) {
+            !record_rule(s->map + *at, payload + x.bytes - *at, r)) {
             *at += r->bytes;
             return true;
         }

@@ -192,7 +192,7 @@ bool gb_saver_run(struct gb_saver *v, uint32_t ms) {
             return true;
         }
         if (err == GB_BUSY) nanosleep(&nap, NULL);
-        if (gb_lock_wanted(&v->door->lock)) sched_yield();
+        v->snap.most = gb_lock_after_you(&v->door->lock) ? 4u : v->snap.most < GB_SNAP_ENTRIES ? v->snap.most + 1u : GB_SNAP_ENTRIES;
         if (!(i & 63u) && ms_now() >= until) return false;
     }
 }
