@@ -63,8 +63,8 @@ def saving(report: Report, folder: Path, disk: Path, entries: int, rounds: int) 
     report.row(f"save {entries:,} x 100 B to tmpfs", max(rates), "MB/s", at_least=600, median=statistics.median(rates),
                bytes=size)  # fmt: skip
     bound = cache.max_bytes * 1.02 + (32 << 20)
-    report.row("memory during a save, of max_bytes + 2 % + 32 MiB", (peak[0] - base + cache.max_bytes) / bound, "x", at_most=1,
-               more_MiB=(peak[0] - base) / 2**20)  # fmt: skip
+    report.row("memory during a save, of max_bytes + 2 % + 32 MiB", (peak[0] - base + cache.max_bytes) / bound, "x",
+               at_most=1, more_MiB=(peak[0] - base) / 2**20)  # fmt: skip
     ratios = []
     for _ in range(rounds):
         os.sync()
@@ -77,7 +77,13 @@ def saving(report: Report, folder: Path, disk: Path, entries: int, rounds: int) 
         begun = time.perf_counter()
         cache.save(disk / "bench.gbs")
         ratios.append(copied / (time.perf_counter() - begun))
-    report.row("save to disk, rate as a share of a copy and fsync", statistics.median(ratios), "x", at_least=0.7, best=max(ratios))
+    report.row(
+        "save to disk, rate as a share of a copy and fsync",
+        statistics.median(ratios),
+        "x",
+        at_least=0.7,
+        best=max(ratios),
+    )
     cache.close()
 
 
@@ -118,7 +124,8 @@ def pauses(report: Report, folder: Path, entries: int, rounds: int) -> None:
     report.row("p99.9 of an operation during a save, to idle", min(b[0] for b in busy) / min(i[0] for i in idle), "x",
                at_most=3, us=min(b[0] for b in busy), idle_us=min(i[0] for i in idle))  # fmt: skip
     added = min(b[1] for b in busy) - min(i[1] for i in idle)
-    report.row(f"longest pause a save adds, best of {rounds}", added / 1000, "ms", at_most=1, during_us=min(b[1] for b in busy),
+    report.row(f"longest pause a save adds, best of {rounds}", added / 1000, "ms", at_most=1,
+               during_us=min(b[1] for b in busy),
                idle_us=min(i[1] for i in idle))  # fmt: skip
     cache.close()
 
@@ -140,7 +147,12 @@ print(b - a, n, cache.recovery.how, cache.recovery.seconds)
 
 def opened(path: Path) -> tuple[float, int, str]:
     """Seconds to the first hit in a fresh process, which then ends by SIGKILL or a close."""
-    said = subprocess.run([sys.executable, "-c", OPEN + "cache.close()\n", str(path)], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", OPEN + "cache.close()\n", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     seconds, count, how, _ = said.stdout.split()
     return float(seconds), int(count), how
 
@@ -160,7 +172,13 @@ def opening(report: Report, folder: Path, entries: int, rounds: int) -> None:
             assert len(found) == entries
             found.close()
     for mode, seconds in times.items():
-        report.row(f"open {entries:,}, mode={mode!r}, all verified", min(seconds) / size * 1e9, "s/GB", at_most=0.35, seconds=min(seconds))
+        report.row(
+            f"open {entries:,}, mode={mode!r}, all verified",
+            min(seconds) / size * 1e9,
+            "s/GB",
+            at_most=0.35,
+            seconds=min(seconds),
+        )
     snap.unlink()
     cache = gbcache.Cache(room(entries), path=live)
     fill(cache, entries)
@@ -170,7 +188,8 @@ def opening(report: Report, folder: Path, entries: int, rounds: int) -> None:
         seconds, count, how = opened(live)
         assert (count, how) == (entries, "clean"), (count, how)
         first.append(seconds * 1000)
-    report.row(f"open {entries:,} clean, mode='r+', to the first hit", min(first), "ms", at_most=0.5 if entries < 5_000_000 else 1,
+    report.row(f"open {entries:,} clean, mode='r+', to the first hit", min(first), "ms",
+               at_most=0.5 if entries < 5_000_000 else 1,
                median=statistics.median(first))  # fmt: skip
     killed(report, live, entries, rounds)
 
@@ -194,7 +213,13 @@ def killed(report: Report, live: Path, entries: int, rounds: int) -> None:
         assert cache.recovery.how == "mended", cache.recovery
         assert len(cache) == entries, len(cache)
         cache.close()
-    report.row(f"recovery of {entries:,} after kill -9", min(seconds), "s", at_most=1.5, median=statistics.median(seconds))
+    report.row(
+        f"recovery of {entries:,} after kill -9",
+        min(seconds),
+        "s",
+        at_most=1.5,
+        median=statistics.median(seconds),
+    )
     live.unlink()
 
 
@@ -206,7 +231,11 @@ def setting(report: Report, folder: Path, rounds: int) -> None:
         fill(cache, 300_000)
     hot = [f"key{i:09d}" for i in range(1000)] * 100
     far = [f"key{(i * 7919) % 300_000:09d}" for i in range(100_000)]
-    for what, keys, seed in (("1,000 hot keys", hot, 0), ("300,000 keys", far, 1), ("new keys", far, 2)):
+    for what, keys, seed in (
+        ("1,000 hot keys", hot, 0),
+        ("300,000 keys", far, 1),
+        ("new keys", far, 2),
+    ):
         best = {"live": 1e9, "plain": 1e9}
         for r in range(rounds * 2):
             for name, cache in (("live", live), ("plain", plain)):

@@ -1,7 +1,7 @@
 /* arena.c - segregated lists with immediate coalescing, and the gap that compacts. */
 #include "arena.h"
 
-#define LISTED 3u /* granules: the smallest block with room for links */
+#define LISTED GB_ARENA_LISTED
 #define END_MARK (1u | ((uint32_t)GB_KIND_PENDING << 10)) /* stands at `end`: never free */
 #define LOOKS 8u  /* members of a request's own class that are looked at */
 
@@ -12,8 +12,7 @@ static inline gb_ref class_head(const struct gb_arena *a, uint32_t class) {
     return (gb_ref)((size_t)((uint8_t *)&a->root->heads[class] - a->base) / GB_GRANULE);
 }
 
-/* Blocks of a class are at least its floor; the last class takes everything larger. */
-static uint32_t class_of(uint32_t granules) {
+uint32_t gb_arena_class(uint32_t granules) {
     if (granules < GB_ARENA_EXACT) return granules;
     uint32_t top = 31u - (uint32_t)__builtin_clz(granules); /* 5.. */
     uint32_t class = GB_ARENA_EXACT + (top - 5u) * 16u + ((granules >> (top - 4u)) & 15u);
@@ -32,14 +31,14 @@ static uint32_t class_from(const struct gb_arena_root *r, uint32_t class) {
 
 static void class_in(struct gb_arena *a, gb_ref ref, uint32_t granules) {
     if (granules < LISTED) return;
-    uint32_t class = class_of(granules);
+    uint32_t class = gb_arena_class(granules);
     gb_list_link(a->base, class_head(a, class), ref + 1u);
     a->root->bits[class >> 6] |= (uint64_t)1 << (class & 63u);
 }
 
 static void class_out(struct gb_arena *a, gb_ref ref, uint32_t granules) {
     if (granules < LISTED) return;
-    uint32_t class = class_of(granules);
+    uint32_t class = gb_arena_class(granules);
     gb_list_unlink(a->base, ref + 1u);
     if (gb_list_empty(a->base, class_head(a, class)))
         a->root->bits[class >> 6] &= ~((uint64_t)1 << (class & 63u));
@@ -109,13 +108,13 @@ static gb_ref carve(struct gb_arena *a, gb_ref ref, gb_ref at, uint32_t granules
  * (near fits leave slivers: 1 byte an entry of 40), else whatever fits. */
 static uint32_t class_fitting(const struct gb_arena_root *r, uint32_t class, uint32_t granules) {
     bool own = granules >= GB_ARENA_EXACT || (r->bits[0] >> class & 1u);
-    uint32_t found = class_from(r, own ? class : class_of(2u * granules));
+    uint32_t found = class_from(r, own ? class : gb_arena_class(2u * granules));
     return found < GB_ARENA_CLASSES ? found : class_from(r, class);
 }
 
 gb_ref gb_arena_alloc(struct gb_arena *a, uint32_t granules, enum gb_kind kind) {
     struct gb_arena_root *r = a->root;
-    uint32_t class = class_of(granules);
+    uint32_t class = gb_arena_class(granules);
     if (GB_ALLOC_FAILS()) return 0;
     if (granules >= GB_ARENA_EXACT) { /* a class spans several sizes: look for one that fits */
         gb_ref head = class_head(a, class), at = gb_list_at(a->base, head)->next;
@@ -138,7 +137,7 @@ gb_ref gb_arena_alloc_between(struct gb_arena *a, uint32_t least, uint32_t most,
                               enum gb_kind kind) {
     gb_ref ref = gb_arena_alloc(a, most, kind);
     if (ref || least >= most || GB_ALLOC_FAILS()) return ref;
-    uint32_t floor = class_of(least) + 1u;
+    uint32_t floor = gb_arena_class(least) + 1u;
     for (uint32_t w = 2; w-- > 0;) { /* the highest class with a member */
         uint64_t bits = a->root->bits[w];
         if (!bits) continue;
@@ -153,7 +152,7 @@ gb_ref gb_arena_alloc_between(struct gb_arena *a, uint32_t least, uint32_t most,
 }
 
 gb_ref gb_arena_alloc_window(struct gb_arena *a, enum gb_kind kind) {
-    uint32_t class = class_from(a->root, class_of(GB_BLOCK_MAX)), looks = 0;
+    uint32_t class = class_from(a->root, gb_arena_class(GB_BLOCK_MAX)), looks = 0;
     if (GB_ALLOC_FAILS()) return 0;
     while (class < GB_ARENA_CLASSES) {
         gb_ref head = class_head(a, class), at = gb_list_at(a->base, head)->next;
@@ -260,39 +259,20 @@ gb_ref gb_arena_gap_next(struct gb_arena *a, enum gb_gap want) {
     }
 }
 
-/* Copies a block down over its own front, a gap's length at a time: where a kill finds it, what is not yet
- * copied is whole. */
-static void slide_on(struct gb_arena *a, struct gb_intent *i) {
-    uint32_t gap = i->from - i->to;
-    while (i->done < i->size) {
-        uint32_t n = i->size - i->done < gap ? i->size - i->done : gap;
-        memcpy(gb_at(a->base, i->to + i->done), gb_at(a->base, i->from + i->done), (size_t)n * GB_GRANULE);
-        GB_ORDER();
-        i->done += n;
-        GB_ORDER();
-    }
-}
-
 static void slide_bytes(struct gb_arena *a, gb_ref from, gb_ref to, uint32_t size) {
     struct gb_intent *i = a->intent;
     if (!i) {
         memmove(gb_at(a->base, to), gb_at(a->base, from), (size_t)size * GB_GRANULE);
         return;
     }
-    i->from = from;
-    i->to = to;
-    i->gap = a->root->gap;
-    i->size = size;
-    i->done = 0;
-    GB_ORDER();
-    i->op = GB_INTENT_SLIDE;
-    GB_ORDER();
-    slide_on(a, i);
+    *i = (struct gb_intent){.from = from, .to = to, .gap = a->root->gap, .size = size};
+    gb_intent_begin(i, GB_INTENT_SLIDE);
+    gb_intent_slide(i, a->base);
 }
 
 void gb_arena_slide_finish(struct gb_arena *a) {
     struct gb_intent *i = a->intent;
-    slide_on(a, i);
+    gb_intent_slide(i, a->base);
     if (i->to > i->gap) write_free(a, i->gap, i->to - i->gap, 0);
     write_free(a, i->to + i->size, i->from - i->to, 0);
 }
@@ -420,69 +400,4 @@ void gb_arena_again_end(struct gb_arena *a) {
     word_at(a, r->end)[0] = END_MARK;
     again_close(a, r->end);
     r->hand = r->first;
-}
-
-/* Lists hold what they should, and their bits say so. */
-static bool check_lists(const struct gb_arena *a, uint64_t listed, struct gb_fault *f) {
-    const struct gb_arena_root *r = a->root;
-    uint64_t found = 0;
-    for (uint32_t class = 0; class < GB_ARENA_CLASSES; class++) {
-        gb_ref head = class_head(a, class);
-        uint64_t n = 0;
-        if (!gb_list_check(a->base, head, r->end, &n, f)) return false;
-        bool bit = (r->bits[class >> 6] >> (class & 63u)) & 1u;
-        if (bit != (n > 0))
-            return gb_broken(f, "arena 6: a class's bit says whether its list is empty", class,
-                             n > 0, bit);
-        gb_ref at = gb_list_at(a->base, head)->next;
-        for (; at != head; at = gb_list_at(a->base, at)->next)
-            if (class_of(word_at(a, at - 1u)[1]) != class)
-                return gb_broken(f, "arena 4: a free block lies in its class's list", at - 1u,
-                                 class, class_of(word_at(a, at - 1u)[1]));
-        found += n;
-    }
-    if (found != listed)
-        return gb_broken(f, "arena 4: every free block of three granules is listed", 0, listed,
-                         found);
-    return true;
-}
-
-bool gb_arena_check(const struct gb_arena *a, struct gb_fault *f) {
-    const struct gb_arena_root *r = a->root;
-    uint64_t sums[GB_KINDS] = {0}, listed = 0;
-    bool prev_free = false, hand_seen = r->hand == r->end;
-    gb_ref at = r->first;
-    while (at < r->end) {
-        uint32_t word = word_at(a, at)[0], size = gb_arena_size(a, at);
-        bool is_free = gb_word_kind(word) == GB_KIND_FREE, held = is_free && (word & GB_WORD_HELD);
-        if (!is_free && size > GB_BLOCK_MAX)
-            return gb_broken(f, "base 2: a block is at most GB_BLOCK_MAX long", at, GB_BLOCK_MAX,
-                             size);
-        if (!size || at + size > r->end)
-            return gb_broken(f, "arena 1: the blocks meet the end exactly", at, r->end, at + size);
-        if ((is_free && prev_free) || prev_free != !!(word & GB_WORD_PREV_FREE))
-            return gb_broken(f, "arena 2: no two free blocks touch, PREV_FREE is true", at,
-                             prev_free, word);
-        if (is_free && word_at(a, at + size)[-1] != size)
-            return gb_broken(f, "arena 3: the two size words agree", at, size,
-                             word_at(a, at + size)[-1]);
-        if (held != (is_free && at == r->gap) || (held && at + size != r->hand))
-            return gb_broken(f, "arena 7: the gap is one held block that ends at the hand", at,
-                             r->gap, r->hand);
-        if (is_free && !held && size >= LISTED) listed++;
-        hand_seen |= at == r->hand;
-        sums[gb_word_kind(word)] += size;
-        prev_free = is_free;
-        at += size;
-    }
-    if (at != r->end || prev_free != !!(word_at(a, r->end)[0] & GB_WORD_PREV_FREE))
-        return gb_broken(f, "arena 1: the blocks meet the end exactly", at, r->end, at);
-    if (!hand_seen)
-        return gb_broken(f, "arena 7: the hand is a block's start", r->hand, 1, 0);
-    sums[GB_KIND_HEAD] = (uint64_t)r->first + 1u;
-    for (uint32_t k = 0; k < GB_KINDS; k++)
-        if (sums[k] != r->ledger[k])
-            return gb_broken(f, "arena 5: the ledger is the sum over the blocks", k, sums[k],
-                             r->ledger[k]);
-    return check_lists(a, listed, f);
 }

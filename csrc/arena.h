@@ -31,9 +31,10 @@
 #ifndef GB_ARENA_H
 #define GB_ARENA_H
 
-#include "base.h"
+#include "intent.h"
 #include "list.h"
 
+#define GB_ARENA_LISTED 3u /* granules: the smallest block with room for links */
 #define GB_ARENA_EXACT 32u
 #define GB_ARENA_CLASSES (GB_ARENA_EXACT + 16u * 5u) /* exact below 32 granules, then 16 a doubling */
 
@@ -54,6 +55,8 @@ struct gb_arena {
     struct gb_work work;
 };
 
+/* Blocks of a class are at least its floor; the last class takes everything larger. */
+uint32_t gb_arena_class(uint32_t granules);
 void gb_arena_format(struct gb_arena *a, uint32_t head_granules, uint32_t end);
 /* A block of `granules`; 0 if no listed free block fits. */
 gb_ref gb_arena_alloc(struct gb_arena *a, uint32_t granules, enum gb_kind kind);

@@ -153,20 +153,6 @@ static inline uint32_t gb_word_vtype(uint32_t w) { return (w >> 27) & 7u; }
  * instructions it had done, so the compiler alone could break it. */
 #define GB_ORDER() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 
-/* What cannot be told by one store, while it is under way in a live file: who finds it after a kill
- * finishes it. `op` is stored last, and cleared first. */
-enum gb_intent_op { GB_INTENT_NONE, GB_INTENT_SLIDE, GB_INTENT_RETIME, GB_INTENT_CLEAR, GB_INTENT_RING };
-struct gb_intent {
-    uint32_t op;
-    gb_ref from, to, gap;  /* slide: a block's old and new place, where the gap began; retime: from */
-    uint32_t size, done;   /* slide: granules, and how many were copied; ring: granules */
-    uint32_t flags, spare; /* retime: of the extra words */
-    uint64_t due;          /* retime: ms; ring: the image's new length */
-    uint64_t seq;          /* ring: the next event's number */
-    uint64_t later[2];
-};
-_Static_assert(sizeof(struct gb_intent) == 64, "an intent is a cache line");
-
 static inline void *gb_at(uint8_t *base, gb_ref ref) { return base + (size_t)ref * GB_GRANULE; }
 static inline struct gb_entry *gb_entry_at(uint8_t *base, gb_ref ref) {
     return (struct gb_entry *)gb_at(base, ref);

@@ -21,6 +21,11 @@ enum gb_err gb_chain_begin(struct gb_store *s, struct gb_chain_write *w, const s
     if (need + s->writing > capacity) return GB_BUSY;
     gb_ref old = gb_store_live(s, &p->key, now), ref;
     if (old && p->add && !gb_store_is_past(s, old, now)) return GB_EXISTS;
+    uint64_t wanted = need + gb_store_granules(s, p, true);
+    while (s->head->trash && gb_arena_free_granules(&s->index.arena) < wanted) { /* the dead before the old value */
+        if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
+        gb_room_trash(s);
+    }
     while (!(ref = gb_arena_alloc(&s->index.arena, gb_store_granules(s, p, true),
                                   GB_KIND_PENDING))) {
         if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;

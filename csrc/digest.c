@@ -40,7 +40,7 @@ static inline uint64_t lane_step(uint64_t lane, uint64_t word) { /* a bijection 
     return lane << 31 | lane >> 33;
 }
 
-void gb_sum_begin(struct gb_sum *s, uint64_t about) {
+void gb_digest_sum_begin(struct gb_sum *s, uint64_t about) {
     uint64_t x = about;
     for (uint32_t i = 0; i < 4u; i++) s->lane[i] = spread(&x);
     s->length = 0;
@@ -57,7 +57,7 @@ static void sum_groups(struct gb_sum *s, const uint8_t *p, size_t groups) {
     s->lane[0] = a, s->lane[1] = b, s->lane[2] = c, s->lane[3] = d;
 }
 
-void gb_sum_add(struct gb_sum *s, const void *bytes, size_t n) {
+void gb_digest_sum_add(struct gb_sum *s, const void *bytes, size_t n) {
     const uint8_t *p = (const uint8_t *)bytes;
     size_t have = s->length % 32u;
     s->length += n;
@@ -73,7 +73,7 @@ void gb_sum_add(struct gb_sum *s, const void *bytes, size_t n) {
     memcpy(s->rest, p + n / 32u * 32u, n % 32u);
 }
 
-uint64_t gb_sum_end(struct gb_sum *s) {
+uint64_t gb_digest_sum_end(struct gb_sum *s) {
     size_t have = s->length % 32u;
     if (have) {
         memset(s->rest + have, 0, 32u - have);
@@ -93,5 +93,17 @@ bool gb_digest_check(const struct gb_digest *d, const uint64_t seed[2], struct g
                              d->key[i]);
     if (!(d->key[34] & 1u))
         return gb_broken(f, "digest 2: the length's multiplier is odd", 34, 1, 0);
+    for (uint32_t bit = 0; bit < 64u; bit++) { /* one word of the schedule, one bit of it changed */
+        uint64_t sums[2], word = again.key[bit % GB_DIGEST_KEYS];
+        for (uint32_t i = 0; i < 2u; i++, word ^= (uint64_t)1 << bit) {
+            struct gb_sum sum;
+            gb_digest_sum_begin(&sum, seed[0]);
+            gb_digest_sum_add(&sum, d->key, sizeof d->key / 2u);
+            gb_digest_sum_add(&sum, &word, sizeof word);
+            sums[i] = gb_digest_sum_end(&sum);
+        }
+        if (sums[0] == sums[1])
+            return gb_broken(f, "digest 3: one bit makes another sum", bit, sums[0], sums[1]);
+    }
     return true;
 }

@@ -9,11 +9,11 @@
  *                                                     top 8: tag
  *
  * INVARIANT 1 equal seed, type and bytes give equal hashes; the length and type are part of it.
- *           3 a checksum differs for any two strings that differ in one word of eight bytes: each word changes
- *             its lane, and every step on the way is a bijection. It is no protection against an author.
  *           2 two different strings of up to 256 bytes collide before the fold for at most 2 in 2^64
  *             schedules (NH is 2^-64-almost-universal: Black, Halevi, Krawczyk, Krovetz, Rogaway,
  *             "UMAC", CRYPTO 99); longer strings chain one such sum for every 256 bytes.
+ *           3 a checksum differs for any two strings that differ in one word of eight bytes: each word
+ *             changes its lane, every step is a bijection. It is no protection against an author.
  *
  * COST      about 3 ns for up to 16 bytes, one 64x64 multiplication for every 16 bytes after that.
  *
@@ -83,8 +83,8 @@ struct gb_sum {
     uint64_t length;
     uint8_t rest[32]; /* bytes of a group of 32 that is not full */
 };
-void gb_sum_begin(struct gb_sum *s, uint64_t about);
-void gb_sum_add(struct gb_sum *s, const void *bytes, size_t n);
-uint64_t gb_sum_end(struct gb_sum *s);
+void gb_digest_sum_begin(struct gb_sum *s, uint64_t about);
+void gb_digest_sum_add(struct gb_sum *s, const void *bytes, size_t n);
+uint64_t gb_digest_sum_end(struct gb_sum *s);
 
 #endif

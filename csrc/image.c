@@ -3,12 +3,13 @@
 
 static uint64_t sum_of(const struct gb_head *h) {
     struct gb_sum sum;
-    uint64_t none = 0;
-    gb_sum_begin(&sum, h->version);
-    gb_sum_add(&sum, h, offsetof(struct gb_head, checksum));
-    gb_sum_add(&sum, &none, sizeof none);
-    gb_sum_add(&sum, &h->checksum + 1, sizeof *h - offsetof(struct gb_head, checksum) - sizeof h->checksum);
-    return gb_sum_end(&sum);
+    struct gb_head c = *h;
+    c.checksum = c.owner = c.boot_id[0] = c.boot_id[1] = c.clock_base = 0; /* what an opening writes before OPEN */
+    c.zero_ns = 0;
+    c.state = 0;
+    gb_digest_sum_begin(&sum, h->version);
+    gb_digest_sum_add(&sum, &c, sizeof c);
+    return gb_digest_sum_end(&sum);
 }
 
 /* What roots the arena, table and ring lie in the image: a clean image is used without a walk. */
@@ -49,6 +50,7 @@ void gb_image_state(struct gb_store *s, enum gb_image_state state, const uint64_
     struct gb_head *h = s->head;
     s->live = state != GB_IMAGE_PRIVATE;
     s->index.arena.intent = s->live ? &h->intent : NULL;
+    GB_ORDER(); /* the times of this boot are there before its name */
     h->boot_id[0] = boot[0];
     h->boot_id[1] = boot[1];
     h->owner = owner;
@@ -58,7 +60,8 @@ void gb_image_state(struct gb_store *s, enum gb_image_state state, const uint64_
 }
 
 void gb_image_seal(struct gb_store *s) {
+    s->head->checksum = sum_of(s->head);
+    GB_ORDER(); /* a kill before the next leaves it OPEN, and mended */
     s->head->owner = 0;
     s->head->state = GB_IMAGE_CLOSED;
-    s->head->checksum = sum_of(s->head);
 }

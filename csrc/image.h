@@ -7,8 +7,13 @@
  *
  * PICTURE   (new) -> LOADING -> OPEN -> CLOSED -> OPEN -> ... kill -> OPEN: mend | other boot: the checkpoint
  *
- * INVARIANT 1 CLOSED is written after everything else is on disk, OPEN is on disk before anything else changes:
- *             both are the binding's duty, which knows disks.
+ * INVARIANT 1 the image's length is within the file's, and no less than the smallest.
+ *           2 of a clean one: roots lie in the arena, which ends where the ring begins.
+ *           3 magic, version and layout are this release's.
+ *           4 the file was filled, and if not closed is of this run of the machine.
+ *           5 of a clean one: the head's sum is right.
+ *           CLOSED is written after everything else is on disk, OPEN is on disk before anything else changes:
+ *           that is the binding's duty, which knows disks.
  *
  * COST      a sum over the head's 9 KiB.
  *

@@ -79,12 +79,9 @@ static void retime_wide(struct gb_index *ix, gb_ref ref, uint64_t due, bool wide
     i->from = ref;
     i->flags = flags;
     i->due = due;
-    GB_ORDER();
-    i->op = GB_INTENT_RETIME;
-    GB_ORDER();
+    gb_intent_begin(i, GB_INTENT_RETIME);
     gb_index_retime_finish(ix, i);
-    GB_ORDER();
-    i->op = GB_INTENT_NONE;
+    gb_intent_end(i);
 }
 
 bool gb_index_retime(struct gb_index *ix, gb_ref ref, uint64_t due) {

@@ -104,3 +104,17 @@ void gb_keep_give(struct gb_keep *k, struct gb_keep_frame *f) {
         first->written = false;
     }
 }
+
+bool gb_keep_check(const struct gb_store *s, struct gb_fault *f) {
+    const struct gb_keep *k = s->keep;
+    gb_ref head = gb_index_list(&s->index);
+    uint64_t unsaved = 0;
+    for (gb_ref at = s->index.root->lru.next; at != head; at = gb_list_at(s->base, at)->next)
+        unsaved += gb_keep_unsaved(k, GB_ENTRY_OF_LRU(at));
+    for (gb_ref ref = k->ghost; ref; ref = gb_entry_at(s->base, ref)->lru.next, unsaved++)
+        if (!gb_keep_is_ghost(s, ref))
+            return gb_broken(f, "keep 2: a ghost is pending and not saved", ref, GB_KIND_PENDING,
+                             gb_word_kind(gb_entry_at(s->base, ref)->word));
+    return unsaved == k->left || k->failed ||
+           gb_broken(f, "keep 1: left counts the entries not yet saved", 0, unsaved, k->left);
+}

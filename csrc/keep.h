@@ -19,7 +19,7 @@
  *                                   tail     taken ->                   head
  *
  * INVARIANT 1 left is the number of entries (ghosts too) whose bit is not set, and which existed at the moment.
- *           2 a ghost is pending, its bit is not set, its chain is whole.
+ *           2 a ghost is pending, and its bit is not set.
  *
  * COST      nothing but a test while nobody saves; else a bit, and once for an entry its own bytes.
  *
@@ -90,6 +90,7 @@ static inline bool gb_keep_is_ghost(const struct gb_store *s, gb_ref ref) {
     return s->keep && gb_keep_unsaved(s->keep, ref) &&
            gb_word_kind(gb_entry_at(s->base, ref)->word) == GB_KIND_PENDING;
 }
+bool gb_keep_check(const struct gb_store *s, struct gb_fault *f);
 /* Whether a hold might not find late frames enough: somebody is to write one out first. */
 static inline bool gb_keep_crowded(const struct gb_keep *k) {
     return GB_KEEP_FRAMES - (k->head - k->tail) < GB_KEEP_RESERVE;

@@ -289,12 +289,9 @@ static bool list_again(struct mending *m) {
 }
 
 /* A slide that was under way: the rest of the copy; then those forward of the block learn its place. */
-static bool finish_slide(struct mending *m) {
+static void finish_slide(struct mending *m) {
     struct gb_store *s = m->s;
     const struct gb_intent *i = &s->head->intent;
-    bool lies = i->gap >= m->first && i->gap <= i->to && i->to < i->from && i->size && i->size <= GB_BLOCK_MAX &&
-                i->from < m->end && i->size <= m->end - i->from && i->done <= i->size;
-    if (!lies) return gb_broken(m->f, "mend 1: an intent is within the arena", i->from, m->end, i->to);
     gb_arena_slide_finish(&s->index.arena);
     uint32_t word = word_of(m, i->to);
     gb_ref back = gb_extent_at(s->base, i->to)->prev, link = gb_entry_at(s->base, i->to)->lru.prev;
@@ -306,14 +303,14 @@ static bool finish_slide(struct mending *m) {
         else if (gb_word_kind(before) == GB_KIND_ENTRY && (before & GB_WORD_EXTRA))
             gb_extra_at(s->base, back, before)->chain = i->to;
     }
-    return true;
 }
 
 static bool finish(struct mending *m, bool *cleared) {
     struct gb_store *s = m->s;
     struct gb_head *h = s->head;
     const struct gb_intent *i = &h->intent;
-    if (i->op == GB_INTENT_SLIDE && !finish_slide(m)) return false;
+    if (!gb_intent_check(i, m->first, m->end, s->mapped, m->f)) return false;
+    if (i->op == GB_INTENT_SLIDE) finish_slide(m);
     if (i->op == GB_INTENT_CLEAR) {
         if (gb_room_clear_finish(s, h->wheel.tick << GB_WHEEL_TICK_SHIFT))
             return gb_broken(m->f, "mend 1: there is room for a table", 0, 1, 0);
@@ -327,13 +324,12 @@ static bool finish(struct mending *m, bool *cleared) {
         gb_index_retime_finish(&s->index, i);
     }
     if (i->op == GB_INTENT_RING) {
-        if (i->due % GB_GRANULE || i->due < gb_room_smallest() + (uint64_t)i->size * GB_GRANULE || i->due > s->mapped)
+        if (i->due < gb_room_smallest() + (uint64_t)i->size * GB_GRANULE)
             return gb_broken(m->f, "mend 1: an intent is within the arena", i->size, s->mapped, i->due);
         h->length = i->due;
         if (i->size) gb_ring_format(&s->ring, (gb_ref)(i->due / GB_GRANULE) - i->size, i->size, i->seq);
     }
-    GB_ORDER();
-    h->intent.op = GB_INTENT_NONE;
+    gb_intent_end(&h->intent);
     return true;
 }
 

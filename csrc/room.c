@@ -78,9 +78,7 @@ enum gb_err gb_room_clear(struct gb_store *s, uint64_t now) {
     if (s->pins || s->keep) return GB_BUSY;
     struct gb_head *h = s->head;
     gb_tell_count(s, GB_EVENT_CLEAR, h->table.count);
-    GB_ORDER();
-    if (s->index.arena.intent) h->intent.op = GB_INTENT_CLEAR;
-    GB_ORDER();
+    if (s->index.arena.intent) gb_intent_begin(&h->intent, GB_INTENT_CLEAR);
     h->counters.clears++;
     return gb_room_clear_finish(s, now);
 }
@@ -93,8 +91,7 @@ enum gb_err gb_room_clear_finish(struct gb_store *s, uint64_t now) {
     s->slides = s->laps = s->cut = 0;
     enum gb_err err = gb_index_format(&s->index, GB_HEAD_GRANULES, gb_room_end(s), now);
     h->index.epoch = epoch + 1u;
-    GB_ORDER();
-    h->intent.op = GB_INTENT_NONE;
+    gb_intent_end(&h->intent);
     for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) /* a walk under way has come to its end */
         s->index.walk[i].at = gb_index_list(&s->index);
     return err;
@@ -212,8 +209,7 @@ static enum step gap_step(struct gb_store *s, enum gb_gap want) {
         to = gb_arena_gap_slide(a, kind == GB_KIND_BUCKETS, s->cut ? s->cut : a->root->end);
         if (to) {
             moved(s, from, to);
-            GB_ORDER();
-            s->head->intent.op = GB_INTENT_NONE;
+            gb_intent_end(&s->head->intent);
             return STEP_SLID;
         }
     }
@@ -295,15 +291,12 @@ static void move_ring(struct gb_store *s, uint64_t length) {
         i->size = r->granules;
         i->due = length;
         i->seq = r->granules ? gb_ring_next(&s->ring) : 1u;
-        GB_ORDER();
-        i->op = GB_INTENT_RING;
-        GB_ORDER();
+        gb_intent_begin(i, GB_INTENT_RING);
     }
     if (r->granules) memmove(gb_at(s->base, to), gb_at(s->base, r->at), (size_t)r->granules * GB_GRANULE);
     if (r->granules) r->at = to;
     s->head->length = length;
-    GB_ORDER();
-    s->head->intent.op = GB_INTENT_NONE;
+    gb_intent_end(&s->head->intent);
 }
 
 void gb_room_grow(struct gb_store *s, uint64_t length) {
@@ -313,7 +306,9 @@ void gb_room_grow(struct gb_store *s, uint64_t length) {
 
 /* The block at the hand found no place below the cut: give something up. */
 static enum gb_err shrink_stuck(struct gb_store *s) {
-    if (s->keep && s->keep->ghost) return GB_BUSY; /* it goes by itself: nobody has to leave for it */
+    gb_ref hand = s->index.arena.root->hand;
+    if (s->pins && hand < s->index.arena.root->end && !movable(s, hand, GB_GAP_TAIL))
+        return GB_BUSY; /* read, written or a ghost: it goes by itself, nobody has to leave for it */
     gb_ref victim = gb_index_victim(&s->index);
     if (victim) gb_room_remove(s, victim, GB_CAUSE_EVICT);
     else if (gb_table_wants_shrink(&s->index.table)) return gb_table_shrink(&s->index.table);
@@ -388,97 +383,4 @@ void gb_room_unpin(struct gb_store *s, uint32_t id) {
     s->pins--;
     bool dead = gb_word_kind(gb_entry_at(s->base, entry)->word) == GB_KIND_PENDING;
     if (dead && !writing && !pin_of(s, entry) && !gb_keep_is_ghost(s, entry)) gb_room_drop(s, entry); /* the last reader out */
-}
-
-/* Adds up one chain; its extents name the one before, and hold `want` bytes. */
-static bool check_extents(const struct gb_store *s, gb_ref owner, gb_ref at, uint64_t want,
-                        uint64_t *granules, struct gb_fault *f) {
-    uint64_t held = 0;
-    for (gb_ref before = owner; at; at = gb_extent_at(s->base, at)->next) {
-        const struct gb_extent *x = gb_extent_at(s->base, at);
-        if (gb_word_kind(x->word) != GB_KIND_EXTENT || (before && x->prev != before))
-            return gb_broken(f, "room 3: an extent names the one before", at, before, x->prev);
-        held += x->used;
-        *granules += gb_word_granules(x->word);
-        before = at;
-    }
-    if (held != want)
-        return gb_broken(f, "room 3: a chain holds its value's length", owner, want, held);
-    return true;
-}
-
-static bool check_entry(const struct gb_store *s, gb_ref ref, uint64_t *extents,
-                        struct gb_fault *f) {
-    uint32_t word = gb_entry_at(s->base, ref)->word;
-    if (!(word & GB_WORD_EXTRA)) return true;
-    const struct gb_extra *x = gb_extra_at(s->base, ref, word);
-    if (!(x->flags & GB_EXTRA_CHAIN)) return true;
-    bool half = gb_word_kind(word) == GB_KIND_PENDING; /* a writer may be in the middle of it */
-    uint64_t want = x->val_len, held = 0;
-    for (gb_ref at = x->chain; half && at; at = gb_extent_at(s->base, at)->next)
-        held += gb_extent_at(s->base, at)->used;
-    return check_extents(s, ref, x->chain, half ? held : want, extents, f);
-}
-
-static bool is_pinned(const struct gb_store *s, gb_ref ref) {
-    bool found = false;
-    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) found |= s->pin[i].used && s->pin[i].entry == ref;
-    return found;
-}
-
-bool gb_room_check(const struct gb_store *s, struct gb_fault *f) {
-    const struct gb_head *h = s->head;
-    const struct gb_index *ix = &s->index;
-    uint64_t keys = 0, values = 0, extents = 0, pending = 0;
-    if (h->magic != GB_ROOM_MAGIC || h->version != GB_ROOM_VERSION || h->layout != gb_room_layout())
-        return gb_broken(f, "room 5: magic, version and layout are this build's", 0, GB_ROOM_MAGIC,
-                         h->magic);
-    if (end_of(s, h->length) != h->arena.end)
-        return gb_broken(f, "room 5: the arena ends where the ring begins", 0, end_of(s, h->length),
-                         h->arena.end);
-    if (h->ring.granules && h->ring.at != h->arena.end + 1u)
-        return gb_broken(f, "room 5: the ring ends where the image ends", 0, h->arena.end + 1u, h->ring.at);
-    if (h->ring.granules && !gb_ring_check(&s->ring, f)) return false;
-    if (!gb_index_check(ix, f)) return false;
-    gb_ref head = gb_index_list(ix), at = ix->root->lru.next;
-    for (; at != head; at = gb_list_at(s->base, at)->next) {
-        gb_ref ref = GB_ENTRY_OF_LRU(at);
-        uint32_t word = gb_entry_at(s->base, ref)->word;
-        keys += gb_key_len(s->base, ref, word);
-        values += gb_value_len(s->base, ref, word);
-        if (!check_entry(s, ref, &extents, f)) return false;
-    }
-    if (keys != h->key_bytes || values != h->value_bytes)
-        return gb_broken(f, "room 1: key and value bytes are the sums over the entries", keys,
-                         h->key_bytes, h->value_bytes);
-    for (gb_ref t = h->trash; t;) { /* a trashed chain's head names the next chain */
-        const struct gb_extent *x = gb_extent_at(s->base, t);
-        if (gb_word_kind(x->word) != GB_KIND_EXTENT)
-            return gb_broken(f, "room 2: the trash holds extents", t, GB_KIND_EXTENT, x->word);
-        gb_ref chain = x->prev;
-        for (; t; t = gb_extent_at(s->base, t)->next)
-            extents += gb_word_granules(gb_extent_at(s->base, t)->word);
-        t = chain;
-    }
-    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) {
-        gb_ref ref = s->pin[i].entry;
-        bool again = false;
-        for (uint32_t k = 0; k < i; k++) again |= s->pin[k].used && s->pin[k].entry == ref;
-        if (!s->pin[i].used || again) continue;
-        uint32_t word = gb_entry_at(s->base, ref)->word;
-        if (gb_word_kind(word) != GB_KIND_PENDING) continue;
-        pending += gb_word_granules(word);
-        if (!check_entry(s, ref, &extents, f)) return false;
-    }
-    for (gb_ref ref = s->keep ? s->keep->ghost : 0; ref; ref = gb_entry_at(s->base, ref)->lru.next) {
-        pending += is_pinned(s, ref) ? 0u : gb_word_granules(gb_entry_at(s->base, ref)->word);
-        if (!is_pinned(s, ref) && !check_entry(s, ref, &extents, f)) return false;
-    }
-    if (pending != h->arena.ledger[GB_KIND_PENDING])
-        return gb_broken(f, "room 4: every pending block is pinned, or a ghost", 0, pending,
-                         h->arena.ledger[GB_KIND_PENDING]);
-    if (extents != h->arena.ledger[GB_KIND_EXTENT])
-        return gb_broken(f, "room 2: every extent is in a chain or the trash", 0, extents,
-                         h->arena.ledger[GB_KIND_EXTENT]);
-    return true;
 }

@@ -123,6 +123,14 @@ enum gb_err gb_snap_step(struct gb_store *s, struct gb_snap *p, struct gb_keep_f
     return GB_OK;
 }
 
+bool gb_snap_check(const struct gb_store *s, const struct gb_snap *p, struct gb_fault *f) {
+    const struct gb_pin *pin = &s->pin[p->read.pin];
+    if (p->reading && (!pin->used || gb_keep_unsaved(&p->keep, pin->entry)))
+        return gb_broken(f, "snap 1: a long value under way is pinned and counts as saved", p->reading, 1, pin->used);
+    return (p->most && p->most <= GB_SNAP_ENTRIES) ||
+           gb_broken(f, "snap 2: a hold saves some entries, not too many", 0, GB_SNAP_ENTRIES, p->most);
+}
+
 const char *gb_snap_parse(const uint8_t *at, uint64_t left, struct gb_snap_record *r) {
     uint64_t used = sizeof r->head;
     if (left < used) return "a record's head lies in its frame";

@@ -12,8 +12,10 @@
  *           frame: head of 32 bytes, payload of up to 65,504 (long: as long as it must be), a multiple of 8
  *           index: u32 slots, linear probing from hash * slots >> 32; a record's place / 8; 0: empty
  *
- * INVARIANT 1 each entry of the moment is in exactly one record.
- *           2 a record does not cross its frame's end; what is behind it to the next granule is zero.
+ * INVARIANT 1 a long value under way is pinned, and its entry counts as saved.
+ *           2 a hold saves GB_SNAP_ENTRIES at most, so that it stays within its steps.
+ *           Of the file: each entry of the moment is in exactly one record; a record does not cross its
+ *           frame's end; what is behind it to the next granule is zero.
  *
  * COST      step: at most GB_SNAP_ENTRIES entries, or a slice of a long value. put: as a put.
  *
@@ -78,6 +80,8 @@ enum gb_err gb_snap_begin(struct gb_store *s, struct gb_snap *p);
 enum gb_err gb_snap_step(struct gb_store *s, struct gb_snap *p, struct gb_keep_frame *f, bool *full);
 /* The save is over, well or not. */
 void gb_snap_end(struct gb_store *s, struct gb_snap *p);
+
+bool gb_snap_check(const struct gb_store *s, const struct gb_snap *p, struct gb_fault *f);
 
 /* A record that lies in [at, end): where its parts are, or a sentence about what is wrong with it. */
 struct gb_snap_record {

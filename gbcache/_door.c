@@ -9,7 +9,7 @@ static const uint32_t SPINS = 400; /* about 2 us, before the GIL is given away *
 
 /* Holding the lock: before a hold that may need late frames. */
 static inline void make_way(struct gb_door *d) {
-    if (GB_UNLIKELY(d->saver != NULL) && gb_keep_crowded(&d->saver->snap.keep)) gb_saver_help(d->saver);
+    if (GB_UNLIKELY(d->saver != NULL) && gb_keep_crowded(&d->saver->snap.keep)) gb_save_help(d->saver);
 }
 
 void gb_door_wait(struct gb_door *d) {
@@ -94,6 +94,11 @@ void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p) {
     }
 }
 
+/* Holding the lock: full only because of what is pinned for a moment is busy. */
+static enum gb_err waits(const struct gb_door *d, enum gb_err err) {
+    return err == GB_FULL && d->store.pins ? GB_BUSY : err;
+}
+
 /* One long write's step or commit, entered by whoever calls. */
 static enum gb_err write_on(struct gb_door *d, struct gb_chain_write *w, const struct gb_put *p,
                             uint64_t now, bool commit) {
@@ -101,6 +106,7 @@ static enum gb_err write_on(struct gb_door *d, struct gb_chain_write *w, const s
     enum gb_err err = commit ? gb_chain_commit(&d->store, w, p, now)
                              : gb_chain_step(&d->store, w, p, now);
     if (err == GB_FULL || err == GB_EXISTS) gb_chain_abort(&d->store, w);
+    err = waits(d, err);
     gb_head_leave(&d->store, GB_OP_LONG);
     return err;
 }
@@ -146,7 +152,7 @@ static enum gb_err put_long(struct gb_door *d, const struct gb_put *p, uint64_t 
     while (err == GB_AGAIN || err == GB_BUSY) {
         if (err == GB_BUSY && !gb_door_rest()) return GB_GONE;
         if (!gb_door_enter(d)) return GB_GONE;
-        err = gb_chain_begin(&d->store, &w, p, now);
+        err = waits(d, gb_chain_begin(&d->store, &w, p, now));
         gb_door_leave(d, GB_OP_LONG);
         if (err == GB_AGAIN) gb_door_inform(d);
     }
@@ -161,7 +167,7 @@ static enum gb_err put_short(struct gb_door *d, const struct gb_put *p, uint64_t
     enum gb_err err;
     do {
         if (!gb_door_enter(d)) return GB_GONE;
-        err = mark && *mark ? GB_EXISTS : gb_store_put(&d->store, p, now);
+        err = mark && *mark ? GB_EXISTS : waits(d, gb_store_put(&d->store, p, now));
         gb_door_leave(d, GB_OP_SET);
         if (err == GB_AGAIN) gb_door_inform(d); /* or the ring could be overrun by one put */
     } while (err == GB_AGAIN);
@@ -175,7 +181,7 @@ bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, const char *
         if (GB_LIKELY(*err == GB_OK || *err == GB_EXISTS)) return true;
         if (*err == GB_GONE) return false; /* closed meanwhile, or a signal: the exception is set */
         /* Full though all was given up: long reads or writes hold the rest for a moment. */
-        if (*err != GB_FULL || !d->store.pins) break;
+        if (*err != GB_BUSY) break;
         if (!gb_door_rest()) return false;
     }
     gb_door_raise(d, *err, p);

@@ -61,20 +61,20 @@ cdef class Saver:
         words.max_bytes, words.codec = max_bytes, codec
         words.wall = at - <int64_t>gb_clock_date_exact(&store.door.clock)
         self.store = store
-        self.saver = gb_saver_begin(&store.door, fd, &words)
+        self.saver = gb_save_begin(&store.door, fd, &words)
 
     def run(self, uint32_t ms):
         """Works for about so long, the GIL released; whether it is done."""
         cdef bint done
         with nogil:
-            done = gb_saver_run(self.saver, ms)
+            done = gb_save_run(self.saver, ms)
         return done
 
     def finish(self):
         """Writes what makes it a file; OSError, ClosedError, RuntimeError where the save failed."""
         cdef bint good
         with nogil:
-            good = gb_saver_finish(self.saver)
+            good = gb_save_finish(self.saver)
         if good:
             return
         if self.saver.error:
@@ -86,16 +86,16 @@ cdef class Saver:
     @property
     def written(self):
         """Bytes so far."""
-        return gb_saver_bytes(self.saver)
+        return gb_save_bytes(self.saver)
 
     def end(self):
         if self.saver != NULL:
-            gb_saver_end(self.saver)
+            gb_save_end(self.saver)
             self.saver = NULL
 
     def __dealloc__(self):
         if self.saver != NULL:
-            gb_saver_end(self.saver)
+            gb_save_end(self.saver)
 
 
 def load(PackedImage store, int fd, uint64_t length, path, int64_t at, progress):
@@ -108,19 +108,19 @@ def load(PackedImage store, int fd, uint64_t length, path, int64_t at, progress)
     if not gb_load_head(fd, length, &head, &fault):
         raise text_of(&fault, path)
     cdef uint64_t now = gb_clock_date_exact(&d.clock)
-    if not gb_loader_begin(&loader, fd, &head, &d.store, now, at - <int64_t>now):
+    if not gb_load_begin(&loader, fd, &head, &d.store, now, at - <int64_t>now):
         raise MemoryError()
     try:
         while good and not loader.done:
             with nogil:
-                good = gb_loader_run(&loader, 50)
+                good = gb_load_run(&loader, 50)
             PyErr_CheckSignals()
             if progress is not None and good:
                 progress(min(loader.frame, length), length)
         if not good:
             raise text_of(&loader.fault, path)
     finally:
-        gb_loader_end(&loader)
+        gb_load_end(&loader)
     moves = d.store.head.counters.moves
     d.store.head.counters = head.counters
     d.store.head.counters.moves += moves
@@ -148,9 +148,9 @@ cdef class SealedImage:
         good = gb_load_head(fd, self.view.len, &head, &fault)
         if good:
             with nogil:
-                good = gb_sealed_check(&self.sealed, <const uint8_t *>self.view.buf, &head, &fault)
+                good = gb_load_sealed_check(&self.sealed, <const uint8_t *>self.view.buf, &head, &fault)
             if not good:
-                gb_sealed_end(&self.sealed)
+                gb_load_sealed_end(&self.sealed)
         if not good:
             PyBuffer_Release(&self.view)
             raise text_of(&fault, path)
@@ -158,7 +158,7 @@ cdef class SealedImage:
 
     def __dealloc__(self):
         if self.open:
-            gb_sealed_end(&self.sealed)
+            gb_load_sealed_end(&self.sealed)
             PyBuffer_Release(&self.view)
 
     cdef void _ready(self) except *:
@@ -175,7 +175,7 @@ cdef class SealedImage:
                 return False
             k.bytes, k.len, k.type = box.bytes, box.len, box.type
             k.hash = gb_digest_of(&self.sealed.digest, k.bytes, k.len, k.type)
-            return gb_sealed_find(&self.sealed, &k, time_ns() // 1000000, r)
+            return gb_load_sealed_find(&self.sealed, &k, time_ns() // 1000000, r)
         finally:
             gb_box_drop(&box)
 
@@ -221,9 +221,9 @@ cdef class SealedImage:
         cdef int64_t now = time_ns() // 1000000
         while True:
             self._ready()
-            if not gb_sealed_next(&self.sealed, &frame, &at, &r):
+            if not gb_load_sealed_next(&self.sealed, &frame, &at, &r):
                 return
-            if not gb_sealed_live(&r, now):
+            if not gb_load_sealed_live(&r, now):
                 continue
             if what == 0:
                 yield self._key(&r)
@@ -246,7 +246,7 @@ cdef class SealedImage:
         """Gives the mapping back. Closing twice is allowed; any other use raises ClosedError."""
         if self.open:
             self.open = False
-            gb_sealed_end(&self.sealed)
+            gb_load_sealed_end(&self.sealed)
             PyBuffer_Release(&self.view)
             map, self.map = self.map, None
             map.close()

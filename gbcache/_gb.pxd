@@ -162,17 +162,17 @@ cdef extern from "_load.h" nogil:
         gb_load_fault fault
         uint64_t frame, records, dropped
         bint done
-    bint gb_loader_begin(gb_loader *l, int fd, const gb_snap_head *head, gb_store *store, uint64_t now, int64_t wall)
-    bint gb_loader_run(gb_loader *l, uint32_t ms)
-    void gb_loader_end(gb_loader *l)
+    bint gb_load_begin(gb_loader *l, int fd, const gb_snap_head *head, gb_store *store, uint64_t now, int64_t wall)
+    bint gb_load_run(gb_loader *l, uint32_t ms)
+    void gb_load_end(gb_loader *l)
     struct gb_sealed:
         gb_digest digest
         gb_snap_head head
-    bint gb_sealed_check(gb_sealed *s, const uint8_t *map, const gb_snap_head *head, gb_load_fault *f)
-    void gb_sealed_end(gb_sealed *s)
-    bint gb_sealed_find(const gb_sealed *s, const gb_key *k, int64_t now, gb_snap_record *r)
-    bint gb_sealed_live(const gb_snap_record *r, int64_t now)
-    bint gb_sealed_next(const gb_sealed *s, uint64_t *frame, uint64_t *at, gb_snap_record *r)
+    bint gb_load_sealed_check(gb_sealed *s, const uint8_t *map, const gb_snap_head *head, gb_load_fault *f)
+    void gb_load_sealed_end(gb_sealed *s)
+    bint gb_load_sealed_find(const gb_sealed *s, const gb_key *k, int64_t now, gb_snap_record *r)
+    bint gb_load_sealed_live(const gb_snap_record *r, int64_t now)
+    bint gb_load_sealed_next(const gb_sealed *s, uint64_t *frame, uint64_t *at, gb_snap_record *r)
 
 cdef extern from "_save.h":
     struct gb_saver:
@@ -183,11 +183,11 @@ cdef extern from "_save.h":
         int64_t wall
         uint64_t id[2]
         const char *codec
-    gb_saver *gb_saver_begin(gb_door *d, int fd, const gb_save_words *words) except NULL
-    bint gb_saver_run(gb_saver *v, uint32_t ms) noexcept nogil
-    bint gb_saver_finish(gb_saver *v) noexcept nogil
-    void gb_saver_end(gb_saver *v)
-    uint64_t gb_saver_bytes(const gb_saver *v)
+    gb_saver *gb_save_begin(gb_door *d, int fd, const gb_save_words *words) except NULL
+    bint gb_save_run(gb_saver *v, uint32_t ms) noexcept nogil
+    bint gb_save_finish(gb_saver *v) noexcept nogil
+    void gb_save_end(gb_saver *v)
+    uint64_t gb_save_bytes(const gb_saver *v)
 
 cdef extern from "_bell.h":
     struct gb_bell:

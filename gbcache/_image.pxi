@@ -45,13 +45,13 @@ cdef class PackedImage:
             if how != "new":
                 return False
             gb_door_raise(d, err, NULL)
-        if how == "new" or max_entries:
-            d.store.head.max_entries = max_entries
         if how == "new":
             d.store.head.max_bytes = max_bytes
             memcpy(d.store.head.codec, <const char *>codec_name, min(<size_t>len(codec_name), <size_t>63))
         if boot is not None:
             go_live(self, GB_IMAGE_LOADING if how == "new" else GB_IMAGE_OPEN, boot)
+        if how == "new" or max_entries:  # not before it says OPEN
+            d.store.head.max_entries = max_entries
         self.map = map
         d.keep = housekeeping
         d.born = d.open = True

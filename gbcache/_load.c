@@ -80,9 +80,9 @@ bool gb_load_head(int fd, uint64_t length, struct gb_snap_head *h, struct gb_loa
         return wrong(f, "the file was written by a machine of this byte order", offsetof(struct gb_snap_head, order));
     if (h->version != GB_SNAP_VERSION)
         return wrong(f, "the file is of version 1, which this release knows", offsetof(struct gb_snap_head, version));
-    gb_sum_begin(&sum, 0);
-    gb_sum_add(&sum, h, offsetof(struct gb_snap_head, sum));
-    if (gb_sum_end(&sum) != h->sum) return wrong(f, "the head's checksum is right", offsetof(struct gb_snap_head, sum));
+    gb_digest_sum_begin(&sum, 0);
+    gb_digest_sum_add(&sum, h, offsetof(struct gb_snap_head, sum));
+    if (gb_digest_sum_end(&sum) != h->sum) return wrong(f, "the head's checksum is right", offsetof(struct gb_snap_head, sum));
     for (size_t i = sizeof *h; i < sizeof page; i++)
         if (page[i]) return wrong(f, "the rest of the head is zero", i);
     bool lies = h->length == length && h->index_at >= GB_SNAP_HEAD && h->index_at <= length && h->index_at % GB_GRANULE == 0 &&
@@ -111,28 +111,28 @@ static bool frame_head(const struct gb_snap_head *h, const struct gb_snap_frame 
 
 static bool sum_right(const struct gb_snap_head *h, const struct gb_snap_frame *x, const uint8_t *payload) {
     struct gb_sum sum;
-    gb_sum_begin(&sum, about(h));
-    gb_sum_add(&sum, x, offsetof(struct gb_snap_frame, sum));
-    gb_sum_add(&sum, payload, x->bytes);
-    return gb_sum_end(&sum) == x->sum;
+    gb_digest_sum_begin(&sum, about(h));
+    gb_digest_sum_add(&sum, x, offsetof(struct gb_snap_frame, sum));
+    gb_digest_sum_add(&sum, payload, x->bytes);
+    return gb_digest_sum_end(&sum) == x->sum;
 }
 
 /* --- loading --------------------------------------------------------------------------------------------------- */
 
-bool gb_loader_begin(struct gb_loader *l, int fd, const struct gb_snap_head *head, struct gb_store *store,
+bool gb_load_begin(struct gb_loader *l, int fd, const struct gb_snap_head *head, struct gb_store *store,
                      uint64_t now, int64_t wall) {
     *l = (struct gb_loader){.fd = fd, .head = *head, .store = store, .now = now, .wall = wall, .frame = GB_SNAP_HEAD};
     l->buffer = malloc(ROOM);
     l->puts = malloc(RECORDS * sizeof *l->puts);
     if (!l->buffer || !l->puts) {
-        gb_loader_end(l);
+        gb_load_end(l);
         return false;
     }
     gb_snap_presize(store, head->entries);
     return true;
 }
 
-void gb_loader_end(struct gb_loader *l) {
+void gb_load_end(struct gb_loader *l) {
     free(l->buffer);
     free(l->puts);
     free(l->late);
@@ -247,19 +247,19 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
     p.key.bytes = key;
     bool inside = take && gb_store_fits_inline(&p) && first == x->bytes;
     bool text = true, begun = take && !inside && chain_begin(l, &w, &p), filling = begun;
-    gb_sum_begin(&sum, about(&l->head));
-    gb_sum_add(&sum, x, offsetof(struct gb_snap_frame, sum));
+    gb_digest_sum_begin(&sum, about(&l->head));
+    gb_digest_sum_add(&sum, x, offsetof(struct gb_snap_frame, sum));
     while (done < x->bytes) {
         uint64_t n = x->bytes - done < 65536u ? x->bytes - done : 65536u;
         bytes = window(l, at + FRAME_HEAD + done, n);
         if (!bytes) break;
-        gb_sum_add(&sum, bytes, n);
+        gb_digest_sum_add(&sum, bytes, n);
         uint64_t from = done > skip ? done : skip, to = done + n < end ? done + n : end;
         if (from < to && r.head.types >> 2 == GB_BOX_ASCII) text &= ascii(bytes + (from - done), to - from);
         if (filling && from < to) filling = chain_on(l, &w, &p, bytes + (from - done), (uint32_t)(to - from));
         done += n;
     }
-    bool right = bytes && text && gb_sum_end(&sum) == x->sum;
+    bool right = bytes && text && gb_digest_sum_end(&sum) == x->sum;
     bool made = right && inside;
     if (made) {
         p.value = bytes + skip;
@@ -305,15 +305,15 @@ static bool one_frame(struct gb_loader *l, uint64_t at, bool second, uint64_t *n
 /* The index is not used, but a file that has a wrong one is damaged. */
 static bool index_right(struct gb_loader *l) {
     struct gb_sum sum;
-    gb_sum_begin(&sum, about(&l->head));
+    gb_digest_sum_begin(&sum, about(&l->head));
     for (uint64_t at = l->head.index_at; at < l->head.length;) {
         uint64_t n = l->head.length - at < ROOM ? l->head.length - at : ROOM;
         l->used = 0;
         if (!read_all(l->fd, l->buffer, n, at, &l->fault)) return false;
-        gb_sum_add(&sum, l->buffer, n);
+        gb_digest_sum_add(&sum, l->buffer, n);
         at += n;
     }
-    return gb_sum_end(&sum) == l->head.index_sum || wrong(&l->fault, "the index's checksum is right", l->head.index_at);
+    return gb_digest_sum_end(&sum) == l->head.index_sum || wrong(&l->fault, "the index's checksum is right", l->head.index_at);
 }
 
 static bool load_on(struct gb_loader *l) {
@@ -331,7 +331,7 @@ static bool load_on(struct gb_loader *l) {
     return index_right(l);
 }
 
-bool gb_loader_run(struct gb_loader *l, uint32_t ms) {
+bool gb_load_run(struct gb_loader *l, uint32_t ms) {
     struct timespec from, t;
     clock_gettime(CLOCK_MONOTONIC, &from);
     for (uint32_t i = 1; !l->done; i++) {
@@ -358,7 +358,7 @@ static bool check_records(const struct gb_snap_frame *x, const uint8_t *payload,
     return used == x->bytes || wrong(f, "a frame has as many records as it says", at + FRAME_HEAD + used);
 }
 
-bool gb_sealed_check(struct gb_sealed *s, const uint8_t *map, const struct gb_snap_head *h, struct gb_load_fault *f) {
+bool gb_load_sealed_check(struct gb_sealed *s, const uint8_t *map, const struct gb_snap_head *h, struct gb_load_fault *f) {
     uint64_t at = GB_SNAP_HEAD, records = 0, late = h->frames;
     *s = (struct gb_sealed){.map = map, .head = *h};
     gb_digest_seed(&s->digest, h->seed);
@@ -386,21 +386,21 @@ bool gb_sealed_check(struct gb_sealed *s, const uint8_t *map, const struct gb_sn
         return wrong(f, "frames and entries are as many as the head says", h->index_at);
     s->count = h->frames;
     struct gb_sum sum;
-    gb_sum_begin(&sum, about(h));
-    gb_sum_add(&sum, map + h->index_at, h->length - h->index_at);
-    return gb_sum_end(&sum) == h->index_sum || wrong(f, "the index's checksum is right", h->index_at);
+    gb_digest_sum_begin(&sum, about(h));
+    gb_digest_sum_add(&sum, map + h->index_at, h->length - h->index_at);
+    return gb_digest_sum_end(&sum) == h->index_sum || wrong(f, "the index's checksum is right", h->index_at);
 }
 
-void gb_sealed_end(struct gb_sealed *s) {
+void gb_load_sealed_end(struct gb_sealed *s) {
     free(s->frames);
     *s = (struct gb_sealed){0};
 }
 
-bool gb_sealed_live(const struct gb_snap_record *r, int64_t now) {
+bool gb_load_sealed_live(const struct gb_snap_record *r, int64_t now) {
     return !r->head.timed || r->times.due > now;
 }
 
-bool gb_sealed_find(const struct gb_sealed *s, const struct gb_key *k, int64_t now, struct gb_snap_record *r) {
+bool gb_load_sealed_find(const struct gb_sealed *s, const struct gb_key *k, int64_t now, struct gb_snap_record *r) {
     const struct gb_snap_head *h = &s->head;
     uint64_t slot = (uint64_t)(uint32_t)k->hash * h->slots >> 32;
     for (uint64_t looks = 0; looks < h->slots; looks++, slot = slot + 1u == h->slots ? 0 : slot + 1u) {
@@ -411,12 +411,12 @@ bool gb_sealed_find(const struct gb_sealed *s, const struct gb_key *k, int64_t n
         if (at < GB_SNAP_HEAD + FRAME_HEAD || at >= h->index_at || record_rule(s->map + at, h->index_at - at, r)) continue;
         if (r->head.hash == (uint32_t)k->hash && r->head.key_len == k->len && (r->head.types & 3u) == k->type &&
             !memcmp(r->key, k->bytes, k->len))
-            return gb_sealed_live(r, now);
+            return gb_load_sealed_live(r, now);
     }
     return false;
 }
 
-bool gb_sealed_next(const struct gb_sealed *s, uint64_t *frame, uint64_t *at, struct gb_snap_record *r) {
+bool gb_load_sealed_next(const struct gb_sealed *s, uint64_t *frame, uint64_t *at, struct gb_snap_record *r) {
     while (*frame < s->count) {
         struct gb_snap_frame x;
         memcpy(&x, s->map + s->frames[*frame], sizeof x);

@@ -46,11 +46,11 @@ struct gb_loader {
 };
 
 /* `head` was checked. False: no memory. */
-bool gb_loader_begin(struct gb_loader *l, int fd, const struct gb_snap_head *head, struct gb_store *store,
+bool gb_load_begin(struct gb_loader *l, int fd, const struct gb_snap_head *head, struct gb_store *store,
                      uint64_t now, int64_t wall);
 /* Some frames more, without the GIL; false: the fault says what is wrong. l->done: it is all there. */
-bool gb_loader_run(struct gb_loader *l, uint32_t ms);
-void gb_loader_end(struct gb_loader *l);
+bool gb_load_run(struct gb_loader *l, uint32_t ms);
+void gb_load_end(struct gb_loader *l);
 
 struct gb_sealed {
     const uint8_t *map;
@@ -60,13 +60,13 @@ struct gb_sealed {
     uint64_t count;
 };
 /* Checks all of it, without the GIL; the frames' places are kept. */
-bool gb_sealed_check(struct gb_sealed *s, const uint8_t *map, const struct gb_snap_head *head,
+bool gb_load_sealed_check(struct gb_sealed *s, const uint8_t *map, const struct gb_snap_head *head,
                      struct gb_load_fault *f);
-void gb_sealed_end(struct gb_sealed *s);
+void gb_load_sealed_end(struct gb_sealed *s);
 /* The record of a key whose hash is of s->digest, and whose time is not over at `now` (ms of the wall clock). */
-bool gb_sealed_find(const struct gb_sealed *s, const struct gb_key *k, int64_t now, struct gb_snap_record *r);
-bool gb_sealed_live(const struct gb_snap_record *r, int64_t now);
+bool gb_load_sealed_find(const struct gb_sealed *s, const struct gb_key *k, int64_t now, struct gb_snap_record *r);
+bool gb_load_sealed_live(const struct gb_snap_record *r, int64_t now);
 /* Goes through the records: *frame and *at begin at 0. False at the end. */
-bool gb_sealed_next(const struct gb_sealed *s, uint64_t *frame, uint64_t *at, struct gb_snap_record *r);
+bool gb_load_sealed_next(const struct gb_sealed *s, uint64_t *frame, uint64_t *at, struct gb_snap_record *r);
 
 #endif

@@ -75,10 +75,10 @@ static void write_frame(struct gb_saver *v, const struct gb_keep_frame *f, enum 
     struct gb_snap_frame *head = (struct gb_snap_frame *)(void *)(f->to - sizeof *head);
     struct gb_sum sum;
     *head = (struct gb_snap_frame){GB_SNAP_FRAME, kind, f->used, f->records, p.number, 0};
-    gb_sum_begin(&sum, about(v));
-    gb_sum_add(&sum, head, offsetof(struct gb_snap_frame, sum));
-    gb_sum_add(&sum, f->to, f->used);
-    head->sum = gb_sum_end(&sum);
+    gb_digest_sum_begin(&sum, about(v));
+    gb_digest_sum_add(&sum, head, offsetof(struct gb_snap_frame, sum));
+    gb_digest_sum_add(&sum, f->to, f->used);
+    head->sum = gb_digest_sum_end(&sum);
     if (v->error) return;
     index_frame(v, f, p.at + sizeof *head);
     if (!gb_save_all(v->fd, head, sizeof *head + f->used, p.at)) fail(v, errno);
@@ -94,18 +94,18 @@ static void write_long(struct gb_saver *v, const struct gb_keep_frame *f) {
         gb_lock_wait(&v->filing);
         index_record(v, r.hash, v->long_at + sizeof *head);
         gb_lock_free(&v->filing);
-        gb_sum_begin(&v->long_sum, about(v));
-        gb_sum_add(&v->long_sum, head, offsetof(struct gb_snap_frame, sum));
+        gb_digest_sum_begin(&v->long_sum, about(v));
+        gb_digest_sum_add(&v->long_sum, head, offsetof(struct gb_snap_frame, sum));
     }
-    gb_sum_add(&v->long_sum, f->to, f->used);
+    gb_digest_sum_add(&v->long_sum, f->to, f->used);
     if (!v->error && !gb_save_all(v->fd, f->to, f->used, v->long_at + sizeof *head + done)) fail(v, errno);
     v->long_left -= f->used;
     if (v->long_left) return;
-    head->sum = gb_sum_end(&v->long_sum);
+    head->sum = gb_digest_sum_end(&v->long_sum);
     if (!v->error && !gb_save_all(v->fd, head, sizeof *head, v->long_at)) fail(v, errno);
 }
 
-void gb_saver_help(struct gb_saver *v) {
+void gb_save_help(struct gb_saver *v) {
     struct gb_door *d = v->door;
     while (d->saver == v && gb_keep_crowded(&v->snap.keep)) {
         struct gb_keep_frame *f = gb_keep_take(&v->snap.keep);
@@ -181,7 +181,7 @@ static int64_t ms_now(void) {
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-bool gb_saver_run(struct gb_saver *v, uint32_t ms) {
+bool gb_save_run(struct gb_saver *v, uint32_t ms) {
     const struct timespec nap = {0, 50000};
     int64_t until = ms_now() + ms;
     for (uint32_t i = 1;; i++) {
@@ -197,7 +197,7 @@ bool gb_saver_run(struct gb_saver *v, uint32_t ms) {
     }
 }
 
-bool gb_saver_finish(struct gb_saver *v) {
+bool gb_save_finish(struct gb_saver *v) {
     struct gb_snap_head *h = &v->head;
     struct gb_sum sum;
     uint8_t page[GB_SNAP_HEAD] = {0};
@@ -206,12 +206,12 @@ bool gb_saver_finish(struct gb_saver *v) {
     h->index_at = v->end;
     h->slots = v->slots;
     h->length = v->end + v->slots * sizeof *v->index;
-    gb_sum_begin(&sum, about(v));
-    gb_sum_add(&sum, v->index, v->slots * sizeof *v->index);
-    h->index_sum = gb_sum_end(&sum);
-    gb_sum_begin(&sum, 0);
-    gb_sum_add(&sum, h, offsetof(struct gb_snap_head, sum));
-    h->sum = gb_sum_end(&sum);
+    gb_digest_sum_begin(&sum, about(v));
+    gb_digest_sum_add(&sum, v->index, v->slots * sizeof *v->index);
+    h->index_sum = gb_digest_sum_end(&sum);
+    gb_digest_sum_begin(&sum, 0);
+    gb_digest_sum_add(&sum, h, offsetof(struct gb_snap_head, sum));
+    h->sum = gb_digest_sum_end(&sum);
     memcpy(page, h, sizeof *h);
     if (!gb_save_all(v->fd, v->index, v->slots * sizeof *v->index, h->index_at) ||
         !gb_save_all(v->fd, page, sizeof page, 0)) {
@@ -221,7 +221,7 @@ bool gb_saver_finish(struct gb_saver *v) {
     return true;
 }
 
-uint64_t gb_saver_bytes(const struct gb_saver *v) { return v->end; }
+uint64_t gb_save_bytes(const struct gb_saver *v) { return v->end; }
 
 static void forget(struct gb_saver *v) {
     PyMem_RawFree(v->snap.keep.bits);
@@ -230,7 +230,7 @@ static void forget(struct gb_saver *v) {
     PyMem_RawFree(v);
 }
 
-void gb_saver_end(struct gb_saver *v) {
+void gb_save_end(struct gb_saver *v) {
     struct gb_door *d = v->door;
     if (!d) { /* of the parent of this process */
         forget(v);
@@ -284,7 +284,7 @@ static void describe(struct gb_saver *v, const struct gb_save_words *w, int64_t 
     strncpy(to->codec, w->codec, sizeof to->codec - 1u);
 }
 
-struct gb_saver *gb_saver_begin(struct gb_door *d, int fd, const struct gb_save_words *w) {
+struct gb_saver *gb_save_begin(struct gb_door *d, int fd, const struct gb_save_words *w) {
     enum gb_err err = GB_GONE;
     if (!gb_door_enter(d)) return NULL;
     uint64_t entries = d->store.head->table.count + 4096u, length = d->store.head->length;

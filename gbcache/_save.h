@@ -49,16 +49,16 @@ struct gb_save_words {
 };
 
 /* Fixes the moment. With the GIL. NULL with an exception: MemoryError, RuntimeError (another save), ClosedError. */
-struct gb_saver *gb_saver_begin(struct gb_door *d, int fd, const struct gb_save_words *words);
+struct gb_saver *gb_save_begin(struct gb_door *d, int fd, const struct gb_save_words *words);
 /* Works for about `ms`, without the GIL; true: it is done, well or not. */
-bool gb_saver_run(struct gb_saver *v, uint32_t ms);
+bool gb_save_run(struct gb_saver *v, uint32_t ms);
 /* Index and head: what makes a file of it. False: v->error. Without the GIL, after run. */
-bool gb_saver_finish(struct gb_saver *v);
+bool gb_save_finish(struct gb_saver *v);
 /* With the GIL; in a forked child (`orphan`) too, where no other thread is. */
-void gb_saver_end(struct gb_saver *v);
+void gb_save_end(struct gb_saver *v);
 /* Of the door, holding the lock, which it gives back and takes again: late frames are nearly all full. */
-void gb_saver_help(struct gb_saver *v);
-uint64_t gb_saver_bytes(const struct gb_saver *v);
+void gb_save_help(struct gb_saver *v);
+uint64_t gb_save_bytes(const struct gb_saver *v);
 /* Writes all of it, however often it takes. False: errno says why. */
 bool gb_save_all(int fd, const void *bytes, size_t n, uint64_t at);
 

@@ -1,5 +1,8 @@
 /* _types.h - what the type bits of keys and values mean, in images and files.
  *
+ * WHAT      A key's type is two bits, a value's three; _box.h draws them. What they mean is part of the
+ *           format: numbers are never given to something else.
+ *
  * NOT HERE  Python objects (_box): files are read without them.
  */
 #ifndef GB_TYPES_H

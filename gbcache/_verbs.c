@@ -31,7 +31,7 @@ int gb_verbs_look(struct gb_door *d, PyObject *key, struct gb_verbs_seen *seen) 
 /* What to do with an error of one try: 1 try again, 0 done with it, -1 an exception is set. */
 static int again(struct gb_door *d, enum gb_err err, const struct gb_put *p) {
     if (err == GB_AGAIN) return 1;
-    if (err == GB_BUSY || (err == GB_FULL && d->store.pins)) return gb_door_rest() ? 1 : -1;
+    if (err == GB_BUSY) return gb_door_rest() ? 1 : -1;
     if (err == GB_OK || err == GB_GONE) return 0;
     gb_door_raise(d, err, p);
     return -1;
@@ -45,6 +45,7 @@ static int touch_boxed(struct gb_door *d, struct gb_put *p, uint64_t now) {
         gb_ref ref = gb_store_live(&d->store, &p->key, now);
         if (ref && gb_store_is_past(&d->store, ref, now)) ref = 0;
         err = ref ? gb_store_retime(&d->store, ref, p->due, p->hard, p->idle, now) : GB_GONE;
+        if (err == GB_FULL && d->store.pins) err = GB_BUSY;
         gb_door_leave(d, GB_OP_SET);
         more = again(d, err, p);
     } while (more > 0);
@@ -102,6 +103,7 @@ static enum verdict incr_once(struct gb_door *d, struct gb_put *p, uint64_t now,
     p->value_len = 8;
     p->value_type = GB_BOX_INT;
     *err = gb_store_put(s, p, now);
+    if (*err == GB_FULL && s->pins) *err = GB_BUSY;
     return DONE;
 }
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import partial
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from . import housekeeper, memory
 from ._object import ObjectStore
-from ._packed import PackedStore, smallest
+from ._packed import smallest
 from .codec import Codec, name_of, resolve
 from .errors import ClosedError
 from .files import Path
@@ -65,7 +65,7 @@ def _check_times(
         raise TypeError(f"clock={clock!r} is not callable")
 
 
-class Cache(PackedStore, Persistent, Common):
+class Cache(Persistent, Common):
     """A mapping in a fixed number of bytes: least recently used out, a TTL for every key.
 
     Keys: str, bytes, int, float, bool, None, and tuples of these. Values: these atoms as they are; lists,

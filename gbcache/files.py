@@ -48,7 +48,9 @@ def open_file(path: str, *, own: bool, write: bool = False, create: bool = False
         if not stat.S_ISREG(found.st_mode):
             raise ImageError(path, None, "it is a regular file")
         if own and found.st_uid != os.geteuid():
-            rule = f"it belongs to this user ({os.geteuid()}), not to {found.st_uid}: use mode='copy'"
+            rule = (
+                f"it belongs to this user ({os.geteuid()}), not to {found.st_uid}: use mode='copy'"
+            )
             raise ImageError(path, None, rule)
         if own and found.st_mode & 0o022:
             rule = f"nobody else may write it (mode {stat.S_IMODE(found.st_mode):o}): chmod go-w, or mode='copy'"

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import files, memory, snapshot
-from ._packed import judge, live_head
+from ._packed import judge, live_head, read_head
 from .errors import ImageError
 
 if TYPE_CHECKING:
-    from .cache import Cache
+    from .persistent import Persistent
 
 __all__ = ["LiveFile", "Recovery"]
 
@@ -54,7 +54,7 @@ class LiveFile:
     # --- opening -------------------------------------------------------------------------------
 
     def open(
-        self, cache: Cache, length: int | None, attach: Callable[..., bool], on_error: str
+        self, cache: Persistent, length: int | None, attach: Callable[..., bool], on_error: str
     ) -> Recovery:
         """Attaches `cache` to the file, or to a new one that holds the checkpoint, or to an empty one.
 
@@ -70,23 +70,25 @@ class LiveFile:
         return Recovery(how, len(cache), reason, time.perf_counter() - begun)
 
     def _open(
-        self, cache: Cache, length: int | None, attach: Callable[..., bool], on_error: str
+        self, cache: Persistent, length: int | None, attach: Callable[..., bool], on_error: str
     ) -> tuple[str, str]:
         reason = "there is no live file"
         if self._lock_existing():
             mapped = self._map_existing()
             verdict, reason = judge(mapped, self.boot) if mapped else ("lost", "it is empty")
             if mapped is not None and verdict != "lost":
-                head = live_head(mapped)
+                head = live_head(mapped) or {}  # it was judged: it has one
                 snapshot.check_codec(self.path, head["codec"], cache._codec)
                 if attach(mapped, how="mend" if verdict == "killed" else "clean", boot=self.boot):
                     if verdict == "clean":
-                        mapped.flush(0, mmap.PAGESIZE)  # OPEN is on disk before anything else changes
+                        mapped.flush(
+                            0, mmap.PAGESIZE
+                        )  # OPEN is on disk before anything else changes
                         return "clean", ""
                     return "mended", "its process was killed"
                 reason = "image: " + str(cache._fault())
             if mapped is not None:
-                length = length or live_head(mapped)["length"]  # type: ignore[index]
+                length = length or (live_head(mapped) or {"length": None})["length"]
                 mapped.close()
         elif length is None and not os.path.exists(self.checkpoint):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
@@ -113,7 +115,9 @@ class LiveFile:
             known = live_head(head) if head else None
             owner = f"process {known['owner']}" if known and known["owner"] else "another process"
             raise BlockingIOError(
-                errno.EAGAIN, f"a live file has one writer at a time, and {owner} has it open", self.path
+                errno.EAGAIN,
+                f"a live file has one writer at a time, and {owner} has it open",
+                self.path,
             ) from None
 
     def _map_existing(self) -> mmap.mmap | None:
@@ -121,7 +125,12 @@ class LiveFile:
         return memory.shared(self.fd, size) if 0 < size <= memory.MOST + 4096 else None
 
     def _rebuild(
-        self, cache: Cache, length: int | None, attach: Callable[..., bool], on_error: str, reason: str
+        self,
+        cache: Persistent,
+        length: int | None,
+        attach: Callable[..., bool],
+        on_error: str,
+        reason: str,
     ) -> tuple[str, str]:
         """A new file beside the old one, filled, then put in its place."""
         there = self.fd >= 0
@@ -131,7 +140,11 @@ class LiveFile:
             raise ImageError(self.path, None, rule)
         try:
             if length is None:
-                length = snapshot.read_head(source, os.fstat(source).st_size, self.checkpoint)["max_bytes"] // 8 * 8
+                length = (
+                    read_head(source, os.fstat(source).st_size, self.checkpoint)["max_bytes"]
+                    // 8
+                    * 8
+                )
             return self._fill_new(cache, length, attach, on_error, reason, source, there)
         finally:
             if source >= 0:
@@ -144,10 +157,12 @@ class LiveFile:
             return -1
 
     def _fill_new(
-        self, cache: Cache, length: int, attach: Callable[..., bool], on_error: str, reason: str, source: int,
+        self, cache: Persistent, length: int, attach: Callable[..., bool], on_error: str, reason: str, source: int,
         there: bool,
     ) -> tuple[str, str]:  # fmt: skip
         beside = self.path + ".new"
+        if there and files._same(self.fd, beside):  # killed between link and unlink: the live file's other name
+            os.unlink(beside)
         fd = files._open_beside(beside)
         try:
             os.fchmod(fd, 0o600)
@@ -182,10 +197,14 @@ class LiveFile:
             os.rename(beside, self.path)
         else:
             try:
-                os.link(beside, self.path)  # unlike rename, not over what somebody else made meanwhile
+                os.link(
+                    beside, self.path
+                )  # unlike rename, not over what somebody else made meanwhile
             except FileExistsError:
                 raise BlockingIOError(
-                    errno.EAGAIN, "another process made this live file at the same moment", self.path
+                    errno.EAGAIN,
+                    "another process made this live file at the same moment",
+                    self.path,
                 ) from None
             os.unlink(beside)
         files.sync_directory(self.path)
@@ -202,7 +221,7 @@ class LiveFile:
         os.ftruncate(self.fd, length)
         return memory.shared(self.fd, length)
 
-    def keep_synced(self, cache: Cache, interval: float) -> None:
+    def keep_synced(self, cache: Persistent, interval: float) -> None:
         """Has a thread call `sync` each `interval` seconds, as long as the cache lives and is open."""
         ref, stop = weakref.ref(cache), self._stop
         self._syncing = threading.Thread(

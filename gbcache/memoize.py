@@ -241,7 +241,8 @@ class Memoized(Memo, Generic[P, R]):
             given[self._name] = self._nth = given.get(self._name, -1) + 1
         if isinstance(self.cache, ObjectCache):
             return self._nth
-        return self.cache.peek((_CLEARED, self._name, self._nth), self._nth)
+        number: int = self.cache.peek((_CLEARED, self._name, self._nth), self._nth)
+        return number
 
     def _next_generation(self) -> int:
         """A number never given before, here or elsewhere. It is younger than all results of the old one, so a

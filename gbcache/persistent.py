@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from . import housekeeper, snapshot
+from ._packed import PackedStore
+from .codec import Codec
 from .files import Path
 from .live import LiveFile, Recovery
 from .snapshot import Progress, Save, Sealed
 from .units import bytes_of, seconds_of
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from .cache import Cache
+    from .stats import Memory
 
 __all__ = ["Persistent", "check_path"]
-
-_C = TypeVar("_C", bound="Persistent")
 
 
 def check_path(
@@ -32,7 +35,7 @@ def check_path(
     return None if interval is None else seconds_of(interval, "sync_interval")
 
 
-class Persistent:
+class Persistent(PackedStore):
     """The half of a `Cache` that knows files."""
 
     _file: LiveFile | None = None
@@ -41,12 +44,24 @@ class Persistent:
     sync_errors = 0
     """Times the sync in the background failed; each is reported to `sys.unraisablehook`."""
 
+    if TYPE_CHECKING:  # what `Cache` is beside
+        _codec: Codec
+
+        @property
+        def max_bytes(self) -> int: ...
+        def memory(self) -> Memory: ...
+        def resize(self, max_bytes: int | str, *, max_entries: int | None = None) -> None: ...
+        def _alone(self, what: str) -> AbstractContextManager[None]: ...
+        def _filled(self, events: int | str | None) -> None: ...
+
     @overload
     def save(
         self, path: Path, *, wait: Literal[True] = True, progress: Progress | None = None
     ) -> int: ...
     @overload
-    def save(self, path: Path, *, wait: Literal[False], progress: Progress | None = None) -> Save: ...
+    def save(
+        self, path: Path, *, wait: Literal[False], progress: Progress | None = None
+    ) -> Save: ...
     def save(
         self, path: Path, *, wait: bool = True, progress: Progress | None = None
     ) -> int | Save:
@@ -67,7 +82,9 @@ class Persistent:
     def sync(self, *, progress: Progress | None = None) -> int:
         """Writes the checkpoint of a live file: what a power cut falls back to. The file's bytes; cost: as `save`."""
         if self._file is None:
-            raise TypeError("sync() is for a live file (path=...): save(path) writes a snapshot of any cache")
+            raise TypeError(
+                "sync() is for a live file (path=...): save(path) writes a snapshot of any cache"
+            )
         return snapshot.write(self, self._file.checkpoint, progress)
 
     @overload
@@ -100,14 +117,16 @@ class Persistent:
         """
         if mode == "r":
             if max_bytes is not None or options.keys() - {"codec"}:
-                given = sorted({*options} - {"codec"} | ({"max_bytes"} if max_bytes is not None else set()))
+                given = sorted(
+                    {*options} - {"codec"} | ({"max_bytes"} if max_bytes is not None else set())
+                )
                 raise TypeError(f"mode='r' takes no {', '.join(given)}: a Sealed writes nothing")
             return Sealed(path, **options)
         if mode == "r+":
-            return cls(max_bytes, path=path, **options)  # type: ignore[arg-type]
+            return cast("Cache", cls(max_bytes, path=path, **options))
         if mode != "copy":
             raise ValueError(f"mode={mode!r} is not 'copy', 'r' or 'r+'")
-        return snapshot.open_copy(cls, path, max_bytes, progress, options)
+        return cast("Cache", snapshot.open_copy(cls, path, max_bytes, progress, options))
 
     def _found(self, max_bytes: int | str | None) -> None:
         """A live file that was there: it gets the size that is asked for, and somebody looks after its TTLs."""

@@ -16,7 +16,7 @@ from .codec import Codec, name_of, resolve
 from .errors import ImageError
 
 if TYPE_CHECKING:
-    from .cache import Cache
+    from .persistent import Persistent
 
 __all__ = ["Progress", "Save", "Sealed", "SnapshotInfo", "fill", "info", "save"]
 
@@ -49,11 +49,18 @@ def _wall() -> int:
     return time.time_ns() // 1_000_000
 
 
-def write(cache: Cache, path: str, progress: Progress | None = None, cancelled: Callable[[], bool] | None = None) -> int:
+def write(
+    cache: Persistent,
+    path: str,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> int:
     """Writes `cache` to `path`; the file's bytes. The work of `Cache.save`."""
     with cache._alone("save"), files.replacing(path) as fd:
         name = name_of(cache._codec).encode()
-        saver = Saver(cache, fd, max_bytes=cache.max_bytes, at=_wall(), id=os.urandom(16), codec=name)
+        saver = Saver(
+            cache, fd, max_bytes=cache.max_bytes, at=_wall(), id=os.urandom(16), codec=name
+        )
         try:
             memory = cache.memory()
             total = memory.key_bytes + memory.value_bytes + 18 * memory.entries + 4096
@@ -66,25 +73,25 @@ def write(cache: Cache, path: str, progress: Progress | None = None, cancelled: 
         finally:
             saver.end()
         size = os.fstat(fd).st_size
-    if progress is not None:
-        progress(size, size)
+        if progress is not None:  # may still say no, by an exception
+            progress(size, size)
     return size
 
 
 class Save:
     """A save under way in a thread of its own. `wait` for it; what went wrong is raised there."""
 
-    def __init__(self, cache: Cache, path: str, progress: Progress | None) -> None:
+    def __init__(self, cache: Persistent, path: str, progress: Progress | None) -> None:
         self.path = path
         self._done, self._stop = threading.Event(), False
-        self._bytes, self._error = 0, None
-        self._error: BaseException | None
+        self._bytes = 0
+        self._error: BaseException | None = None
         self._thread = threading.Thread(
             target=self._run, args=(cache, progress), name="gbcache-save", daemon=False
         )
         self._thread.start()
 
-    def _run(self, cache: Cache, progress: Progress | None) -> None:
+    def _run(self, cache: Persistent, progress: Progress | None) -> None:
         try:
             self._bytes = write(cache, self.path, progress, lambda: self._stop)
         except BaseException as error:
@@ -111,7 +118,7 @@ class Save:
         return self._bytes
 
 
-def save(cache: Cache, path: files.Path, wait: bool, progress: Progress | None) -> int | Save:
+def save(cache: Persistent, path: files.Path, wait: bool, progress: Progress | None) -> int | Save:
     where = files.path_of(path)
     return write(cache, where, progress) if wait else Save(cache, where, progress)
 
@@ -144,7 +151,7 @@ def check_codec(path: str, named: str, codec: Codec) -> None:
         raise ImageError(path, None, rule)
 
 
-def fill(cache: Cache, fd: int, path: str, progress: Progress | None) -> int:
+def fill(cache: Persistent, fd: int, path: str, progress: Progress | None) -> int:
     """Loads the snapshot at `fd` into a cache nobody uses yet; how many entries were dropped."""
     length = os.fstat(fd).st_size
     check_codec(path, read_head(fd, length, path)["codec"], cache._codec)
@@ -152,16 +159,18 @@ def fill(cache: Cache, fd: int, path: str, progress: Progress | None) -> int:
 
 
 def open_copy(
-    cls: type[Cache], path: files.Path, max_bytes: int | str | None, progress: Progress | None,
+    cls: type[Persistent], path: files.Path, max_bytes: int | str | None, progress: Progress | None,
     options: dict[str, Any],
-) -> Cache:  # fmt: skip
+) -> Persistent:  # fmt: skip
     """A new cache with what a snapshot holds."""
     where = files.path_of(path)
     fd = files.open_file(where, own=False)
     try:
         head = read_head(fd, os.fstat(fd).st_size, where)
         if max_bytes is None and not smallest() <= head["max_bytes"] <= memory.MOST:
-            raise ImageError(where, None, f"its max_bytes={head['max_bytes']} is possible: give max_bytes=")
+            raise ImageError(
+                where, None, f"its max_bytes={head['max_bytes']} is possible: give max_bytes="
+            )
         if options.get("max_entries") is None:
             options["max_entries"] = head["max_entries"]
         events = options.pop("events", None)

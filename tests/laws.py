@@ -23,12 +23,15 @@ Tree = dict[str, str]
 Rule = Callable[[Tree], list[str]]
 
 ROOT = Path(__file__).parent.parent
-_STORIES = "base | list digest lock | arena | table wheel ring | index | head | tell | room | store | chain | image"
+_STORIES = (
+    "base | list digest lock intent | arena | arena_check table wheel ring | index | head | tell keep | room | "
+    "room_check store | chain | mend snap | image"
+)
 FLOORS = {room: n for n, rooms in enumerate(_STORIES.split("|")) for room in rooms.split()}
 LIBRARY = {"stdbool.h", "stddef.h", "stdint.h", "string.h", "emmintrin.h", "arm_neon.h"}
 LOCK_LIBRARY = {"pthread.h", "stdatomic.h", "sched.h", "errno.h"}
 IMAGE = {"head", "entry", "timer", "extra", "extent", "bucket", "overflow", "chunk", "directory"}
-IMAGE = {f"gb_{noun}" for noun in IMAGE | {"counters", "link", "ring_record"}}
+IMAGE = {f"gb_{noun}" for noun in IMAGE | {"counters", "intent", "link", "ring_record"}}
 HEADINGS = ["WHAT", "PICTURE", "INVARIANT", "COST", "NOT HERE"]
 FREE_NAMES = {
     "csrc/head.h": re.compile(r"gb_(key|value)_len"),  # shapes of an entry, for store and chain

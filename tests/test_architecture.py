@@ -49,6 +49,14 @@ KNOWN: dict[tuple[str, str], str] = {
     ): "a handle: room checks what it names, every test looks at max_steps",
     (
         "invariants",
+        "csrc/mend.h: has invariants and no",
+    ): "gb_mend is the check: it refuses what breaks one, and every kill test asks it",
+    (
+        "invariants",
+        "csrc/image.h: has invariants and no",
+    ): "gb_image_judge is the check: each is a verdict",
+    (
+        "invariants",
         "csrc/tell.h: has invariants and no",
     ): "of what happens, not of a structure: the models compare every event",
 }
@@ -237,9 +245,9 @@ PLANTS = [
     Plant(headings, "csrc/attic.h", "/* attic.h - a\n * WHAT\n * COST x */\n", "WHAT says nothing"),
     Plant(headings, "gbcache/_box.h", " * NOT SO", "gbcache/_box.h: lacks", " * NOT HERE"),
     Plant(headings, "gbcache/_hot.h", " * THAT", "gbcache/_hot.h: lacks", " * WHAT"),
-    Plant(invariants, "csrc/arena.c", '"arena:', "invariant 3, no", '"arena 3:'),
+    Plant(invariants, "csrc/arena_check.c", '"arena:', "invariant 3, no", '"arena 3:'),
     Plant(invariants, "csrc/list.h", '/* "list 1: */ "', "csrc/list.h: nothing", '"list 1: '),
-    Plant(invariants, "csrc/arena.c", '"arena 9:', "state the invariant arena 9", '"arena 3:'),
+    Plant(invariants, "csrc/arena_check.c", '"arena 9:', "state the invariant arena 9", '"arena 3:'),
     Plant(
         invariants,
         "csrc/attic.h",

@@ -55,15 +55,35 @@ def test_there_are_native_tests() -> None:
 def test_a_kill_before_any_store(build: str, tmp_path: Path) -> None:
     """Each store of the core is announced (by the calls of gcc's thread sanitizer), and killed at."""
     rounds = os.environ.get("KILL_ROUNDS", "3")
-    flags = {"normal": ["-O1", "-DGB_DEBUG=2"], "tiny": ["-O1", "-DGB_DEBUG=2", "-DGB_TINY"], "fast": ["-O3"]}[build]
+    flags = {
+        "normal": ["-O1", "-DGB_DEBUG=2"],
+        "tiny": ["-O1", "-DGB_DEBUG=2", "-DGB_TINY"],
+        "fast": ["-O3"],
+    }[build]
     include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'native'}"]
-    for name, more in (("kill_core", ["-fsanitize=thread"]), ("kill_stores", ["-Wall", "-Wextra", "-Werror"])):
+    for name, more in (
+        ("kill_core", ["-fsanitize=thread"]),
+        ("kill_stores", ["-Wall", "-Wextra", "-Werror"]),
+    ):
         source, made = ROOT / "tests" / "native" / f"{name}.c", tmp_path / f"{name}.o"
-        call = ["gcc", "-std=c11", "-g", *flags, *include, *more, "-c", str(source), "-o", str(made)]
+        call = [
+            "gcc",
+            "-std=c11",
+            "-g",
+            *flags,
+            *include,
+            *more,
+            "-c",
+            str(source),
+            "-o",
+            str(made),
+        ]
         built = subprocess.run(call, capture_output=True, text=True)
         assert built.returncode == 0, built.stderr
     program = tmp_path / "kill"
-    subprocess.run(["gcc", *map(str, tmp_path.glob("kill_*.o")), "-lpthread", "-o", str(program)], check=True)
+    subprocess.run(
+        ["gcc", *map(str, tmp_path.glob("kill_*.o")), "-lpthread", "-o", str(program)], check=True
+    )
     call = [str(program), os.environ.get("SEED", "1"), rounds]
     ran = subprocess.run(call, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]

@@ -1,0 +1,363 @@
+"""Snapshots and live files, as their users see them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import gbcache
+from gbcache import Cache, ImageError, files, live, snapshot
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+def filled(cache: Cache, n: int = 2000) -> Cache:
+    for i in range(n):
+        cache[f"key{i}"] = b"x" * (i % 90)
+    cache.update(
+        text="ü" * 9, none=None, yes=True, real=0.5, many=[1, {"a": (2,)}], long="y" * 50_000
+    )
+    cache[(1, "a")] = 2**70
+    cache.set("ttl", "v", ttl=100)
+    for i in range(0, n, 7):
+        cache.get(f"key{i}")
+    return cache
+
+
+def test_what_is_saved_is_what_is_opened(folder: Path) -> None:
+    cache, path = filled(Cache("2MB")), folder / "a.gbs"
+    size = cache.save(path)
+    assert path.stat().st_size == size and path.stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(folder)) == ["a.gbs"]
+    for found in (Cache.open(path), Cache.open(path, "r")):
+        assert list(found.items()) == list(cache.items())
+        assert 98 < (found.ttl("ttl") or 0) <= 100 and found.ttl("text") is None
+        assert (
+            found["long"] == "y" * 50_000 and found.get("nobody") is None and "nobody" not in found
+        )
+        with pytest.raises(KeyError):
+            found["nobody"]
+        found.close()
+        with pytest.raises(gbcache.ClosedError):
+            found["text"]
+
+
+def test_a_copy_goes_on_as_the_one_that_was_saved(folder: Path) -> None:
+    cache = filled(Cache("2MB", max_entries=5000, events="64KiB"))
+    seq = cache.last_seq
+    cache.save(folder / "a.gbs")
+    copy = Cache.open(folder / "a.gbs", events="64KiB")
+    copy.check()
+    assert copy.max_bytes == 2_000_000 and copy.max_entries == 5000
+    assert copy.stats().sets == cache.stats().sets and copy.stats().hits == cache.stats().hits
+    assert copy.last_seq == seq > 0
+    copy["new"] = 1
+    assert copy.last_seq == seq + 1
+
+
+def test_a_smaller_copy_has_the_most_recently_used(folder: Path) -> None:
+    cache = Cache("2MB")
+    for i in range(5000):
+        cache[i] = b"v" * 100
+    cache.save(folder / "a.gbs")
+    small = Cache.open(folder / "a.gbs", max_bytes="200kB")
+    small.check()
+    assert 1000 < len(small) < 2000
+    assert list(small) == list(range(5000 - len(small), 5000))
+    few = Cache.open(folder / "a.gbs", max_entries=10)
+    assert list(few) == list(range(4990, 5000))
+
+
+def test_times_run_on_while_the_file_sleeps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache("1MB")
+    cache.set("short", 1, ttl=10)
+    cache.set("long", 2, ttl=1000)
+    cache.save(folder / "a.gbs")
+    wall = snapshot._wall
+    monkeypatch.setattr(snapshot, "_wall", lambda: wall() + 500_000)
+    later = Cache.open(folder / "a.gbs")
+    assert list(later) == ["long"] and 499 < (later.ttl("long") or 0) <= 500
+    monkeypatch.setattr(snapshot, "_wall", lambda: wall() - 500_000)  # the clock was set back
+    back = Cache.open(folder / "a.gbs")
+    assert (back.ttl("long") or 0) <= 1000 and (back.ttl("short") or 0) <= 10
+
+
+def test_entries_loaded_expire_without_traffic(folder: Path) -> None:
+    cache = Cache("1MB")
+    cache.set("k", 1, ttl=0.3)
+    cache.save(folder / "a.gbs")
+    copy = Cache.open(folder / "a.gbs")
+    deadline = time.monotonic() + 5
+    while len(copy) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(copy) == 0
+
+
+def test_a_save_is_of_one_moment(folder: Path) -> None:
+    """While four threads write, replace, delete and use, the file has exactly what was there when it began."""
+    cache = Cache("8MB")
+    for i in range(20_000):
+        cache[i] = f"v{i}"
+    cache["long"] = "z" * 100_000
+    stop = threading.Event()
+
+    def disturb(seed: int) -> None:
+        n = seed
+        while not stop.is_set():
+            n = (n * 1103515245 + 12345) % 2**31
+            key = n % 20_000
+            cache[key] = "changed"
+            cache.pop((key * 7) % 20_000, None)
+            cache.get((key * 3) % 20_000)
+            cache[f"new{n}"] = b"n" * 50
+            cache["long"] = "q" * 90_000
+
+    threads = [threading.Thread(target=disturb, args=(i,)) for i in range(4)]
+    begun = threading.Event()
+    handle = cache.save(folder / "a.gbs", wait=False, progress=lambda done, total: begun.set())
+    for thread in threads:
+        thread.start()
+    assert handle.wait(60) == (folder / "a.gbs").stat().st_size and handle.done
+    stop.set()
+    for thread in threads:
+        thread.join()
+    cache.check()
+    found = Cache.open(folder / "a.gbs", "r")
+    odd = {k: v for k, v in found.items() if isinstance(k, int) and v not in (f"v{k}", "changed")}
+    assert not odd and found["long"] in ("z" * 100_000, "q" * 90_000)
+
+
+def test_progress_errors_and_cancelling_leave_the_old_file(folder: Path) -> None:
+    cache, path = filled(Cache("64MB"), 100_000), folder / "a.gbs"
+    cache.save(path)
+    old = path.read_bytes()
+    cache["more"] = 1
+
+    def stop(done: int, total: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cache.save(path, progress=stop)
+    assert path.read_bytes() == old
+    handle = cache.save(path, wait=False)
+    handle.cancel()
+    try:
+        handle.wait(30)
+    except InterruptedError:
+        assert path.read_bytes() == old
+    assert os.listdir(folder) == ["a.gbs"]
+    cache.check()
+    with pytest.raises(FileNotFoundError):
+        cache.save(folder / "no" / "a.gbs")
+    with pytest.raises(RuntimeError, match="within"):
+        cache.save(path, progress=lambda done, total: cache.resize("65MB"))
+
+
+def test_close_during_a_save(folder: Path) -> None:
+    cache = filled(Cache("64MB"), 100_000)
+    handle = cache.save(folder / "a.gbs", wait=False)
+    cache.close()
+    try:
+        handle.wait(30)
+    except gbcache.ClosedError:
+        assert os.listdir(folder) == []
+
+
+def test_pickle_is_not_used_unasked(folder: Path) -> None:
+    cache = Cache("1MB", codec="pickle")
+    cache["k"] = {1: object}
+    cache.save(folder / "a.gbs")
+    for mode in ("copy", "r"):
+        with pytest.raises(ImageError, match="pickle"):
+            Cache.open(folder / "a.gbs", mode)
+        assert Cache.open(folder / "a.gbs", mode, codec="pickle")["k"] == {1: object}
+
+
+def test_read_only_follows_a_new_generation(folder: Path) -> None:
+    cache, path = filled(Cache("1MB"), 10), folder / "a.gbs"
+    cache.save(path)
+    first = Cache.open(path, "r")
+    assert first.refresh() is first and first.info.entries == len(cache)
+    cache["later"] = 1
+    cache.save(path)
+    second = first.refresh()
+    assert second is not first and second["later"] == 1 and "later" not in first
+    with pytest.raises(TypeError, match="takes no max_bytes"):
+        Cache.open(path, "r", max_bytes=1)
+    with pytest.raises(ValueError, match="mode='w'"):
+        Cache.open(path, "w")  # type: ignore[call-overload]
+
+
+# --- live files --------------------------------------------------------------------------------------------
+
+
+def test_a_live_file_is_there_again(folder: Path) -> None:
+    path = folder / "a.gbc"
+    with filled(Cache("2MB", path=path, events="64KiB")) as cache:
+        assert cache.recovery == live.Recovery("new", 0, "", cache.recovery.seconds)  # type: ignore[union-attr]
+        content, seq = list(cache.items()), cache.last_seq
+        with pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
+            Cache("2MB", path=path)
+    with Cache("2MB", path=path, events="64KiB") as again:
+        assert again.recovery is not None and again.recovery.how == "clean"
+        assert list(again.items()) == content and again.last_seq == seq
+        assert 98 < (again.ttl("ttl") or 0) <= 100
+        again.check()
+    with Cache.open(path, "r+") as third:
+        assert third.max_bytes == 2_000_000 and len(third) == len(content)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_another_size_and_back(folder: Path) -> None:
+    path = folder / "a.gbc"
+    with Cache("1MB", path=path) as cache:
+        for i in range(5000):
+            cache[i] = b"v" * 100
+        kept = list(cache)
+    with Cache("3MB", path=path) as larger:
+        assert list(larger) == kept and path.stat().st_size == 3_000_000
+        larger.check()
+    with Cache("400kB", path=path) as smaller:
+        assert list(smaller) == kept[-len(smaller) :] and path.stat().st_size == 400_000
+        smaller.check()
+
+
+def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    call = [
+        sys.executable,
+        "-c",
+        "import os, signal, sys\nimport gbcache\n" + code,
+        *map(str, args),
+    ]
+    return subprocess.run(call, capture_output=True, text=True, timeout=60)
+
+
+KILLED = """
+cache = gbcache.Cache("2MB", path=sys.argv[1])
+for i in range(3000):
+    cache[i] = b"v" * (i % 300)
+del cache[7]
+if len(sys.argv) > 2:
+    cache.sync()
+    cache["after"] = 1
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_loses_nothing(folder: Path) -> None:
+    path = folder / "a.gbc"
+    assert run(KILLED, path).returncode == -signal.SIGKILL
+    with Cache("2MB", path=path) as cache:
+        assert cache.recovery is not None and cache.recovery.how == "mended"
+        assert list(cache) == [i for i in range(3000) if i != 7]
+        assert all(cache[i] == b"v" * (i % 300) for i in range(3000) if i != 7)
+        cache.check()
+
+
+def test_a_power_cut_falls_back_to_the_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "a.gbc"
+    run(KILLED, path, "sync")
+    monkeypatch.setattr(files, "boot_id", lambda: b"another boot 123")
+    with Cache("2MB", path=path) as cache:
+        assert cache.recovery is not None and cache.recovery.how == "checkpoint"
+        assert "after" not in cache and list(cache) == [i for i in range(3000) if i != 7]
+        cache.check()
+    with Cache("2MB", path=path) as cache:
+        assert cache.recovery is not None and cache.recovery.how == "clean"
+
+
+def test_nothing_sound_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "a.gbc"
+    run(KILLED, path)
+    monkeypatch.setattr(files, "boot_id", lambda: b"another boot 123")
+    before = path.read_bytes()
+    with pytest.raises(ImageError, match="on_error='empty'"):
+        Cache("2MB", path=path)
+    assert path.read_bytes() == before and os.listdir(folder) == ["a.gbc"]
+    with Cache("2MB", path=path, on_error="empty", events="16KiB") as cache:
+        assert cache.recovery is not None and cache.recovery.how == "empty" and len(cache) == 0
+        assert [(e.kind, e.value) for e in cache.changes()] == [("recover", 0)]
+    damaged = Path(str(path) + live.CHECKPOINT)
+    damaged.write_bytes(b"GbSnap1\n" + bytes(9000))
+    path.unlink()
+    with pytest.raises(ImageError):
+        Cache("2MB", path=path)
+    with Cache("2MB", path=path, on_error="empty") as cache:
+        assert cache.recovery is not None and cache.recovery.how == "empty"
+
+
+def test_closed_then_another_boot_is_clean(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "a.gbc"
+    filled(Cache("2MB", path=path)).close()
+    monkeypatch.setattr(files, "boot_id", lambda: b"another boot 123")
+    with Cache("2MB", path=path) as cache:
+        assert cache.recovery is not None and cache.recovery.how == "clean"
+        assert 98 < (cache.ttl("ttl") or 0) <= 100
+
+
+def test_background_sync(folder: Path) -> None:
+    path = folder / "a.gbc"
+    with Cache("1MB", path=path, sync_interval=0.05) as cache:
+        cache["k"] = 1
+        checkpoint = Path(cache._file.checkpoint)  # type: ignore[union-attr]
+        deadline = time.monotonic() + 10
+        while not checkpoint.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert Cache.open(checkpoint)["k"] == 1 and cache.sync_errors == 0
+    for bad, error in (({"sync_interval": 1}, ValueError), ({"on_error": "x"}, ValueError)):
+        with pytest.raises(error):
+            Cache("1MB", **bad)
+    with pytest.raises(ValueError, match="clock"):
+        Cache("1MB", path=path, clock=time.monotonic)
+    with pytest.raises(TypeError, match="path"):
+        Cache("1MB").sync()
+
+
+def test_a_forked_child_has_no_part_in_it(folder: Path) -> None:
+    path = folder / "a.gbc"
+    cache = Cache("1MB", path=path)
+    cache["k"] = 1
+    pid = os.fork()
+    if not pid:
+        try:
+            cache["k"] = 2
+        except gbcache.ClosedError as error:
+            os._exit(0 if "parent" in str(error) else 1)
+        os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert cache["k"] == 1
+    cache.close()
+    Cache("1MB", path=path).close()
+
+
+def test_memoized_results_stay_and_a_clear_stays_cleared(folder: Path) -> None:
+    path, calls = folder / "a.gbc", []
+
+    def define(cache: Cache):  # type: ignore[no-untyped-def]
+        @gbcache.memoize(cache=cache)
+        def square(x: int) -> int:
+            calls.append(x)
+            return x * x
+
+        return square
+
+    with Cache("1MB", path=path) as cache:
+        assert define(cache)(3) == 9
+    with Cache("1MB", path=path) as cache:
+        square = define(cache)
+        assert square(3) == 9 and calls == [3]
+        square.cache_clear()
+    with Cache("1MB", path=path) as cache:
+        assert define(cache)(3) == 9 and calls == [3, 3]
