@@ -9,9 +9,10 @@ STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmis
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 FUZZ_SECONDS ?= 60
 SEED ?= 1
+KILLS ?= 2000
 
 .NOTPARALLEL:
-.PHONY: help build demo test native tiny asan drift fuzz fuzz-tools coverage bench lint format check clean
+.PHONY: help build demo test native tiny asan drift proof-kill fuzz fuzz-tools coverage bench lint format check clean
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 14
@@ -59,6 +60,10 @@ asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
 
 drift: build ## references every call leaves behind, under a debug interpreter (Debian)
 	$(PY) tests/drift.py
+
+proof-kill: build ## a live file's writers killed KILLS times, and before any store of the core (KILL_ROUNDS)
+	PYTHONPATH=. $(PY) tests/proof/kill.py --kills $(KILLS) --seed $(SEED)
+	KILL_ROUNDS=40 SEED=$(SEED) PYTHONPATH=. $(PYTEST) tests/test_native.py -k kill
 
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)

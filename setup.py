@@ -20,7 +20,17 @@ if not PYTHON_H.exists():
     )
 SHARED = ["csrc/gb.c", "gbcache/_args.c", "gbcache/_clock.c", "gbcache/_event.c"]
 MODULES = {
-    "_packed": ["_box.c", "_door.c", "_hot.c", "_load.c", "_many.c", "_news.c", "_save.c", "_verbs.c", "_walk.c"],
+    "_packed": [
+        "_box.c",
+        "_door.c",
+        "_hot.c",
+        "_load.c",
+        "_many.c",
+        "_news.c",
+        "_save.c",
+        "_verbs.c",
+        "_walk.c",
+    ],
     "_object": [
         "_bound.c",
         "_bulk.c",

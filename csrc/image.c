@@ -27,10 +27,10 @@ static bool roots_lie(const struct gb_head *h, uint64_t mapped, struct gb_fault 
 
 enum gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const uint64_t boot[2], struct gb_fault *f) {
     const struct gb_head *h = (const struct gb_head *)base;
-    if (mapped < gb_room_smallest()) {
+    if (mapped < sizeof h->magic || h->magic != GB_ROOM_MAGIC) {
+        gb_broken(f, "image 3: a live file begins with GBcache1", 0, GB_ROOM_MAGIC, mapped);
+    } else if (mapped < gb_room_smallest()) {
         gb_broken(f, "image 1: the length is the file's", 0, gb_room_smallest(), mapped);
-    } else if (h->magic != GB_ROOM_MAGIC) {
-        gb_broken(f, "image 3: a live file begins with GBcache1", 0, GB_ROOM_MAGIC, h->magic);
     } else if (h->version != GB_ROOM_VERSION || h->layout != gb_room_layout()) {
         gb_broken(f, "image 3: version and layout are this release's", h->version, gb_room_layout(), h->layout);
     } else if (h->state == GB_IMAGE_OPEN) {

@@ -30,7 +30,7 @@
 #include "keep.h"
 #include "tell.h"
 
-#define GB_ROOM_MAGIC 0x0A31656863614247u /* "GBcache1\n", little end first, in eight bytes */
+#define GB_ROOM_MAGIC 0x3165686361634247u /* "GBcache1", little end first */
 #define GB_ROOM_VERSION 1u
 #define GB_ROOM_UNIT 24u /* steps one unit of room may take */
 /* The steps after which a hold makes no more room: a unit, and an event of it, must still fit. */

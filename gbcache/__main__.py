@@ -1,4 +1,4 @@
-"""The house seen from a terminal: ``python -m gbcache demo`` and ``replay FILE``."""
+"""The house seen from a terminal: ``python -m gbcache demo``, ``replay``, ``info``, ``check``, ``dump``, ``load``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import threading
 import time
 from collections import Counter, deque
 from pathlib import Path
+from typing import Any
 
 import gbcache
+from gbcache import filecli, revive
 from gbcache import replay as engine
 
 
@@ -20,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = verbs.add_parser("demo", help="replay the trace that comes with the package")
     run = verbs.add_parser("replay", help="replay a trace of your own")
     run.add_argument("file", type=Path, help="a key a line, or key size ttl time; .xz and .gz too")
+    filecli.add_verbs(verbs)
     for verb in (demo, run):
         verb.add_argument("--max-bytes", default="6MB", help="the budget (default %(default)s)")
         verb.add_argument(
@@ -160,8 +163,9 @@ def _run(args: argparse.Namespace) -> int:
     reference = engine.bytes_lru(requests, source, report.peak_payload) / len(requests)
     entries = max(1, distinct // 10)
     rows = [] if args.no_peers else engine.compare(requests, source, entries)
+    again = revive.revive(path, requests) if args.verb == "demo" else None
     if args.json:
-        print(_json(report, reference, uncached_ns, rows, feed))
+        print(_json(report, reference, uncached_ns, rows, feed, again))
         return 0
     _tell(report, uncached_ns, reference)
     _tell_feed(feed)
@@ -170,6 +174,8 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{'':<26}{'hit ratio':>10}{'ns a request':>15}")
         for name, ratio, ns in rows:
             print(f"{name:<26}{ratio:>10.4f}{ns:>15.0f}")
+    if again:
+        revive.tell(again)
     return 0
 
 
@@ -179,6 +185,7 @@ def _json(
     uncached_ns: float,
     rows: list[tuple[str, float, float]],
     feed: Feed,
+    again: dict[str, Any] | None,
 ) -> str:
     return json.dumps(
         {
@@ -196,6 +203,7 @@ def _json(
             "expirations": report.stats.expirations,
             "memory": dict(report.memory.parts),
             "events": {**feed.seen, "lost": feed.lost},
+            "live_file": again,
             "peers": [{"name": n, "hit_ratio": h, "ns": ns} for n, h, ns in rows],
         }
     )
@@ -205,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on stderr where the input is at fault."""
     args = _parser().parse_args(argv)
     try:
-        return _run(args)
+        return filecli.run(args) if args.verb in filecli.VERBS else _run(args)
     except (engine.TraceError, ValueError, TypeError) as error:
         print(f"gbcache {args.verb}: {error}", file=sys.stderr)
         return 2

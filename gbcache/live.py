@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveFile", "Recovery"]
 
+MAGIC = b"GBcache1"
+
+
+def is_live(begins: bytes) -> bool:
+    """Whether a file's first bytes are a live file's."""
+    return begins[:8] == MAGIC
+
+
 CHECKPOINT = ".checkpoint"
 """What `sync` writes is beside the live file, under its name and this."""
 
@@ -76,6 +84,12 @@ class LiveFile:
         if self._lock_existing():
             mapped = self._map_existing()
             verdict, reason = judge(mapped, self.boot) if mapped else ("lost", "it is empty")
+            if mapped is not None and not is_live(
+                mapped[:8]
+            ):  # whatever on_error says: it is not ours to replace
+                mapped.close()
+                rule = "a live file begins with GBcache1: this is another file; remove it, or give another path"
+                raise ImageError(self.path, 0, rule)
             if mapped is not None and verdict != "lost":
                 head = live_head(mapped) or {}  # it was judged: it has one
                 snapshot.check_codec(self.path, head["codec"], cache._codec)
@@ -136,7 +150,10 @@ class LiveFile:
         there = self.fd >= 0
         source = self._open_checkpoint()
         if source < 0 and there and on_error == "raise":
-            rule = f"it can be used ({reason}), or a checkpoint is beside it: open it with on_error='empty' to begin anew"
+            rule = (
+                f"it can be used ({reason}), or a checkpoint is beside it: "
+                "open it with on_error='empty' to begin anew"
+            )
             raise ImageError(self.path, None, rule)
         try:
             if length is None:
@@ -161,7 +178,9 @@ class LiveFile:
         there: bool,
     ) -> tuple[str, str]:  # fmt: skip
         beside = self.path + ".new"
-        if there and files._same(self.fd, beside):  # killed between link and unlink: the live file's other name
+        if there and files._same(
+            self.fd, beside
+        ):  # killed between link and unlink: the live file's other name
             os.unlink(beside)
         fd = files._open_beside(beside)
         try:

@@ -247,7 +247,9 @@ PLANTS = [
     Plant(headings, "gbcache/_hot.h", " * THAT", "gbcache/_hot.h: lacks", " * WHAT"),
     Plant(invariants, "csrc/arena_check.c", '"arena:', "invariant 3, no", '"arena 3:'),
     Plant(invariants, "csrc/list.h", '/* "list 1: */ "', "csrc/list.h: nothing", '"list 1: '),
-    Plant(invariants, "csrc/arena_check.c", '"arena 9:', "state the invariant arena 9", '"arena 3:'),
+    Plant(
+        invariants, "csrc/arena_check.c", '"arena 9:', "state the invariant arena 9", '"arena 3:'
+    ),
     Plant(
         invariants,
         "csrc/attic.h",

@@ -1,0 +1,131 @@
+"""``python -m gbcache info|check|dump|load``."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import os
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from gbcache import Cache
+from gbcache.__main__ import main
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    cache = Cache("1MB")
+    for i in range(20):
+        cache[f"key {i}"] = i
+    cache[("t", 1.5)] = {"d": Decimal("1.1"), "s": {1, 2}, "when": datetime.date(2026, 1, 2)}
+    cache[b"raw"], cache[7], cache["odd"] = b"\0\xff", (1, [2]), {"$": 1}
+    cache["inf"], cache["none"], cache["text"] = float("inf"), None, "ü \n \ud800"
+    cache.set("ttl", "v", ttl=500)
+    cache.save(tmp_path / "a.gbs")
+    return tmp_path / "a.gbs"
+
+
+def test_info(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(saved), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["kind"] == "snapshot" and said["entries"] == 28 and said["codec"] == "typed"
+    assert said["file_bytes"] == saved.stat().st_size and 0 <= said["age_seconds"] < 100
+    assert main(["info", str(saved)]) == 0
+    assert "max_bytes    1,000,000" in capsys.readouterr().out
+
+
+def test_a_live_file_open_and_closed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.gbc"
+    with Cache("1MB", path=path) as cache:
+        cache["k"] = "v"
+        assert main(["info", str(path), "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["open_now"] and said["owner"] == os.getpid() and said["entries"] == 1
+        assert main(["check", str(path)]) == 3
+        assert main(["dump", str(path)]) == 2
+    before = path.read_bytes()
+    for verb, says in (
+        ("info", "closed"),
+        ("check", "sound (clean), 1 entries"),
+        ("dump", "'k': 'v'"),
+    ):
+        assert main([verb, str(path)]) == 0
+        assert says in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+def test_check_says_what_is_wrong(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(saved)]) == 0
+    data = bytearray(saved.read_bytes())
+    data[5000] ^= 4
+    saved.write_bytes(data)
+    assert main(["check", str(saved)]) == 1
+    assert "checksum" in capsys.readouterr().out
+    assert main(["check", str(saved), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said == {
+        "file": str(saved),
+        "sound": False,
+        "offset": 4096,
+        "rule": "a frame's checksum is right",
+    }
+
+
+def test_dump_and_load_give_the_same(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    assert main(["dump", str(saved), "--json"]) == 0
+    lines = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    again = tmp_path / "b.gbs"
+    assert main(["load", str(again)]) == 0
+    with Cache.open(saved) as first, Cache.open(again) as second:
+        assert [(k, v, type(v)) for k, v in first.items()] == [
+            (k, v, type(v)) for k, v in second.items()
+        ]
+        assert abs((first.ttl("ttl") or 0) - (second.ttl("ttl") or 0)) < 1
+    assert main(["load", str(again)]) == 2
+    assert "--force" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines + "nonsense\n"))
+    assert main(["load", str(again), "--force"]) == 2
+    assert "line 29" in capsys.readouterr().err
+    monkeypatch.setattr(
+        "sys.stdin",
+        io.StringIO("\n".join([json.dumps({"key": i, "value": "x" * 900}) for i in range(900)])),
+    )
+    assert main(["load", str(again), "--force", "--max-bytes", "100kB"]) == 2
+    assert "--max-bytes" in capsys.readouterr().err
+
+
+def test_dump_for_people(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dump", str(saved), "--limit", "2"]) == 0
+    assert capsys.readouterr().out == "'key 0': 0\n'key 1': 1\n"
+    assert main(["dump", str(saved), "--keys"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "'key 0'" and out[-1].startswith("'ttl'  (") and len(out) == 28
+
+
+def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("info", "check", "dump"):
+        assert main([verb, str(tmp_path / "nowhere")]) == 2
+        assert main([verb, str(tmp_path)]) == 1
+        err = capsys.readouterr().err
+        assert "Traceback" not in err and len(err.splitlines()) == 2
+    cache = Cache("100kB", codec="pickle")
+    cache["k"] = {1: {2}}
+    cache.save(tmp_path / "p.gbs")
+    assert main(["dump", str(tmp_path / "p.gbs")]) == 1
+    assert "pickle" in capsys.readouterr().err
+    assert main(["dump", str(tmp_path / "p.gbs"), "--codec", "pickle"]) == 0
+
+
+def test_as_a_command(saved: Path) -> None:
+    call = [sys.executable, "-m", "gbcache", "dump", str(saved)]
+    ran = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0 and len(ran.stdout.splitlines()) == 28 and not ran.stderr
+    piped = subprocess.run([*call, "--json"], capture_output=True, timeout=60)
+    assert piped.returncode == 0
