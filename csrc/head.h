@@ -65,7 +65,8 @@ struct gb_head {
     uint64_t max_bytes; /* as it was asked for */
     uint64_t closed_at; /* the image's ms when it was closed: it does not go back behind that */
     char codec[64];     /* the name values are encoded under */
-    uint64_t later[3];
+    uint64_t file_id;   /* of the file it was opened in: a copy is another */
+    uint64_t later[2];
     struct gb_counters counters;
     struct gb_intent intent; /* the primitive step under way: for live files */
     struct gb_ring_root ring; /* of events, at the image's end; granules 0: there is none */

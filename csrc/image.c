@@ -4,7 +4,7 @@
 static uint64_t sum_of(const struct gb_head *h) {
     struct gb_sum sum;
     struct gb_head c = *h;
-    c.checksum = c.owner = c.boot_id[0] = c.boot_id[1] = c.clock_base = 0; /* what an opening writes before OPEN */
+    c.checksum = c.owner = c.boot_id[0] = c.boot_id[1] = c.clock_base = c.file_id = 0; /* what an opening writes before OPEN */
     c.zero_ns = 0;
     c.state = 0;
     gb_digest_sum_begin(&sum, h->version);
@@ -25,7 +25,8 @@ static bool roots_lie(const struct gb_head *h, uint64_t mapped, struct gb_fault 
     return lies || gb_broken(f, "image 2: roots lie in the arena", h->arena.first, end, h->arena.end);
 }
 
-enum gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const uint64_t boot[2], struct gb_fault *f) {
+enum gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const uint64_t boot[2], uint64_t file_id,
+                                     struct gb_fault *f) {
     const struct gb_head *h = (const struct gb_head *)base;
     if (mapped < sizeof h->magic || h->magic != GB_ROOM_MAGIC) {
         gb_broken(f, "image 3: a live file begins with GBcache1", 0, GB_ROOM_MAGIC, mapped);
@@ -34,8 +35,10 @@ enum gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const ui
     } else if (h->version != GB_ROOM_VERSION || h->layout != gb_room_layout()) {
         gb_broken(f, "image 3: version and layout are this release's", h->version, gb_room_layout(), h->layout);
     } else if (h->state == GB_IMAGE_OPEN) {
-        if (h->boot_id[0] == boot[0] && h->boot_id[1] == boot[1] && (boot[0] | boot[1])) return GB_IMAGE_KILLED;
-        gb_broken(f, "image 4: a file not closed is of this run of the machine", 0, boot[0], h->boot_id[0]);
+        bool here = h->boot_id[0] == boot[0] && h->boot_id[1] == boot[1] && (boot[0] | boot[1]);
+        if (here && h->file_id == file_id) return GB_IMAGE_KILLED;
+        if (here) gb_broken(f, "image 4: a file not closed is no copy of another", 0, file_id, h->file_id);
+        else gb_broken(f, "image 4: a file not closed is of this run of the machine", 0, boot[0], h->boot_id[0]);
     } else if (h->state != GB_IMAGE_CLOSED) {
         gb_broken(f, "image 4: the file was filled to its end", h->state, GB_IMAGE_CLOSED, h->state);
     } else if (sum_of(h) != h->checksum) {
@@ -46,13 +49,15 @@ enum gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const ui
     return GB_IMAGE_LOST;
 }
 
-void gb_image_state(struct gb_store *s, enum gb_image_state state, const uint64_t boot[2], uint64_t owner) {
+void gb_image_state(struct gb_store *s, enum gb_image_state state, const uint64_t boot[2], uint64_t file_id,
+                    uint64_t owner) {
     struct gb_head *h = s->head;
     s->live = state != GB_IMAGE_PRIVATE;
     s->index.arena.intent = s->live ? &h->intent : NULL;
     GB_ORDER(); /* the times of this boot are there before its name */
     h->boot_id[0] = boot[0];
     h->boot_id[1] = boot[1];
+    h->file_id = file_id;
     h->owner = owner;
     GB_ORDER();
     h->state = state;

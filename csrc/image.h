@@ -10,7 +10,7 @@
  * INVARIANT 1 the image's length is within the file's, and no less than the smallest.
  *           2 of a clean one: roots lie in the arena, which ends where the ring begins.
  *           3 magic, version and layout are this release's.
- *           4 the file was filled, and if not closed is of this run of the machine.
+ *           4 the file was filled, and if not closed is of this run of the machine, and no copy of another.
  *           5 of a clean one: the head's sum is right.
  *           CLOSED is written after everything else is on disk, OPEN is on disk before anything else changes:
  *           that is the binding's duty, which knows disks.
@@ -29,9 +29,11 @@ enum gb_image_state { GB_IMAGE_PRIVATE, GB_IMAGE_LOADING, GB_IMAGE_OPEN, GB_IMAG
 enum gb_image_verdict { GB_IMAGE_CLEAN, GB_IMAGE_KILLED, GB_IMAGE_LOST };
 
 /* Any bytes may lie in the mapping. LOST: the fault says why. */
-enum gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const uint64_t boot[2], struct gb_fault *f);
+enum gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const uint64_t boot[2], uint64_t file_id,
+                                     struct gb_fault *f);
 /* The handle works on a live file from here on, in this state. */
-void gb_image_state(struct gb_store *s, enum gb_image_state state, const uint64_t boot[2], uint64_t owner);
+void gb_image_state(struct gb_store *s, enum gb_image_state state, const uint64_t boot[2], uint64_t file_id,
+                    uint64_t owner);
 /* The head's sum, and CLOSED. */
 void gb_image_seal(struct gb_store *s);
 

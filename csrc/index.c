@@ -69,27 +69,32 @@ void gb_index_retime_finish(struct gb_index *ix, const struct gb_intent *i) {
     gb_timer_at(ix->base, i->from)->due = (uint32_t)i->due;
     x->due_high = (uint32_t)(i->due >> 32);
     x->flags = i->flags;
+    x->idle = i->idle;
+    x->hard_low = (uint32_t)i->hard;
+    x->hard_high = (uint32_t)(i->hard >> 32);
 }
 
-/* Three words at once: a kill between two of them would make another deadline of them. */
-static void retime_wide(struct gb_index *ix, gb_ref ref, uint64_t due, bool wide) {
+/* All its words at once: a kill between two of them would make other times of them. */
+static void retime_extra(struct gb_index *ix, gb_ref ref, uint64_t due, uint64_t hard, uint32_t idle) {
     uint32_t was = gb_extra_at(ix->base, ref, gb_entry_at(ix->base, ref)->word)->flags;
-    uint32_t flags = wide ? was | GB_EXTRA_WIDE : was & ~GB_EXTRA_WIDE;
+    uint32_t flags = gb_wheel_wide(&ix->wheel, due) ? was | GB_EXTRA_WIDE : was & ~GB_EXTRA_WIDE;
     struct gb_intent own = {0}, *i = ix->arena.intent ? ix->arena.intent : &own;
     i->from = ref;
     i->flags = flags;
     i->due = due;
+    i->hard = hard;
+    i->idle = idle;
     gb_intent_begin(i, GB_INTENT_RETIME);
     gb_index_retime_finish(ix, i);
     gb_intent_end(i);
 }
 
-bool gb_index_retime(struct gb_index *ix, gb_ref ref, uint64_t due) {
+bool gb_index_retime(struct gb_index *ix, gb_ref ref, uint64_t due, uint64_t hard, uint32_t idle) {
     struct gb_entry *e = gb_entry_at(ix->base, ref);
-    bool wide = gb_wheel_wide(&ix->wheel, due);
-    if (wide && !(e->word & GB_WORD_EXTRA)) return false;
+    bool extra = e->word & GB_WORD_EXTRA;
+    if (!extra && (idle || gb_wheel_wide(&ix->wheel, due))) return false;
     gb_wheel_unlink(&ix->wheel, ref);
-    if (e->word & GB_WORD_EXTRA) retime_wide(ix, ref, due, wide);
+    if (extra) retime_extra(ix, ref, due, hard, idle);
     else gb_timer_at(ix->base, ref)->due = (uint32_t)due;
     gb_wheel_link(&ix->wheel, ref);
     ix->arena.work.steps++;

@@ -53,8 +53,9 @@ enum gb_err gb_index_insert(struct gb_index *ix, uint64_t hash, gb_ref ref);
 void gb_index_remove(struct gb_index *ix, gb_ref ref);
 /* `to`, of the same key and hash, takes the place of `from` and becomes most recently used. */
 void gb_index_replace(struct gb_index *ix, gb_ref from, gb_ref to, bool use);
-/* Sets the deadline of an entry that has a timer; false if it needs GB_EXTRA_WIDE and lacks it. */
-bool gb_index_retime(struct gb_index *ix, gb_ref ref, uint64_t due);
+/* Sets the deadline of an entry that has a timer, and where there are extra words the one no use may pass and what
+ * a use adds; false if it lacks the words to say so. */
+bool gb_index_retime(struct gb_index *ix, gb_ref ref, uint64_t due, uint64_t hard, uint32_t idle);
 void gb_index_retime_finish(struct gb_index *ix, const struct gb_intent *i);
 /* An entry's block was copied from `from` to `to`. */
 void gb_index_moved(struct gb_index *ix, gb_ref from, gb_ref to);

@@ -27,10 +27,11 @@ struct gb_intent {
     uint32_t op;
     gb_ref from, to, gap;  /* slide: a block's old and new place, where the gap began; retime: from */
     uint32_t size, done;   /* slide: granules, and how many were copied; ring: granules */
-    uint32_t flags, spare; /* retime: of the extra words */
+    uint32_t flags, idle;  /* retime: of the extra words */
     uint64_t due;          /* retime: ms; ring: the image's new length */
     uint64_t seq;          /* ring: the next event's number */
-    uint64_t later[2];
+    uint64_t hard;         /* retime: ms */
+    uint64_t later;
 };
 _Static_assert(sizeof(struct gb_intent) == 64, "an intent is a cache line");
 

@@ -203,6 +203,10 @@ static bool index_entry(struct mending *m, const struct ahead *a) {
     if (gb_entry_at(s->base, a->ref)->hash != (uint32_t)a->key.hash)
         return gb_broken(m->f, "mend 2: an entry's hash is its key's", a->ref, (uint32_t)a->key.hash,
                          gb_entry_at(s->base, a->ref)->hash);
+    uint64_t latest = (s->head->wheel.tick << GB_WHEEL_TICK_SHIFT) + GB_WHEEL_MAX_MS;
+    if ((word & GB_WORD_TTL) && gb_wheel_deadline(&s->index.wheel, a->ref) > latest)
+        return gb_broken(m->f, "mend 2: a deadline is one the wheel can hold", a->ref, latest,
+                         gb_wheel_deadline(&s->index.wheel, a->ref));
     if (!in_order(m, a->ref)) m->torn = true;
     if (same) {
         if (m->twins == TWINS) return gb_broken(m->f, "mend 4: a key has one entry", a->ref, same, TWINS);

@@ -229,13 +229,17 @@ static void shrink_leave(struct gb_store *s) {
     s->cut = 0;
 }
 
+static bool is_long(const struct gb_store *s, gb_ref entry) {
+    uint32_t word = gb_entry_at(s->base, entry)->word;
+    return (word & GB_WORD_EXTRA) && (gb_extra_at(s->base, entry, word)->flags & GB_EXTRA_CHAIN);
+}
+
 enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
     struct gb_index *ix = &s->index;
     if (s->head->trash) {
         gb_room_trash(s);
         return GB_OK;
     }
-    if (GB_UNLIKELY(s->keep && s->keep->ghost)) return GB_FULL; /* for a moment: its room is what comes next */
     gb_ref victim = 0;
     bool more;
     if (ix->wheel.root->count && (now >> GB_WHEEL_TICK_SHIFT) >= ix->wheel.root->tick)
@@ -245,6 +249,8 @@ enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
         return GB_OK;
     }
     victim = gb_index_victim(ix);
+    if (GB_UNLIKELY(s->keep && s->keep->ghost) && (!victim || s->writing || is_long(s, victim)))
+        return GB_FULL; /* for a moment: a ghost's room is what comes next */
     if (!victim) shrink_leave(s); /* it has the gap, and its caller may be waiting for us */
     bool scattered = !s->cut && gb_arena_free_granules(&ix->arena) >= enough(s);
     if (victim && !(scattered && s->slides < SLIDES_PER_EVICTION)) {

@@ -158,7 +158,7 @@ void gb_store_use_slow(struct gb_store *s, gb_ref ref, uint64_t now) {
     if (hard && hard < due) due = hard;
     if (due == gb_store_due(s, ref)) return;
     if (GB_UNLIKELY(s->keep != NULL)) gb_keep_changing(s, ref);
-    (void)gb_index_retime(&s->index, ref, due + x->stale);
+    (void)gb_index_retime(&s->index, ref, due + x->stale, hard, x->idle);
 }
 
 /* Whether the entry's own block can say the new times. */
@@ -167,20 +167,14 @@ static bool retime_in_place(struct gb_store *s, gb_ref ref, uint64_t due, uint64
     uint32_t word = gb_entry_at(s->base, ref)->word;
     bool extra = word & GB_WORD_EXTRA;
     if (!(word & GB_WORD_TTL) != !due || (idle && !extra)) return false;
-    if (due && !gb_index_retime(&s->index, ref, due + gb_stale_at(s->base, ref, word))) return false;
-    if (extra) {
-        struct gb_extra *x = gb_extra_at(s->base, ref, word);
-        x->idle = idle;
-        x->hard_low = (uint32_t)hard;
-        x->hard_high = (uint32_t)(hard >> 32);
-    }
-    return true;
+    return !due || gb_index_retime(&s->index, ref, due + gb_stale_at(s->base, ref, word), hard, idle);
 }
 
 enum gb_err gb_store_retime(struct gb_store *s, gb_ref ref, uint64_t due, uint64_t hard,
                             uint32_t idle, uint64_t now) {
     if (GB_UNLIKELY(s->keep != NULL)) gb_keep_changing(s, ref);
-    gb_index_use(&s->index, ref);
+    if (GB_UNLIKELY(s->index.walks != 0)) gb_store_use_walked(s, ref);
+    else gb_index_use(&s->index, ref);
     if (retime_in_place(s, ref, due, hard, idle)) {
         gb_tell(s, GB_EVENT_TOUCH, ref, 0, 0);
         return GB_OK;
@@ -210,9 +204,9 @@ enum gb_err gb_store_retime(struct gb_store *s, gb_ref ref, uint64_t due, uint64
     }
     gb_tell(s, GB_EVENT_TOUCH, to, 0, 0);
     gb_arena_rekind(&s->index.arena, to, GB_KIND_ENTRY);
-    gb_index_replace(&s->index, ref, to, true);
-    if (chain) gb_extra_at(s->base, ref, word)->chain = 0; /* now that the other one has it for certain */
     bool unsaved = s->keep && gb_keep_unsaved(s->keep, ref); /* then it is long, and `to` has its chain */
+    gb_index_replace(&s->index, ref, to, !(unsaved && s->keep->eager));
+    if (chain) gb_extra_at(s->base, ref, word)->chain = 0; /* now that the other one has it for certain */
     if (unsaved) gb_keep_saved(s->keep, ref);
     gb_room_release(s, ref);
     gb_room_born(s, to);

@@ -18,8 +18,9 @@ static uint32_t level_of(uint64_t clock, uint64_t tick) {
 }
 
 void gb_wheel_format(struct gb_wheel *w, uint64_t now) {
-    memset(w->root, 0, sizeof *w->root);
-    w->root->tick = now >> GB_WHEEL_TICK_SHIFT;
+    w->root->tick = now >> GB_WHEEL_TICK_SHIFT; /* never another, not even for a moment: deadlines are told by it */
+    w->root->count = w->root->spare = 0;
+    memset(w->root->bits, 0, sizeof w->root->bits);
     for (uint32_t l = 0; l < GB_WHEEL_LEVELS; l++)
         for (uint32_t s = 0; s < GB_WHEEL_SLOTS; s++) gb_list_format(w->base, slot_head(w, l, s));
 }

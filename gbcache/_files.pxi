@@ -25,17 +25,21 @@ def read_head(int fd, uint64_t length, path):
     return head_of(&head)
 
 
-def judge(map, boot):
+def judge(map, boot, uint64_t file_id):
     """Of a live file's mapping: "clean", "killed", or "lost", and why."""
     cdef gb_fault fault
     cdef const unsigned char[:] view = map
     cdef const unsigned char[:] bytes16 = boot
     cdef uint64_t words[2]
     memcpy(words, &bytes16[0], 16)
-    cdef gb_image_verdict verdict = gb_image_judge(&view[0], view.shape[0], words, &fault)
+    cdef gb_image_verdict verdict = gb_image_judge(&view[0], view.shape[0], words, file_id, &fault)
     if verdict == GB_IMAGE_LOST:
         return "lost", f"{fault.rule.decode()} (want {fault.want:#x}, got {fault.got:#x})"
     return ("clean", "") if verdict == GB_IMAGE_CLEAN else ("killed", "")
+
+
+FILE_ID_AT = <size_t>&(<gb_head *>NULL).file_id
+"""Where a live file says which file it is."""
 
 
 def live_head(map):
@@ -45,7 +49,7 @@ def live_head(map):
     if <size_t>view.shape[0] < sizeof(gb_head):
         return None
     return dict(owner=h.owner, length=h.length, max_bytes=h.max_bytes, max_entries=h.max_entries or None,
-                entries=h.table.count, codec=bytes((<const char *>h.codec)[:64]).split(b"\0")[0].decode("ascii", "replace"))
+                file_id=h.file_id, entries=h.table.count, codec=bytes((<const char *>h.codec)[:64]).split(b"\0")[0].decode("ascii", "replace"))
 
 
 cdef class Saver:

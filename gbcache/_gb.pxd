@@ -38,7 +38,7 @@ cdef extern from "_hot.h" nogil:
     struct gb_ring:
         pass
     struct gb_head:
-        uint64_t length, key_bytes, value_bytes, seq, owner, closed_at, clock_base, max_bytes
+        uint64_t length, key_bytes, value_bytes, seq, owner, closed_at, clock_base, max_bytes, file_id
         uint32_t max_entries
         uint64_t boot_id[2]
         int64_t zero_ns
@@ -126,8 +126,8 @@ cdef extern from "image.h" nogil:
         GB_IMAGE_PRIVATE, GB_IMAGE_LOADING, GB_IMAGE_OPEN
     enum gb_image_verdict:
         GB_IMAGE_CLEAN, GB_IMAGE_KILLED, GB_IMAGE_LOST
-    gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const uint64_t *boot, gb_fault *f)
-    void gb_image_state_set "gb_image_state"(gb_store *s, gb_image_state state, const uint64_t *boot, uint64_t owner)
+    gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const uint64_t *boot, uint64_t file_id, gb_fault *f)
+    void gb_image_state_set "gb_image_state"(gb_store *s, gb_image_state state, const uint64_t *boot, uint64_t file_id, uint64_t owner)
     void gb_image_seal(gb_store *s)
     size_t gb_mend_scratch(uint64_t length)
     gb_err gb_mend(gb_store *s, uint64_t *scratch, gb_fault *f)

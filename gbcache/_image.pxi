@@ -17,7 +17,8 @@ cdef class PackedImage:
         gb_lock_init(&self.door.lock)
 
     def _attach(self, map, *, seed, clock, ttl, idle, double jitter, uint32_t max_entries, codec,
-                dict flights, housekeeping, how="new", boot=None, uint64_t max_bytes=0, codec_name=b""):
+                dict flights, housekeeping, how="new", boot=None, uint64_t file_id=0,
+                uint64_t max_bytes=0, codec_name=b""):
         """Formats an image in `map` (a writable buffer, page-aligned) and opens the door.
 
         `how`: "clean" and "mend" take the image that is there, a live file's, the second after a kill;
@@ -49,7 +50,7 @@ cdef class PackedImage:
             d.store.head.max_bytes = max_bytes
             memcpy(d.store.head.codec, <const char *>codec_name, min(<size_t>len(codec_name), <size_t>63))
         if boot is not None:
-            go_live(self, GB_IMAGE_LOADING if how == "new" else GB_IMAGE_OPEN, boot)
+            go_live(self, GB_IMAGE_LOADING if how == "new" else GB_IMAGE_OPEN, boot, file_id)
         if how == "new" or max_entries:  # not before it says OPEN
             d.store.head.max_entries = max_entries
         self.map = map
@@ -322,7 +323,7 @@ cdef class PackedImage:
 
     def _opened(self, boot):
         """The file is filled: from here on a killed process leaves it to be mended."""
-        go_live(self, GB_IMAGE_OPEN, boot)
+        go_live(self, GB_IMAGE_OPEN, boot, self.door.store.head.file_id)
 
     def _keeps(self):
         """Whether the housekeeper is to be told, and was not yet."""
@@ -347,6 +348,10 @@ cdef class PackedImage:
         h.clock_base = int(time() * 1000) - h.closed_at
         gb_image_seal(&self.door.store)
         self.map.flush(0, 4096 * (sizeof(gb_head) // 4096 + 1))
+
+    def _after_checkpoint(self):
+        """Numbers of events that were given since the checkpoint are not given again."""
+        self.door.store.head.seq += 1 << 32
 
     def _tell_recovered(self):
         """The event that the cache is not what it was before it stopped."""
@@ -378,17 +383,16 @@ cdef gb_err adopt(PackedImage self, bint mend, boot) except *:
         if err:
             self.scratch = (fault.rule.decode(), fault.at, fault.want, fault.got)
             return err
-    if memcmp(h.boot_id, &bytes16[0], 16) == 0:  # the same run of the machine: its clock went on
-        now = (d.clock.zero_ns - h.zero_ns) // 1000000 + GB_CLOCK_HEAD_START
-    else:
-        now = int(d.clock.wall * 1000) - <int64_t>h.clock_base
+    now = int(d.clock.wall * 1000) - <int64_t>h.clock_base
+    if memcmp(h.boot_id, &bytes16[0], 16) == 0:  # the same run of the machine: its clock went on, but for a suspend
+        now = max(now, (d.clock.zero_ns - h.zero_ns) // 1000000 + GB_CLOCK_HEAD_START)
     now = max(now, h.closed_at, h.wheel.tick << 3, GB_CLOCK_HEAD_START)
     d.clock.zero_ns -= (now - GB_CLOCK_HEAD_START) * 1000000
     d.clock.wall -= (now - GB_CLOCK_HEAD_START) / 1000.0
     return GB_OK
 
 
-cdef void go_live(PackedImage self, gb_image_state state, boot) except *:
+cdef void go_live(PackedImage self, gb_image_state state, boot, uint64_t file_id) except *:
     """Says in the superblock who has it, since when, and in which run of the machine."""
     cdef uint64_t words[2]
     cdef const unsigned char[:] bytes16 = boot
@@ -396,4 +400,4 @@ cdef void go_live(PackedImage self, gb_image_state state, boot) except *:
     memcpy(words, &bytes16[0], 16)
     d.store.head.zero_ns = d.clock.zero_ns
     d.store.head.clock_base = int(d.clock.wall * 1000) - GB_CLOCK_HEAD_START
-    gb_image_state_set(&d.store, state, words, getpid())
+    gb_image_state_set(&d.store, state, words, file_id, getpid())

@@ -193,7 +193,7 @@ void gb_refs_slide(struct gb_refs *r, gb_ref ref, uint64_t now) {
     struct gb_extra *x = gb_extra_at(r->index.base, ref, gb_entry_at(r->index.base, ref)->word);
     if (!x->idle || !now) return;
     uint64_t hard = ((uint64_t)x->hard_high << 32) | x->hard_low, due = now + x->idle;
-    (void)gb_index_retime(&r->index, ref, (hard && hard < due ? hard : due) + x->stale);
+    (void)gb_index_retime(&r->index, ref, (hard && hard < due ? hard : due) + x->stale, hard, x->idle);
 }
 
 bool gb_refs_check(const struct gb_refs *r, struct gb_fault *f) {

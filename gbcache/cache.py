@@ -173,7 +173,11 @@ class Cache(Persistent, Common):
         room = max(16384, min(1 << 20, total // 16)) if ring is None else ring
         self._hub, self._events_room = None, room
         self._filled(ring)
-        if ring is not None and self.recovery is not None and self.recovery.how == "empty":
+        if (
+            ring is not None
+            and self.recovery is not None
+            and self.recovery.how not in ("new", "clean")
+        ):
             self._tell_recovered()
         if every is not None and self._file is not None:
             self._file.keep_synced(self, every)

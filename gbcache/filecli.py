@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from . import files, live, snapshot
-from ._packed import judge, live_head
+from ._packed import FILE_ID_AT, judge, live_head
 from .cache import Cache
 from .codec import TypedCodec, decode_key, encode_key
 from .errors import ImageError
+from .live import LiveFile
 
 __all__ = ["VERBS", "add_verbs", "run"]
 
@@ -107,9 +108,8 @@ def _live_info(path: Path, begins: bytes) -> dict[str, Any]:
     head = live_head(begins)
     if head is None:
         raise ImageError(str(path), 0, "a live file has a superblock")
-    verdict, reason = judge(
-        begins + bytes(max(0, path.stat().st_size - len(begins))), files.boot_id()
-    )
+    whole = begins + bytes(max(0, path.stat().st_size - len(begins)))
+    verdict, reason = judge(whole, files.boot_id(), head["file_id"])
     state = {"clean": "closed", "killed": "open, or its process was killed", "lost": reason}[
         verdict
     ]
@@ -139,6 +139,13 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
+def _take_over(copy: str) -> None:
+    """The copy counts as the file it is of: nobody had that open while it was copied."""
+    with open(copy, "r+b") as file:
+        file.seek(FILE_ID_AT)
+        file.write(LiveFile.id_of(file.fileno()).to_bytes(8, sys.byteorder))
+
+
 @contextlib.contextmanager
 def _opened(
     path: Path, codec: str, progress: Callable[[int, int], None] | None
@@ -157,6 +164,7 @@ def _opened(
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(str(path) + live.CHECKPOINT, copy + live.CHECKPOINT)
             os.chmod(copy + live.CHECKPOINT, 0o600)
+        _take_over(copy)
         with Cache(None, path=copy, codec=codec) as cache:
             assert cache.recovery is not None
             yield cache, cache.recovery.how

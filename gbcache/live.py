@@ -83,7 +83,9 @@ class LiveFile:
         reason = "there is no live file"
         if self._lock_existing():
             mapped = self._map_existing()
-            verdict, reason = judge(mapped, self.boot) if mapped else ("lost", "it is empty")
+            verdict, reason = (
+                judge(mapped, self.boot, self.id_of(self.fd)) if mapped else ("lost", "it is empty")
+            )
             if mapped is not None and not is_live(
                 mapped[:8]
             ):  # whatever on_error says: it is not ours to replace
@@ -93,7 +95,12 @@ class LiveFile:
             if mapped is not None and verdict != "lost":
                 head = live_head(mapped) or {}  # it was judged: it has one
                 snapshot.check_codec(self.path, head["codec"], cache._codec)
-                if attach(mapped, how="mend" if verdict == "killed" else "clean", boot=self.boot):
+                if attach(
+                    mapped,
+                    how="mend" if verdict == "killed" else "clean",
+                    boot=self.boot,
+                    file_id=self.id_of(self.fd),
+                ):
                     if verdict == "clean":
                         mapped.flush(
                             0, mmap.PAGESIZE
@@ -107,6 +114,12 @@ class LiveFile:
         elif length is None and not os.path.exists(self.checkpoint):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
         return self._rebuild(cache, length, attach, on_error, reason)
+
+    @staticmethod
+    def id_of(fd: int) -> int:
+        """Tells a file from a copy of it, which may be of no one moment."""
+        found = os.fstat(fd)
+        return (found.st_ino ^ found.st_dev << 40) % 2**64
 
     def _lock_existing(self) -> bool:
         """Opens and locks the file; False if there is none."""
@@ -187,12 +200,13 @@ class LiveFile:
             os.fchmod(fd, 0o600)
             files.extend(fd, length)
             mapped = memory.shared(fd, length)
-            attach(mapped, boot=self.boot)
+            attach(mapped, boot=self.boot, file_id=self.id_of(fd))
             how = "new" if source < 0 and not there else "empty"
             if source >= 0:
                 try:
                     snapshot.fill(cache, source, self.checkpoint, None)
                     how = "checkpoint"
+                    cache._after_checkpoint()
                 except ImageError as error:
                     if on_error == "raise":
                         raise

@@ -361,3 +361,21 @@ def test_memoized_results_stay_and_a_clear_stays_cleared(folder: Path) -> None:
         square.cache_clear()
     with Cache("1MB", path=path) as cache:
         assert define(cache)(3) == 9 and calls == [3, 3]
+
+
+def test_a_copy_of_an_open_live_file_is_not_believed(folder: Path) -> None:
+    path, copy = folder / "a.gbc", folder / "b.gbc"
+    with Cache("1MB", path=path) as cache:
+        cache["k"] = 1
+        copy.write_bytes(path.read_bytes())
+        os.chmod(copy, 0o600)
+        with pytest.raises(ImageError, match="copy of another"):
+            Cache("1MB", path=copy)
+    copy.write_bytes(path.read_bytes())  # of a closed one
+    with Cache("1MB", path=copy) as cache:
+        assert cache["k"] == 1
+    (folder / "text").write_text("not ours\n" * 9000)
+    os.chmod(folder / "text", 0o600)
+    with pytest.raises(ImageError, match="another file"):
+        Cache("1MB", path=folder / "text", on_error="empty")
+    assert (folder / "text").read_text() == "not ours\n" * 9000
