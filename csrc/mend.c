@@ -10,7 +10,7 @@ struct mending {
     struct gb_fault *f;
     gb_ref first, end;
     gb_ref chunks;             /* bucket chunks to be used again, linked through their first spare word */
-    uint32_t chunk_count, entries, extents;
+    uint32_t chunk_count, entries, extents, chains;
     uint32_t bare;             /* entries whose chain is another's by now */
     bool torn;                 /* the list is to be read from its head */
     gb_ref twin[TWINS], of[TWINS];
@@ -48,6 +48,7 @@ static bool mark_block(struct mending *m, gb_ref at, uint32_t word, gb_ref size)
     if (kind == GB_KIND_ENTRY) {
         if (!whole_entry(m, at, word)) return gb_broken(m->f, "mend 2: an entry is whole", at, size, word);
         m->entries++;
+        m->chains += (word & GB_WORD_EXTRA) && (gb_extra_at(m->s->base, at, word)->flags & GB_EXTRA_CHAIN);
         mark(m, at);
     } else if (kind == GB_KIND_EXTENT) {
         m->extents++; /* it may be no more than a place yet */
@@ -90,10 +91,9 @@ static bool follow(struct mending *m, gb_ref entry, struct gb_extra *x) {
     }
     for (; at; at = gb_extent_at(base, at)->next) {
         struct gb_extent *e = gb_extent_at(base, at);
-        uint64_t room = (uint64_t)gb_word_granules(e->word) * GB_GRANULE;
-        if (!marked(m, at) || gb_word_kind(e->word) != GB_KIND_EXTENT || e->used > left ||
-            e->used + sizeof *e > room)
-            return gb_broken(m->f, "mend 2: a chain is of extents, each in one chain", at, left, entry);
+        bool is = marked(m, at) && gb_word_kind(e->word) == GB_KIND_EXTENT && e->used <= left &&
+                  e->used + sizeof *e <= (uint64_t)gb_word_granules(e->word) * GB_GRANULE;
+        if (!is) return gb_broken(m->f, "mend 2: a chain is of extents, each in one chain", at, left, entry);
         unmark(m, at);
         left -= e->used;
         e->prev = before;
@@ -377,7 +377,7 @@ enum gb_err gb_mend(struct gb_store *s, uint64_t *scratch, struct gb_fault *f) {
     if (!stretch(&m)) return GB_BADIMAGE;
     if (h->ring.granules && !gb_ring_check(&s->ring, f)) return GB_BADIMAGE;
     if (cleared) return GB_OK;
-    if (!mark_blocks(&m) || (m.extents && !follow_chains(&m))) return GB_BADIMAGE;
+    if (!mark_blocks(&m) || ((m.extents || m.chains) && !follow_chains(&m))) return GB_BADIMAGE;
     arena_again(&m);
     if (!table_again(&m) || !index_again(&m) || !list_again(&m)) return GB_BADIMAGE;
     h->index.epoch++;

@@ -347,7 +347,7 @@ bool gb_load_run(struct gb_loader *l, uint32_t ms) {
 /* --- sealed ---------------------------------------------------------------------------------------------------- */
 
 /* Every record of a frame; *live: how many. */
-static bool check_records(const struct gb_snap_frame *x, const uint8_t *payload, uint64_t at, struct gb_load_fault *f) {
+static bool check_frame(const struct gb_snap_frame *x, const uint8_t *payload, uint64_t at, struct gb_load_fault *f) {
     uint64_t used = 0;
     for (uint32_t i = 0; i < x->records; i++) {
         struct gb_snap_record r;
@@ -371,7 +371,7 @@ bool gb_load_sealed_check(struct gb_sealed *s, const uint8_t *map, const struct 
         if (s->count + (h->frames - late) == h->frames) return wrong(f, "frames are as many as the head says", at);
         if (!frame_head(h, &x, at, (uint32_t)(s->count + (h->frames - late)), f)) return false;
         if (!sum_right(h, &x, map + at + FRAME_HEAD)) return wrong(f, "a frame's checksum is right", at);
-        if (!check_records(&x, map + at + FRAME_HEAD, at, f)) return false;
+        if (!check_frame(&x, map + at + FRAME_HEAD, at, f)) return false;
         if (x.kind == GB_SNAP_LATE) s->frames[--late] = at; /* from behind; turned round below */
         else s->frames[s->count++] = at;
         records += x.records;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -79,6 +80,12 @@ def _same(fd: int, path: str) -> bool:
     return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
 
+def remove(path: str) -> None:
+    """Takes away what failed, if it can; what went wrong before is what is told."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
 def _open_beside(path: str) -> int:
     """The file a new version is written to: locked, empty. What a killed process left is used again."""
     while True:
@@ -86,7 +93,11 @@ def _open_beside(path: str) -> int:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same(fd, path):  # not renamed or removed between the two
-                os.ftruncate(fd, 0)
+                try:
+                    os.ftruncate(fd, 0)
+                except BaseException:
+                    remove(path)
+                    raise
                 return fd
         except BlockingIOError:
             os.close(fd)
@@ -119,7 +130,7 @@ def replacing(path: str) -> Iterator[int]:
             os.fsync(fd)
             os.rename(beside, path)
         except BaseException:
-            os.unlink(beside)
+            remove(beside)
             raise
         sync_directory(path)
     finally:

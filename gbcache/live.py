@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import mmap
@@ -216,8 +215,7 @@ class LiveFile:
             mapped.flush(0, mmap.PAGESIZE)
             self._put_in_place(beside, there)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(beside)
+            files.remove(beside)
             os.close(fd)
             raise
         old, self.fd = self.fd, fd

@@ -239,7 +239,8 @@ def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
         "import os, signal, sys\nimport gbcache\n" + code,
         *map(str, args),
     ]
-    return subprocess.run(call, capture_output=True, text=True, timeout=60)
+    env = {**os.environ, "PYTHONPATH": str(Path(gbcache.__file__).parent.parent)}  # this very build
+    return subprocess.run(call, env=env, cwd="/", capture_output=True, text=True, timeout=60)
 
 
 KILLED = """
