@@ -10,9 +10,10 @@ SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 FUZZ_SECONDS ?= 60
 SEED ?= 1
 KILLS ?= 2000
+STATES ?= 100000
 
 .NOTPARALLEL:
-.PHONY: help build demo test native tiny asan drift proof-kill fuzz fuzz-tools coverage bench lint format check clean
+.PHONY: help build demo test native tiny asan drift proof-kill proof-power fuzz fuzz-tools coverage bench lint format check clean
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 14
@@ -64,6 +65,10 @@ drift: build ## references every call leaves behind, under a debug interpreter (
 proof-kill: build ## a live file's writers killed KILLS times, and before any store of the core (KILL_ROUNDS)
 	PYTHONPATH=. $(PY) tests/proof/kill.py --kills $(KILLS) --seed $(SEED)
 	KILL_ROUNDS=40 SEED=$(SEED) PYTHONPATH=. $(PYTEST) tests/test_native.py -k kill
+
+proof-power: build ## what a power cut may leave of a save: STATES states, and every bit flip of a snapshot
+	PYTHONPATH=. $(PY) tests/proof/power.py --states $(STATES) --seed $(SEED)
+	PYTHONPATH=. $(PY) tests/test_files_corrupt.py
 
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)

@@ -1,0 +1,131 @@
+/* test_mend.c - images of killed processes, sound and damaged, mended; and every verdict on a superblock. What a kill in
+ * the middle of an operation leaves is kill_stores.c's. */
+#include "../fuzz/fuzz_mend.c"
+
+static uint8_t *image;
+static uint64_t length;
+static const uint64_t BOOT[2] = {5, 6}, OTHER[2] = {7, 8};
+
+static void make(uint32_t acts) {
+    const uint64_t seed[2] = {check_random(), 2};
+    CHECK(gb_room_format(&store, image, length, seed, 5000) == GB_OK);
+    gb_image_state(&store, GB_IMAGE_OPEN, BOOT, 9, 1);
+    if (check_below(2))
+        while (gb_room_ring(&store, GB_TELL_LEAST) == GB_AGAIN) gb_head_enter(&store);
+    for (uint32_t i = 0; i < acts; i++) act(5000u + i);
+}
+
+/* Keys in the order of use, as one number. */
+static uint64_t order(void) {
+    uint64_t n = 1;
+    gb_ref head = gb_index_list(&store.index);
+    for (gb_ref at = store.index.root->lru.next; at != head; at = gb_list_at(store.base, at)->next) {
+        gb_ref ref = GB_ENTRY_OF_LRU(at);
+        n = (n ^ gb_entry_at(store.base, ref)->hash ^ gb_store_due(&store, ref)) * 0x100000001B3u;
+    }
+    return n;
+}
+
+static enum gb_err mend(struct gb_fault *f) {
+    uint64_t *scratch = calloc(gb_mend_scratch(length), sizeof *scratch);
+    CHECK(gb_room_attach(&store, image, length) == GB_OK);
+    store.live = true;
+    gb_room_rebase(&store, image);
+    enum gb_err err = gb_mend(&store, scratch, f);
+    free(scratch);
+    return err;
+}
+
+/* What nobody interrupted is the same afterwards: entries, order, deadlines, counts. */
+static void unharmed(uint32_t acts) {
+    make(acts);
+    uint64_t was = order(), keys = store.head->key_bytes, values = store.head->value_bytes;
+    uint32_t count = store.head->table.count, timed = store.head->wheel.count;
+    struct gb_fault f = {0};
+    CHECK(mend(&f) == GB_OK);
+    SOUND(gb_chain_check, &store);
+    CHECK(order() == was && store.head->table.count == count && store.head->wheel.count == timed);
+    CHECK(store.head->key_bytes == keys && store.head->value_bytes == values);
+    for (uint32_t i = 0; i < 40u; i++) act(9000u + i); /* and it goes on */
+    SOUND(gb_chain_check, &store);
+}
+
+/* Intents that were written down and not yet followed. */
+static void intents(void) {
+    struct gb_fault f = {0};
+    make(60);
+    gb_ref timed = 0;
+    for (gb_ref at = store.head->arena.first; at < store.head->arena.end; at += gb_arena_size(&store.index.arena, at)) {
+        uint32_t word = gb_entry_at(image, at)->word, both = GB_WORD_TTL | GB_WORD_EXTRA;
+        if (gb_word_kind(word) == GB_KIND_ENTRY && (word & both) == both) timed = at;
+    }
+    struct gb_intent *i = &store.head->intent;
+    if (timed) {
+        *i = (struct gb_intent){.op = GB_INTENT_RETIME, .from = timed, .due = 77777, .hard = 88888, .idle = 5,
+                                .flags = gb_extra_at(image, timed, gb_entry_at(image, timed)->word)->flags & ~GB_EXTRA_WIDE};
+        CHECK(mend(&f) == GB_OK && gb_store_due(&store, timed) == 77777);
+        SOUND(gb_chain_check, &store);
+    }
+    uint64_t seq = gb_room_seq(&store);
+    *i = (struct gb_intent){.op = GB_INTENT_RING, .size = store.head->ring.granules, .due = length, .seq = seq + 1u};
+    CHECK(mend(&f) == GB_OK && gb_room_seq(&store) == (store.head->ring.granules ? seq : 0));
+    SOUND(gb_chain_check, &store);
+    i->op = GB_INTENT_CLEAR;
+    CHECK(mend(&f) == GB_OK && store.head->table.count == 0 && i->op == GB_INTENT_NONE);
+    SOUND(gb_chain_check, &store);
+    const struct gb_intent wrong[] = {{.op = GB_INTENT_SLIDE, .from = 1, .size = 3}, {.op = GB_INTENT_RING, .due = length + 8u},
+                                      {.op = GB_INTENT_RETIME, .from = 3}, {.op = GB_INTENT_RING, .due = 8}};
+    for (uint32_t n = 0; n < 4u; n++) {
+        make(5);
+        *i = wrong[n];
+        CHECK(mend(&f) == GB_BADIMAGE && f.rule);
+    }
+}
+
+static void verdicts(void) {
+    struct gb_fault f = {0};
+    make(20);
+    CHECK(gb_image_judge(image, length, BOOT, 9, &f) == GB_IMAGE_KILLED);
+    CHECK(gb_image_judge(image, length, OTHER, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 4"));
+    CHECK(gb_image_judge(image, length, BOOT, 8, &f) == GB_IMAGE_LOST && strstr(f.rule, "copy"));
+    CHECK(gb_image_judge(image, 100, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 1"));
+    gb_image_seal(&store);
+    CHECK(gb_image_judge(image, length, OTHER, 8, &f) == GB_IMAGE_CLEAN);
+    uint64_t sizes[] = {offsetof(struct gb_head, magic), offsetof(struct gb_head, version), offsetof(struct gb_head, layout),
+                        offsetof(struct gb_head, key_bytes), offsetof(struct gb_head, counters), offsetof(struct gb_head, table),
+                        offsetof(struct gb_head, arena), offsetof(struct gb_head, checksum), sizeof(struct gb_head) - 8u};
+    for (uint32_t n = 0; n < sizeof sizes / sizeof *sizes; n++) {
+        image[sizes[n]] ^= 1u;
+        CHECK(gb_image_judge(image, length, BOOT, 9, &f) == GB_IMAGE_LOST);
+        image[sizes[n]] ^= 1u;
+    }
+    store.head->arena.end++; /* a right sum over roots that lie nowhere */
+    gb_image_seal(&store);
+    CHECK(gb_image_judge(image, length, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 2"));
+    store.head->arena.end--;
+    store.head->length += 8u;
+    gb_image_seal(&store);
+    CHECK(gb_image_judge(image, length, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 1"));
+    store.head->length -= 8u;
+    gb_image_state(&store, GB_IMAGE_LOADING, BOOT, 9, 1);
+    CHECK(gb_image_judge(image, length, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 4"));
+}
+
+int main(int argc, char **argv) {
+    check_start(argc, argv);
+    length = gb_room_smallest() + (1u << 17);
+    image = malloc(length);
+    for (uint32_t round = 0; round < 60; round++) {
+        unharmed(check_below(300));
+        if (round % 4u == 0) intents();
+        if (round % 10u == 0) verdicts();
+    }
+    free(image);
+    for (uint32_t round = 0; round < 12000; round++) { /* any bytes changed: fuzz_mend.c, from dice */
+        static uint8_t input[700];
+        size_t size = 30u + check_below(670);
+        for (size_t i = 0; i < size; i++) input[i] = (uint8_t)check_random();
+        LLVMFuzzerTestOneInput(input, size);
+    }
+    return check_done();
+}
