@@ -40,6 +40,7 @@ static bool whole_entry(const struct mending *m, gb_ref ref, uint32_t word) {
     const struct gb_extra *x = gb_extra_at(m->s->base, ref, word);
     bool chain = x->flags & GB_EXTRA_CHAIN;
     bool agrees = gb_word_klen(word) == (x->key_len < GB_KLEN_LONG ? x->key_len : GB_KLEN_LONG);
+    agrees &= chain || !x->chain; /* who frees the block believes it */
     return agrees && x->val_len <= GB_CHAIN_VALUE_MAX && need + x->key_len + (chain ? 0u : x->val_len) <= size;
 }
 
@@ -292,6 +293,12 @@ static bool list_again(struct mending *m) {
     return !m->bare || gb_broken(m->f, "mend 2: a chain holds its value's length", 0, 0, m->bare);
 }
 
+/* Header and extra words of what stands there end before the arena does. */
+static bool lies(const struct mending *m, gb_ref at) {
+    if (at < m->first || at >= m->end) return false;
+    return gb_header_bytes(word_of(m, at)) <= (uint64_t)(m->end - at) * GB_GRANULE;
+}
+
 /* A slide that was under way: the rest of the copy; then those forward of the block learn its place. */
 static void finish_slide(struct mending *m) {
     struct gb_store *s = m->s;
@@ -299,9 +306,10 @@ static void finish_slide(struct mending *m) {
     gb_arena_slide_finish(&s->index.arena);
     uint32_t word = word_of(m, i->to);
     gb_ref back = gb_extent_at(s->base, i->to)->prev, link = gb_entry_at(s->base, i->to)->lru.prev;
-    if (gb_word_kind(word) == GB_KIND_ENTRY && link < m->end) {
+    bool linked = link == gb_index_list(&s->index) || (link > m->first && link < m->end);
+    if (gb_word_kind(word) == GB_KIND_ENTRY && linked) {
         gb_list_at(s->base, link)->next = GB_LRU_OF(i->to);
-    } else if (gb_word_kind(word) == GB_KIND_EXTENT && back >= m->first && back < m->end) {
+    } else if (gb_word_kind(word) == GB_KIND_EXTENT && lies(m, back)) {
         uint32_t before = word_of(m, back);
         if (gb_word_kind(before) == GB_KIND_EXTENT) gb_extent_at(s->base, back)->next = i->to;
         else if (gb_word_kind(before) == GB_KIND_ENTRY && (before & GB_WORD_EXTRA))
@@ -321,14 +329,15 @@ static bool finish(struct mending *m, bool *cleared) {
         *cleared = true;
     }
     if (i->op == GB_INTENT_RETIME) {
-        uint32_t word = i->from >= m->first && i->from < m->end ? word_of(m, i->from) : 0;
+        uint32_t word = lies(m, i->from) ? word_of(m, i->from) : 0;
         const uint32_t both = GB_WORD_TTL | GB_WORD_EXTRA;
         if (gb_word_kind(word) != GB_KIND_ENTRY || (word & both) != both)
             return gb_broken(m->f, "mend 1: an intent is within the arena", i->from, m->end, word);
         gb_index_retime_finish(&s->index, i);
     }
     if (i->op == GB_INTENT_RING) {
-        if (i->due < gb_room_smallest() + (uint64_t)i->size * GB_GRANULE)
+        bool ring = i->size >= GB_TELL_LEAST && i->seq;
+        if (i->due < gb_room_smallest() + (uint64_t)i->size * GB_GRANULE || (i->size && !ring))
             return gb_broken(m->f, "mend 1: an intent is within the arena", i->size, s->mapped, i->due);
         h->length = i->due;
         if (i->size) gb_ring_format(&s->ring, (gb_ref)(i->due / GB_GRANULE) - i->size, i->size, i->seq);
@@ -352,7 +361,8 @@ static bool frame(struct mending *m) {
 static bool stretch(struct mending *m) {
     struct gb_store *s = m->s;
     gb_ref end = gb_room_end(s);
-    bool apart = s->head->ring.granules && s->head->ring.at != end + 1u;
+    gb_ref ring = s->head->ring.granules;
+    bool apart = ring && (ring < GB_TELL_LEAST || s->head->ring.at != end + 1u);
     if (apart || m->end > end)
         return gb_broken(m->f, "mend 1: the arena ends where the ring begins", m->end, end, s->head->ring.at);
     if (m->end < end) { /* a ring or a length was about to change */

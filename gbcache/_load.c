@@ -246,7 +246,7 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
     bool take = gb_snap_put(l->store, &r, l->now, l->wall, l->head.saved_at, &p);
     p.key.bytes = key;
     bool inside = take && gb_store_fits_inline(&p) && first == x->bytes;
-    bool text = true, begun = take && !inside && chain_begin(l, &w, &p), filling = begun;
+    bool text = true, zero = true, begun = take && !inside && chain_begin(l, &w, &p), filling = begun;
     gb_digest_sum_begin(&sum, about(&l->head));
     gb_digest_sum_add(&sum, x, offsetof(struct gb_snap_frame, sum));
     while (done < x->bytes) {
@@ -257,9 +257,10 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
         uint64_t from = done > skip ? done : skip, to = done + n < end ? done + n : end;
         if (from < to && r.head.types >> 2 == GB_BOX_ASCII) text &= ascii(bytes + (from - done), to - from);
         if (filling && from < to) filling = chain_on(l, &w, &p, bytes + (from - done), (uint32_t)(to - from));
+        for (uint64_t i = done > end ? done : end; i < done + n; i++) zero &= !bytes[i - done];
         done += n;
     }
-    bool right = bytes && text && gb_digest_sum_end(&sum) == x->sum;
+    bool right = bytes && text && zero && gb_digest_sum_end(&sum) == x->sum;
     bool made = right && inside;
     if (made) {
         p.value = bytes + skip;
@@ -270,6 +271,7 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
     l->dropped += right && !made;
     l->records++;
     if (bytes && !text) return wrong(&l->fault, "ASCII text is ASCII", at);
+    if (bytes && !zero) return wrong(&l->fault, "the rest of a record is zero", at);
     return right || (bytes && wrong(&l->fault, "a frame's checksum is right", at));
 }
 
