@@ -185,7 +185,7 @@ cdef class SealedImage:
 
     cdef object _value(self, const gb_snap_record *r):
         cdef uint32_t kind = r.head.types >> 2
-        return owned(gb_box_finish(&self.door, kind, gb_box_raw(kind, r.value, r.head.value_len)))
+        return gb_box_finish(&self.door, kind, gb_box_raw(kind, r.value, r.head.value_len))
 
     cdef object _key(self, const gb_snap_record *r):
         raw = PyBytes_FromStringAndSize(<const char *>r.key, r.head.key_len)
@@ -233,10 +233,11 @@ cdef class SealedImage:
                 yield self._key(&r)
             elif what == 1:
                 yield self._value(&r)
-            elif what == 2:
-                yield self._key(&r), self._value(&r)
             else:
-                yield self._key(&r), self._value(&r), r.times.due / 1000.0 if r.head.timed else None
+                key = self._key(&r)  # may run Python, and a thread that closes this
+                self._ready()
+                value = self._value(&r)
+                yield (key, value) if what == 2 else (key, value, r.times.due / 1000.0 if r.head.timed else None)
 
     def _head(self):
         self._ready()

@@ -262,7 +262,7 @@ cdef extern from "_hot.h":
     bint gb_box_core_key(const gb_door *d, const gb_box *b, gb_key *k)
     void gb_box_drop(gb_box *b)
     object gb_box_key_object(uint32_t type, PyObject *raw)
-    PyObject *gb_box_finish(const gb_door *d, uint32_t type, PyObject *raw)
+    object gb_box_finish(const gb_door *d, uint32_t type, PyObject *raw)
     PyObject *gb_box_raw(uint32_t type, const uint8_t *bytes, uint32_t n)
     int gb_hot_install(void *type, size_t basic_size) except -1
     PyObject *gb_hot_read(gb_door *d, PyObject *key, gb_hot_how how)

@@ -89,6 +89,7 @@ def remove(path: str) -> None:
 def _open_beside(path: str) -> int:
     """The file a new version is written to: locked, empty. What a killed process left is used again."""
     while True:
+        there = os.path.lexists(path)
         fd = open_file(path, own=True, write=True, create=True)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,6 +106,8 @@ def _open_beside(path: str) -> int:
                 errno.EAGAIN, "another save to the same file is under way", path
             ) from None
         except BaseException:
+            if not there:
+                remove(path)
             os.close(fd)
             raise
         os.close(fd)

@@ -380,3 +380,25 @@ def test_a_copy_of_an_open_live_file_is_not_believed(folder: Path) -> None:
     with pytest.raises(ImageError, match="another file"):
         Cache("1MB", path=folder / "text", on_error="empty")
     assert (folder / "text").read_text() == "not ours\n" * 9000
+
+
+UNDECODABLE = """
+class Codec:
+    def encode(self, value): return b"x"
+    def decode(self, data): raise ZeroDivisionError("not today")
+cache = gbcache.Cache("100kB", codec=Codec())
+cache["k"] = [1]
+cache.save(sys.argv[1])
+found = gbcache.Cache.open(sys.argv[1], "r", codec=Codec())
+for read in (lambda: found["k"], lambda: found.get("k"), lambda: list(found.items()), lambda: list(found.entries())):
+    try:
+        read()
+    except ZeroDivisionError:
+        continue
+    raise SystemExit("it did not raise")
+"""
+
+
+def test_a_value_that_cannot_be_decoded_raises(folder: Path) -> None:
+    ran = run(UNDECODABLE, folder / "a.gbs")
+    assert ran.returncode == 0, (ran.returncode, ran.stderr[-500:])
