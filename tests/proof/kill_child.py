@@ -61,7 +61,7 @@ class Plan:
     """One thread writes all keys, and clears now and then."""
     options: dict[str, Any] = field(default_factory=dict)
     plant: str = ""
-    """A fault to be found: an operation in 500 that is acknowledged and not done (or done wrong)."""
+    """A fault to be found: an operation in 50 that is acknowledged and not done (or done wrong)."""
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -129,7 +129,7 @@ class Writer:
         return State(TEXT if dice < 0.1 else BYTES, self.ledger.next(slot), length, due, ttl)
 
     def planted(self, what: str) -> bool:
-        return self.plant == what and self.rng.random() < 0.002
+        return self.plant == what and self.rng.random() < 0.02
 
     # --- what is seen ----------------------------------------------------------------------------
 
