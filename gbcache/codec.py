@@ -28,7 +28,9 @@ __all__ = [
     "TypedCodec",
     "decode_key",
     "encode_key",
+    "pack_value",
     "resolve",
+    "unpack_value",
 ]
 
 DEPTH_MAX = 200
@@ -294,6 +296,46 @@ def name_of(codec: Codec) -> str:
     known = {TypedCodec: "typed", PickleCodec: "pickle"}.get(kind)
     name = known or f"{kind.__module__}.{kind.__qualname__}"
     return name.encode("ascii", "replace").decode()[-63:]
+
+
+# --- values of a far side: atoms by a tag, ints as text, which INCR of a server understands ---------
+
+
+def pack_value(codec: Codec, value: Any) -> bytes:
+    """The bytes of a value, atom or not. Raises what `codec.encode` does."""
+    kind = type(value)
+    if kind is bytes:
+        return b"b" + value
+    if kind is str:
+        return b"s" + value.encode("utf-8", "surrogatepass")
+    if kind is int and -(2**63) <= value < 2**63:
+        return b"%d" % value
+    if kind is float:
+        return b"f" + struct.pack("<d", value)
+    if value is None or kind is bool:
+        return b"N" if value is None else b"T" if value else b"F"
+    return b"c" + codec.encode(value)
+
+
+def unpack_value(codec: Codec, data: bytes) -> Any:
+    """The value `pack_value` made `data` of. Raises ValueError for anything it never returns, and what
+    `codec.decode` does."""
+    tag = data[:1]
+    if tag == b"b":
+        return data[1:]
+    if tag == b"s":
+        return data[1:].decode("utf-8", "surrogatepass")
+    if tag == b"c":
+        return codec.decode(data[1:])
+    if tag == b"f" and len(data) == 9:
+        return struct.unpack("<d", data[1:])[0]
+    if data in (b"N", b"T", b"F"):
+        return None if data == b"N" else data == b"T"
+    if tag in b"-0123456789" and 0 < len(data) <= 20:
+        number = int(data)
+        if b"%d" % number == data and -(2**63) <= number < 2**63:
+            return number
+    raise ValueError(f"not an encoded value: {len(data)} bytes {data[:16]!r}")
 
 
 # --- keys ----------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BudgetError", "ClosedError", "GbError", "ImageError"]
+__all__ = ["BudgetError", "ClosedError", "FarError", "GbError", "ImageError"]
 
 
 class GbError(Exception):
@@ -15,6 +15,14 @@ class BudgetError(GbError, ValueError):
 
 class ClosedError(GbError, ValueError):
     """A cache was used after `close()`, or before its `__init__` had run."""
+
+
+class FarError(GbError, OSError):
+    """The far side of a `Tiered` could not do it: not reached in time, its disk full, its connection lost.
+
+    Trying again may help. Of a write it is not known whether it took place. What the far side itself raised is
+    the ``__cause__``.
+    """
 
 
 class ImageError(GbError, ValueError):

@@ -1,0 +1,67 @@
+"""What lies behind a `Tiered`: the far side, a slow authority that has everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+__all__ = ["Far", "Feed", "Listener"]
+
+
+@runtime_checkable
+class Far(Protocol):
+    """What a far side has to do. All methods may be called from any thread, and no lock of ours is held.
+
+    Keys are those of a `Cache`. A TTL is seconds, from 0 excluded; None: for ever. What cannot be done is raised:
+    `FarError` where trying again may help, `ImageError` where what is stored is damaged.
+
+    A far side may also have these, and `Tiered` then uses them:
+
+    ``incr(key, delta, initial, ttl) -> int``: adds to an int, atomically; an absent one begins at `initial` + `delta` with `ttl`, one
+    that is there keeps its TTL. TypeError where the value is no int, OverflowError beyond 64 bits.
+    ``add(key, value, ttl) -> bool``: stores if the key is absent, atomically.
+    ``count() -> int``, ``clear() -> int`` (how many there were): else by `scan`.
+    ``feed``: as in `Feed`.
+    """
+
+    def get_many(self, keys: Sequence[Any]) -> dict[Any, tuple[Any, float | None]]:
+        """Of the keys that are there: the value, and the seconds left (None: it does not expire)."""
+
+    def put_many(self, items: Sequence[tuple[Any, Any, float | None]]) -> None:
+        """Stores (key, value, TTL), in their order. When it returns, all are acknowledged, in the strength that the
+        far side states; if it raises, any of them may be stored or not, but none in part."""
+
+    def delete_many(self, keys: Sequence[Any]) -> list[bool]:
+        """Removes; for each, in order, whether it was there."""
+
+    def scan(self, cursor: Any = None, count: int = 1000) -> tuple[list[Any], Any]:
+        """About `count` keys from a place on, and the place to go on from; None: that was all. From None on, a key
+        that is there all the while comes up at least once; one that comes or goes meanwhile may."""
+
+    def sync(self) -> None:
+        """When it returns, all that was acknowledged before survives a power cut, as far as the far side can."""
+
+    def close(self) -> None:
+        """Gives everything back. Twice is allowed."""
+
+
+class Listener(Protocol):
+    """What a far side with others writing to it tells its near side. Never called under a lock of the far side's."""
+
+    def changed(self, keys: Sequence[Any] | None) -> None:
+        """Somebody wrote or removed these keys (None: any): copies of them are out of date."""
+
+    def lost(self) -> None:
+        """From now on changes may go untold: no copy is to be trusted until `restored`."""
+
+    def restored(self) -> None:
+        """All changes from now on are told again; what was copied before is out of date."""
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """A far side that others write to, and that tells of it."""
+
+    def feed(self, listener: Listener) -> None:
+        """Has `listener` told from now on, from a thread of the far side's. Its first call is `restored`, made when the channel
+        stands; until then, as after `lost`, nothing read may be kept as a copy."""
