@@ -90,7 +90,8 @@ bool gb_load_head(int fd, uint64_t length, struct gb_snap_head *h, struct gb_loa
                 h->slots > h->entries && h->slots <= UINT32_MAX && h->entries <= (h->index_at - GB_SNAP_HEAD) / 16u &&
                 h->frames <= (h->index_at - GB_SNAP_HEAD) / FRAME_HEAD && h->index_at / GB_GRANULE <= UINT32_MAX;
     if (!lies) return wrong(f, "lengths and counts of the head are those of the file", offsetof(struct gb_snap_head, entries));
-    if (memchr(h->codec, 0, sizeof h->codec) == NULL || h->saved_at < 0 || h->saved_at > (int64_t)1 << 50 ||
+    if (memchr(h->codec, 0, sizeof h->codec) == NULL || h->saved_at < 0 || h->saved_at > 253402300799999 /* the year 9999 ends */ ||
+        h->max_entries > UINT32_MAX ||
         h->seq >= (uint64_t)1 << 62)
         return wrong(f, "names, times and numbers of the head are possible ones", offsetof(struct gb_snap_head, saved_at));
     return true;

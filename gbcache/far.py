@@ -17,8 +17,8 @@ class Far(Protocol):
 
     A far side may also have these, and `Tiered` then uses them:
 
-    ``incr(key, delta, initial, ttl) -> int``: adds to an int, atomically; an absent one begins at `initial` + `delta` with `ttl`, one
-    that is there keeps its TTL. TypeError where the value is no int, OverflowError beyond 64 bits.
+    ``incr(key, delta, initial, ttl) -> int``: adds to an int, atomically; an absent one begins at `initial` +
+    `delta` with `ttl`, one that is there keeps its TTL. TypeError where it is no int, OverflowError beyond 64 bits.
     ``add(key, value, ttl) -> bool``: stores if the key is absent, atomically.
     ``count() -> int``, ``clear() -> int`` (how many there were): else by `scan`.
     ``feed``: as in `Feed`.
@@ -63,5 +63,5 @@ class Feed(Protocol):
     """A far side that others write to, and that tells of it."""
 
     def feed(self, listener: Listener) -> None:
-        """Has `listener` told from now on, from a thread of the far side's. Its first call is `restored`, made when the channel
-        stands; until then, as after `lost`, nothing read may be kept as a copy."""
+        """Has `listener` told from now on, from a thread of the far side's. Its first call is `restored`, made when
+        the channel stands; until then, as after `lost`, nothing read may be kept as a copy."""

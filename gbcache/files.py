@@ -89,9 +89,9 @@ def remove(path: str) -> None:
 def _open_beside(path: str) -> int:
     """The file a new version is written to: locked, empty. What a killed process left is used again."""
     while True:
-        there = os.path.lexists(path)
-        fd = open_file(path, own=True, write=True, create=True)
+        there, fd = os.path.lexists(path), -1
         try:
+            fd = open_file(path, own=True, write=True, create=True)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same(fd, path):  # not renamed or removed between the two
                 try:
@@ -108,7 +108,8 @@ def _open_beside(path: str) -> int:
         except BaseException:
             if not there:
                 remove(path)
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
             raise
         os.close(fd)
 

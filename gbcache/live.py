@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import files, memory, snapshot
-from ._packed import judge, live_head, read_head
+from ._packed import judge, live_head, read_head, smallest
 from .errors import ImageError
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class LiveFile:
                     return "mended", "its process was killed"
                 reason = "image: " + str(cache._fault())
             if mapped is not None:
-                length = length or (live_head(mapped) or {"length": None})["length"]
+                said = (live_head(mapped) or {"length": 0})["length"] // 8 * 8
+                length = length or (said if smallest() <= said <= len(mapped) else None)
                 mapped.close()
         elif length is None and not os.path.exists(self.checkpoint):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
@@ -169,15 +170,24 @@ class LiveFile:
             raise ImageError(self.path, None, rule)
         try:
             if length is None:
-                length = (
-                    read_head(source, os.fstat(source).st_size, self.checkpoint)["max_bytes"]
-                    // 8
-                    * 8
-                )
+                length = self._length_of(source)
             return self._fill_new(cache, length, attach, on_error, reason, source, there)
         finally:
             if source >= 0:
                 os.close(source)
+
+    def _length_of(self, source: int) -> int:
+        """What a checkpoint says its cache was."""
+        if source < 0:
+            raise ImageError(
+                self.path, None, "it says how large it was, or a checkpoint does: give max_bytes="
+            )
+        asked = read_head(source, os.fstat(source).st_size, self.checkpoint)["max_bytes"]
+        if not smallest() <= asked <= memory.MOST:
+            raise ImageError(
+                self.checkpoint, None, f"its max_bytes={asked} is possible: give max_bytes="
+            )
+        return int(asked) // 8 * 8
 
     def _open_checkpoint(self) -> int:
         try:
@@ -269,9 +279,9 @@ class LiveFile:
 
     def release(self) -> None:
         """Gives up the lock: the file may be opened by others."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1  # closed, even where that fails: never twice
+        if fd >= 0:
+            os.close(fd)
 
     def __del__(self) -> None:
         self._stop.set()

@@ -6,7 +6,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -186,6 +186,16 @@ def open_copy(
         os.close(fd)
 
 
+class _Values(ValuesView[Any]):  # not by a look-up of each key, which may have expired meanwhile
+    def __iter__(self) -> Iterator[Any]:
+        return self._mapping._pairs(1)  # type: ignore[attr-defined, no-any-return]
+
+
+class _Items(ItemsView[Any, Any]):
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return self._mapping._pairs(2)  # type: ignore[attr-defined, no-any-return]
+
+
 class Sealed(SealedImage, Mapping[Any, Any]):
     """A snapshot opened read-only: a mapping whose pages all processes share. See `Cache.open`.
 
@@ -229,6 +239,12 @@ class Sealed(SealedImage, Mapping[Any, Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return self._pairs(0)
+
+    def values(self) -> ValuesView[Any]:
+        return _Values(self)
+
+    def items(self) -> ItemsView[Any, Any]:
+        return _Items(self)
 
     def get_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
         """A dict of those keys that are there."""
