@@ -13,7 +13,7 @@ static bool check_lists(const struct gb_arena *a, uint64_t listed, struct gb_fau
     for (uint32_t class = 0; class < GB_ARENA_CLASSES; class++) {
         gb_ref head = list_of(a, class);
         uint64_t n = 0;
-        if (!gb_list_check(a->base, head, r->end, &n, f)) return false;
+        if (!gb_list_check(a->base, head, r->end, r->end, &n, f)) return false;
         bool bit = (r->bits[class >> 6] >> (class & 63u)) & 1u;
         if (bit != (n > 0))
             return gb_broken(f, "arena 6: a class's bit says whether its list is empty", class,

@@ -178,6 +178,11 @@ static inline uint32_t gb_header_bytes(uint32_t word) {
            ((word & GB_WORD_EXTRA) ? (uint32_t)sizeof(struct gb_extra) : 0u);
 }
 
+/* Whether an entry at `ref` may be looked at: all but key and value end where the arena does. Where nothing is trusted. */
+static inline bool gb_entry_lies(uint8_t *base, gb_ref ref, gb_ref end) {
+    return ref && ref < end && gb_header_bytes(gb_entry_at(base, ref)->word) <= (uint64_t)(end - ref) * GB_GRANULE;
+}
+
 /* Counts steps of the present lock hold. Process-local, never in the image. */
 struct gb_work {
     uint32_t steps;

@@ -20,7 +20,7 @@ static bool roots_lie(const struct gb_head *h, uint64_t mapped, struct gb_fault 
     gb_ref end = (gb_ref)(h->length / GB_GRANULE) - 1u - h->ring.granules;
     bool lies = h->arena.first == GB_HEAD_GRANULES && h->arena.end == end && h->arena.hand <= end &&
                 h->arena.gap < end && h->index.lru.next < end && h->index.lru.prev < end && h->trash < end &&
-                (!h->ring.granules || h->ring.at == end + 1u);
+                (!h->ring.granules || (h->ring.granules >= GB_TELL_LEAST && h->ring.at == end + 1u));
     for (uint32_t i = 0; i < GB_DIR_ROOTS; i++) lies &= h->table.dirs[i] < end;
     return lies || gb_broken(f, "image 2: roots lie in the arena", h->arena.first, end, h->arena.end);
 }

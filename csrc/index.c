@@ -136,14 +136,16 @@ void gb_index_walk_end(struct gb_index *ix, uint32_t id) {
 bool gb_index_check(const struct gb_index *ix, struct gb_fault *f) {
     uint64_t listed = 0, timed = 0, count = ix->table.root->count;
     if (!gb_arena_check(&ix->arena, f) || !gb_table_check(&ix->table, f) ||
-        !gb_wheel_check(&ix->wheel, f) ||
-        !gb_list_check(ix->base, gb_index_list(ix), count, &listed, f))
+        !gb_wheel_check(&ix->wheel, ix->arena.root->end, f) ||
+        !gb_list_check(ix->base, gb_index_list(ix), ix->arena.root->end, count, &listed, f))
         return false;
     if (listed != count)
         return gb_broken(f, "index 1: the list's length is the table's count", 0, count, listed);
     gb_ref head = gb_index_list(ix), at = ix->root->lru.next;
     for (; at != head; at = gb_list_at(ix->base, at)->next) {
         gb_ref ref = GB_ENTRY_OF_LRU(at);
+        if (!gb_entry_lies(ix->base, ref, ix->arena.root->end))
+            return gb_broken(f, "index 2: a listed entry is found by its hash", ref, ix->arena.root->end, at);
         uint32_t bucket = gb_table_bucket_of(&ix->table, gb_entry_at(ix->base, ref)->hash);
         const struct gb_bucket *b = gb_table_bucket(&ix->table, bucket);
         bool found = false;

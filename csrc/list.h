@@ -63,12 +63,14 @@ static inline void gb_list_moved(uint8_t *base, gb_ref to) {
     gb_list_at(base, l->next)->prev = to;
 }
 
-/* Walks the whole list; `limit` bounds it in a broken image. Deep checks only. */
-static inline bool gb_list_check(uint8_t *base, gb_ref head, uint64_t limit, uint64_t *count,
+/* Walks the whole list; in a broken image `end` bounds the refs and `limit` their number. Deep checks only. */
+static inline bool gb_list_check(uint8_t *base, gb_ref head, gb_ref end, uint64_t limit, uint64_t *count,
                                  struct gb_fault *f) {
     gb_ref at = head;
     for (uint64_t n = 0; n <= limit; n++) {
         gb_ref next = gb_list_at(base, at)->next;
+        if (!next || next >= end)
+            return gb_broken(f, "list 1: next(l).prev == l", at, at, next);
         if (gb_list_at(base, next)->prev != at)
             return gb_broken(f, "list 1: next(l).prev == l", at, at, gb_list_at(base, next)->prev);
         at = next;

@@ -293,10 +293,8 @@ static bool list_again(struct mending *m) {
     return !m->bare || gb_broken(m->f, "mend 2: a chain holds its value's length", 0, 0, m->bare);
 }
 
-/* Header and extra words of what stands there end before the arena does. */
 static bool lies(const struct mending *m, gb_ref at) {
-    if (at < m->first || at >= m->end) return false;
-    return gb_header_bytes(word_of(m, at)) <= (uint64_t)(m->end - at) * GB_GRANULE;
+    return at >= m->first && gb_entry_lies(m->s->base, at, m->end);
 }
 
 /* A slide that was under way: the rest of the copy; then those forward of the block learn its place. */

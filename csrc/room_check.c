@@ -4,13 +4,18 @@
 /* Adds up one chain; its extents name the one before, and hold `want` bytes. */
 static bool check_extents(const struct gb_store *s, gb_ref owner, gb_ref at, uint64_t want,
                         uint64_t *granules, struct gb_fault *f) {
-    uint64_t held = 0;
+    uint64_t held = 0, most = s->head->arena.end;
     for (gb_ref before = owner; at; at = gb_extent_at(s->base, at)->next) {
         const struct gb_extent *x = gb_extent_at(s->base, at);
-        if (gb_word_kind(x->word) != GB_KIND_EXTENT || (before && x->prev != before))
+        if (at + 1u >= most || *granules > most)
+            return gb_broken(f, "room 3: an extent names the one before", at, most, *granules);
+        uint32_t size = gb_word_granules(x->word);
+        if (gb_word_kind(x->word) != GB_KIND_EXTENT || !size || size > most - at || (before && x->prev != before))
             return gb_broken(f, "room 3: an extent names the one before", at, before, x->prev);
+        if (x->used + sizeof *x > (uint64_t)size * GB_GRANULE)
+            return gb_broken(f, "room 3: a chain holds its value's length", at, size, x->used);
         held += x->used;
-        *granules += gb_word_granules(x->word);
+        *granules += size;
         before = at;
     }
     if (held != want)
@@ -63,12 +68,14 @@ bool gb_room_check(const struct gb_store *s, struct gb_fault *f) {
         return gb_broken(f, "room 1: key and value bytes are the sums over the entries", keys,
                          h->key_bytes, h->value_bytes);
     for (gb_ref t = h->trash; t;) { /* a trashed chain's head names the next chain */
-        const struct gb_extent *x = gb_extent_at(s->base, t);
-        if (gb_word_kind(x->word) != GB_KIND_EXTENT)
-            return gb_broken(f, "room 2: the trash holds extents", t, GB_KIND_EXTENT, x->word);
-        gb_ref chain = x->prev;
-        for (; t; t = gb_extent_at(s->base, t)->next)
-            extents += gb_word_granules(gb_extent_at(s->base, t)->word);
+        gb_ref chain = t < h->arena.end ? gb_extent_at(s->base, t)->prev : 0;
+        for (; t; t = gb_extent_at(s->base, t)->next) {
+            const struct gb_extent *x = gb_extent_at(s->base, t);
+            if (t + 1u >= h->arena.end || gb_word_kind(x->word) != GB_KIND_EXTENT ||
+                !gb_word_granules(x->word) || extents > h->arena.end)
+                return gb_broken(f, "room 2: the trash holds extents", t, GB_KIND_EXTENT, extents);
+            extents += gb_word_granules(x->word);
+        }
         t = chain;
     }
     for (uint32_t i = 0; i < GB_HEAD_PINS; i++) {

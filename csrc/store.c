@@ -226,7 +226,7 @@ bool gb_store_check(const struct gb_store *s, struct gb_fault *f) {
         uint32_t word = gb_entry_at(s->base, ref)->word, klen = gb_key_len(s->base, ref, word);
         uint64_t used = (uint64_t)gb_header_bytes(word) + klen;
         if (!gb_store_is_chain(s, ref, word)) used += gb_value_len(s->base, ref, word);
-        if (used > gb_word_granules(word) * GB_GRANULE)
+        if (used > gb_word_granules(word) * GB_GRANULE || gb_word_granules(word) > h->arena.end - ref)
             return gb_broken(f, "store 2: key and value lie inside the block", ref,
                              gb_word_granules(word) * GB_GRANULE, used);
         struct gb_key k;

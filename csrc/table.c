@@ -290,6 +290,12 @@ void gb_table_moved(struct gb_table *t, gb_ref from, gb_ref to) {
     }
 }
 
+/* Whether `size` bytes at `ref` are the arena's. */
+static bool within(const struct gb_table *t, gb_ref ref, size_t size) {
+    gb_ref end = t->arena->root->end;
+    return ref && ref < end && size <= (uint64_t)(end - ref) * GB_GRANULE;
+}
+
 static bool check_chain(const struct gb_table *t, uint32_t number, uint64_t *count,
                         struct gb_fault *f) {
     const struct gb_bucket *b = gb_table_bucket(t, number);
@@ -302,14 +308,17 @@ static bool check_chain(const struct gb_table *t, uint32_t number, uint64_t *cou
         for (uint32_t left = full; left; left &= left - 1u) {
             gb_ref ref = b->ref[__builtin_ctz(left)];
             const struct gb_entry *e = gb_entry_at(t->base, ref);
+            if (!gb_entry_lies(t->base, ref, t->arena->root->end))
+                return gb_broken(f, "table 1: an entry is in its hash's bucket", ref, t->arena->root->end, number);
             if (gb_word_kind(e->word) != GB_KIND_ENTRY || gb_table_bucket_of(t, e->hash) != number)
                 return gb_broken(f, "table 1: an entry is in its hash's bucket", ref, number,
                                  gb_table_bucket_of(t, e->hash));
         }
         if (!b->overflow) return true;
-        if (overflow_at(t, b->overflow)->owner != number)
-            return gb_broken(f, "table 5: an overflow bucket names its chain", b->overflow, number,
-                             overflow_at(t, b->overflow)->owner);
+        if (*count > t->root->count)
+            return gb_broken(f, "table 3: count is the number of filled slots", number, t->root->count, *count);
+        if (!within(t, b->overflow, sizeof(struct gb_overflow)) || overflow_at(t, b->overflow)->owner != number)
+            return gb_broken(f, "table 5: an overflow bucket names its chain", b->overflow, number, 0);
         b = &overflow_at(t, b->overflow)->bucket;
     }
 }
@@ -320,16 +329,18 @@ bool gb_table_check(const struct gb_table *t, struct gb_fault *f) {
     for (uint32_t d = 0; d < GB_DIR_ROOTS; d++) {
         gb_ref dir = t->root->dirs[d];
         if (!dir) continue;
-        if (directory_at(t, dir)->number != d)
-            return gb_broken(f, "table 5: a directory names its place", dir, d,
-                             directory_at(t, dir)->number);
+        if (!within(t, dir, sizeof(struct gb_directory)) || directory_at(t, dir)->number != d)
+            return gb_broken(f, "table 5: a directory names its place", dir, d, 0);
         for (uint32_t i = 0; i <= DIR_MASK; i++) {
             gb_ref chunk = directory_at(t, dir)->chunk[i];
             if (!chunk) continue;
-            seen++;
+            uint32_t number = (d << GB_DIR_SHIFT) + i;
             const struct gb_chunk *c = (const struct gb_chunk *)gb_at(t->base, chunk);
-            if (c->number != (d << GB_DIR_SHIFT) + i)
-                return gb_broken(f, "table 5: a chunk names its place", chunk, i, c->number);
+            if (!within(t, chunk, sizeof *c) || c->number != number)
+                return gb_broken(f, "table 5: a chunk names its place", chunk, number, 0);
+            if (number >= chunks)
+                return gb_broken(f, "table 4: chunks are as many as the buckets need", chunk, chunks, number);
+            seen++;
         }
     }
     if (seen != chunks)

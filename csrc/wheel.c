@@ -106,11 +106,11 @@ uint64_t gb_wheel_next(const struct gb_wheel *w) {
     return next_event(w, &tick, &level) ? tick << GB_WHEEL_TICK_SHIFT : UINT64_MAX;
 }
 
-static bool check_slot(const struct gb_wheel *w, uint32_t level, uint32_t slot, uint64_t *count,
+static bool check_slot(const struct gb_wheel *w, gb_ref end, uint32_t level, uint32_t slot, uint64_t *count,
                        struct gb_fault *f) {
     gb_ref head = slot_head(w, level, slot);
     uint64_t n = 0, clock = w->root->tick;
-    if (!gb_list_check(w->base, head, w->root->count, &n, f)) return false;
+    if (!gb_list_check(w->base, head, end, w->root->count, &n, f)) return false;
     bool bit = (w->root->bits[level] >> slot) & 1u;
     if (bit != (n > 0))
         return gb_broken(f, "wheel 1: a bit says whether its slot is empty", level * 100 + slot,
@@ -118,6 +118,8 @@ static bool check_slot(const struct gb_wheel *w, uint32_t level, uint32_t slot, 
     gb_ref at = gb_list_at(w->base, head)->next;
     for (; at != head; at = gb_list_at(w->base, at)->next) {
         gb_ref entry = GB_ENTRY_OF_WHEEL(at);
+        if (at < 3u || !gb_entry_lies(w->base, entry, end) || !(gb_entry_at(w->base, entry)->word & GB_WORD_TTL))
+            return gb_broken(f, "wheel 2: a timer is an entry's", entry, end, at);
         uint64_t deadline = gb_wheel_deadline(w, entry), tick = tick_of(deadline);
         if (tick < clock) tick = clock;
         bool emptying = slot_at(clock, level) == slot;
@@ -133,11 +135,11 @@ static bool check_slot(const struct gb_wheel *w, uint32_t level, uint32_t slot, 
     return true;
 }
 
-bool gb_wheel_check(const struct gb_wheel *w, struct gb_fault *f) {
+bool gb_wheel_check(const struct gb_wheel *w, gb_ref end, struct gb_fault *f) {
     uint64_t count = 0;
     for (uint32_t l = 0; l < GB_WHEEL_LEVELS; l++)
         for (uint32_t s = 0; s < GB_WHEEL_SLOTS; s++)
-            if (!check_slot(w, l, s, &count, f)) return false;
+            if (!check_slot(w, end, l, s, &count, f)) return false;
     if (count != w->root->count)
         return gb_broken(f, "wheel 4: count is the number of linked timers", 0, w->root->count,
                          count);

@@ -59,7 +59,8 @@ gb_ref gb_wheel_due(struct gb_wheel *w, uint64_t now, struct gb_work *work, uint
                     bool *more);
 /* ms when the next due() may find something to do, UINT64_MAX if nothing is linked. */
 uint64_t gb_wheel_next(const struct gb_wheel *w);
-bool gb_wheel_check(const struct gb_wheel *w, struct gb_fault *f);
+/* `end`: of the entries. */
+bool gb_wheel_check(const struct gb_wheel *w, gb_ref end, struct gb_fault *f);
 
 /* The deadline in full. A narrow one is understood relative to the wheel's clock: it cannot lie
  * further from it than 2^31 ms, because the clock passes no timer that is still linked. */

@@ -167,20 +167,24 @@ class Cache(Persistent, Common):
             recovery = self._file.open(self, length, attach, on_error)
             self.recovery = recovery
         housekeeper.register(self)
-        if path is not None:
-            self._found(max_bytes)
-        total = self._figures()[2]["total"]
-        room = max(16384, min(1 << 20, total // 16)) if ring is None else ring
-        self._hub, self._events_room = None, room
-        self._filled(ring)
-        if (
-            ring is not None
-            and self.recovery is not None
-            and self.recovery.how not in ("new", "clean")
-        ):
-            self._tell_recovered()
+        self._hub = None
+        try:
+            self._begin(max_bytes, ring)
+        except BaseException:
+            self.close()  # a live file would be nobody's, and locked
+            raise
         if every is not None and self._file is not None:
             self._file.keep_synced(self, every)
+
+    def _begin(self, max_bytes: int | str | None, ring: int | None) -> None:
+        if self._file is not None:
+            self._found(max_bytes)
+        total = self._figures()[2]["total"]
+        self._events_room = max(16384, min(1 << 20, total // 16))
+        self._filled(ring)
+        how = self.recovery.how if self.recovery is not None else "new"
+        if ring is not None and how not in ("new", "clean"):
+            self._tell_recovered()
 
     def _filled(self, events: int | str | None) -> None:
         """What it begins with is there: from here on changes are recorded, if they are to be."""

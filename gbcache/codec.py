@@ -305,9 +305,9 @@ def pack_value(codec: Codec, value: Any) -> bytes:
     """The bytes of a value, atom or not. Raises what `codec.encode` does."""
     kind = type(value)
     if kind is bytes:
-        return b"b" + value
+        return b"".join((b"b", value))
     if kind is str:
-        return b"s" + value.encode("utf-8", "surrogatepass")
+        return b"s" + str.encode(value, "utf-8", "surrogatepass")
     if kind is int and -(2**63) <= value < 2**63:
         return b"%d" % value
     if kind is float:

@@ -165,9 +165,17 @@ def _opened(
             shutil.copyfile(str(path) + live.CHECKPOINT, copy + live.CHECKPOINT)
             os.chmod(copy + live.CHECKPOINT, 0o600)
         _take_over(copy)
-        with Cache(None, path=copy, codec=codec) as cache:
+        with Cache(None, path=copy, codec=codec, housekeeping=False) as cache:
             assert cache.recovery is not None
+            _walk(path, cache)  # a file that was closed is opened without a look at what is in it
             yield cache, cache.recovery.how
+
+
+def _walk(path: Path, cache: Cache) -> None:
+    try:
+        cache.check()
+    except AssertionError as error:
+        raise ImageError(str(path), None, str(error)) from None
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -179,7 +187,6 @@ def _check(args: argparse.Namespace) -> int:
         return 3
     try:
         with _opened(args.file, args.codec, _progress(args.quiet, "check")) as (cache, how):
-            cache.check()
             entries = len(cache)
         said: dict[str, Any] = {
             "file": str(args.file),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import files, memory, snapshot
-from ._packed import judge, live_head, read_head, smallest
+from ._packed import PackedStore, judge, live_head, read_head, smallest
 from .errors import ImageError
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class LiveFile:
         try:
             how, reason = self._open(cache, length, attach, on_error)
         except BaseException:
+            if not cache.closed:  # its mapping would keep the lock
+                with contextlib.suppress(OSError):
+                    PackedStore.close(cache)
             self.release()
             raise
         return Recovery(how, len(cache), reason, time.perf_counter() - begun)
@@ -82,38 +86,42 @@ class LiveFile:
         reason = "there is no live file"
         if self._lock_existing():
             mapped = self._map_existing()
-            verdict, reason = (
-                judge(mapped, self.boot, self.id_of(self.fd)) if mapped else ("lost", "it is empty")
-            )
-            if mapped is not None and not is_live(
-                mapped[:8]
-            ):  # whatever on_error says: it is not ours to replace
-                mapped.close()
-                rule = "a live file begins with GBcache1: this is another file; remove it, or give another path"
-                raise ImageError(self.path, 0, rule)
-            if mapped is not None and verdict != "lost":
-                head = live_head(mapped) or {}  # it was judged: it has one
-                snapshot.check_codec(self.path, head["codec"], cache._codec)
-                if attach(
-                    mapped,
-                    how="mend" if verdict == "killed" else "clean",
-                    boot=self.boot,
-                    file_id=self.id_of(self.fd),
-                ):
-                    if verdict == "clean":
-                        mapped.flush(
-                            0, mmap.PAGESIZE
-                        )  # OPEN is on disk before anything else changes
-                        return "clean", ""
-                    return "mended", "its process was killed"
-                reason = "image: " + str(cache._fault())
-            if mapped is not None:
-                said = (live_head(mapped) or {"length": 0})["length"] // 8 * 8
-                length = length or (said if smallest() <= said <= len(mapped) else None)
-                mapped.close()
+            if mapped is None:
+                reason = "it is empty"
+            else:
+                try:
+                    how, reason = self._use(cache, mapped, attach)
+                    said = (live_head(mapped) or {"length": 0})["length"] // 8 * 8
+                    known = said if smallest() <= said <= len(mapped) else None
+                finally:
+                    with contextlib.suppress(BufferError):  # where it is the cache's now
+                        mapped.close()
+                if how:
+                    return how, reason
+                length = length or known
         elif length is None and not os.path.exists(self.checkpoint):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
         return self._rebuild(cache, length, attach, on_error, reason)
+
+    def _use(
+        self, cache: Persistent, mapped: mmap.mmap, attach: Callable[..., bool]
+    ) -> tuple[str, str]:
+        """Attaches the cache to what was found; how, or "", and why."""
+        verdict, reason = judge(mapped, self.boot, self.id_of(self.fd))
+        if not is_live(mapped[:8]):  # whatever on_error says: it is not ours to replace
+            rule = "a live file begins with GBcache1: this is another file; remove it, or give another path"
+            raise ImageError(self.path, 0, rule)
+        if verdict == "lost":
+            return "", reason
+        head = live_head(mapped) or {}  # it was judged: it has one
+        snapshot.check_codec(self.path, head["codec"], cache._codec)
+        how = "mend" if verdict == "killed" else "clean"
+        if not attach(mapped, how=how, boot=self.boot, file_id=self.id_of(self.fd)):
+            return "", "{}: at {}, want {}, got {}".format(*cache._fault())
+        if verdict == "killed":
+            return "mended", "its process was killed"
+        mapped.flush(0, mmap.PAGESIZE)  # OPEN is on disk before anything else changes
+        return "clean", ""
 
     @staticmethod
     def id_of(fd: int) -> int:
@@ -135,6 +143,10 @@ class LiveFile:
             self.release()
 
     def _lock(self, fd: int) -> None:
+        for _ in range(10):  # `python -m gbcache` may be looking whether anybody has it open
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(0.001)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -130,12 +130,8 @@ class Persistent(PackedStore):
 
     def _found(self, max_bytes: int | str | None) -> None:
         """A live file that was there: it gets the size that is asked for, and somebody looks after its TTLs."""
-        try:
-            if max_bytes is not None and self.max_bytes != bytes_of(max_bytes):
-                self.resize(max_bytes)
-        except BaseException:
-            self.close()
-            raise
+        if max_bytes is not None and self.max_bytes != bytes_of(max_bytes):
+            self.resize(max_bytes)
 
     def _look_after(self) -> None:
         if self._timed() and self._keeps():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ def pytest_report_header() -> str:
 
 def pytest_configure() -> None:
     """A suite that ran against another build than it was told to would prove nothing."""
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as in a shell's background: tests send it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     expect = os.environ.get("GB_EXPECT")
     root = Path(__file__).parent.parent
     wanted = root if expect == "normal" else root / "build" / str(expect)

@@ -402,3 +402,13 @@ for read in (lambda: found["k"], lambda: found.get("k"), lambda: list(found.item
 def test_a_value_that_cannot_be_decoded_raises(folder: Path) -> None:
     ran = run(UNDECODABLE, folder / "a.gbs")
     assert ran.returncode == 0, (ran.returncode, ran.stderr[-500:])
+
+
+def test_a_constructor_that_fails_leaves_the_file_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.gbc"
+    with pytest.raises(ValueError, match="does not fit") as told:
+        Cache("60kB", path=path, events="50kB")
+    with Cache(
+        "60kB", path=path
+    ) as cache:  # while the exception, and so its frames, are still there
+        assert told.value and len(cache) == 0

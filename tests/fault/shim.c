@@ -1,9 +1,17 @@
-/* shim.c - loaded before libc: records what is written under one directory, or makes one call of it fail.
+/* shim.c - loaded before libc: has one call under a directory fail, or records all that is written there.
  *
- * SHIM_ROOT    the directory; other files are left alone.
- * SHIM_LOG     records go there: one line a call, bytes in hex.
- * SHIM_FAIL    "function:n:errno": the n-th call of it (from 1) fails; errno "short": it does half, "eintr": EINTR once.
- * SHIM_COUNT   where to write, at exit, how many calls of SHIM_FAIL's function there were.
+ * It does nothing until it is told to, by calls (ctypes.CDLL(None)), so that one process tries every turn:
+ *
+ *   shim_root(path)              what is watched; nothing else is touched, and nothing else is counted
+ *   shim_arm(name, n, error, how)   the n-th call of `name` from here on does what `how` says; "" counts all
+ *   shim_disarm()                how many calls of that name there were
+ *   shim_log(path)               what is written from here on is recorded there; NULL: no longer
+ *   shim_mark(text)              a line of its own in the record
+ *
+ * how: 0 it fails with `error`; 1 it fails, and so do all after it; 2 it does half of what it was asked to.
+ * A `close` that fails has closed, as Linux does it. A record is a line: call, inode, path, other path, two numbers,
+ * bytes in hex. Stores into a mapping are no calls: before each line come, as "page" lines, the pages of watched shared
+ * mappings that changed since the last one.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -13,133 +21,339 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const char *root, *fail_name;
-static int fail_at, fail_errno, fail_short, calls, inside;
+#define PAGE 4096u
+#define MAPS 8
+enum { FAIL, FAIL_ON, HALF };
+
+static char root[4096], armed[32];
+static int turn, error_no, how, calls, is_armed;
 static FILE *out;
+static struct map {
+    unsigned long long inode;
+    unsigned char *at, *seen;
+    size_t bytes;
+} maps[MAPS];
 
-__attribute__((constructor)) static void begin(void) {
-    root = getenv("SHIM_ROOT");
-    const char *fail = getenv("SHIM_FAIL"), *path = getenv("SHIM_LOG");
-    static char name[64], how[64];
-    if (fail && sscanf(fail, "%63[^:]:%d:%63s", name, &fail_at, how) == 3) {
-        fail_name = name;
-        fail_short = !strcmp(how, "short");
-        fail_errno = !strcmp(how, "eintr") ? EINTR : atoi(how);
-    }
-    if (path) out = fopen(path, "w");
-}
-__attribute__((destructor)) static void end(void) {
-    const char *path = getenv("SHIM_COUNT");
-    FILE *f = path ? fopen(path, "w") : NULL;
-    if (f) fprintf(f, "%d", calls), fclose(f);
-    if (out) fclose(out);
-}
+#define REAL(type, name, ...)                                                                                \
+    static type (*real)(__VA_ARGS__);                                                                        \
+    if (!real) real = (type(*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
 
-static int ours_path(const char *path) { return root && path && !strncmp(path, root, strlen(root)); }
+/* --- what is watched, and what fails --------------------------------------------------------------------------- */
+
+static int ours_path(const char *path) {
+    size_t n = strlen(root);
+    return n && path && !strncmp(path, root, n) && (path[n] == '/' || !path[n]);
+}
 static const char *name_of(int fd) {
-    static char name[4096], link[64];
+    static __thread char name[4096], link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    int kept = errno;
     ssize_t n = readlink(link, name, sizeof name - 1);
+    errno = kept;
     name[n > 0 ? n : 0] = 0;
     return name;
 }
-static int ours(int fd) { return !inside && ours_path(name_of(fd)); }
-/* Whether this call is the one to fail; errno is set then. */
+static int ours(int fd) { return *root && (is_armed || out) && fd > 2 && ours_path(name_of(fd)); }
+
+/* Of a call that is watched: whether it is to fail (or to do half), with errno set. */
 static int fails(const char *name) {
-    if (!fail_name || strcmp(fail_name, name) || ++calls != fail_at) return 0;
-    errno = fail_errno;
+    if (!is_armed || (*armed && strcmp(armed, name))) return 0;
+    calls++;
+    if (!*armed || (calls != turn && !(how == FAIL_ON && calls > turn))) return 0;
+    errno = error_no;
     return 1;
 }
-static void note(const char *what, int fd, const char *more) {
-    if (out) fprintf(out, "%s %s %s\n", what, name_of(fd), more), fflush(out);
-}
-#define REAL(type, name, ...)                                                                      \
-    static type (*real)(__VA_ARGS__);                                                              \
-    if (!real) real = (type(*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
 
-ssize_t pwrite64(int fd, const void *p, size_t n, off64_t at) {
+void shim_root(const char *path) { snprintf(root, sizeof root, "%s", path); }
+void shim_arm(const char *name, int n, int error, int what) {
+    snprintf(armed, sizeof armed, "%s", name);
+    turn = n, error_no = error, how = what, calls = 0, is_armed = 1;
+}
+int shim_disarm(void) {
+    is_armed = 0;
+    return calls;
+}
+
+/* --- what is recorded ------------------------------------------------------------------------------------------ */
+
+static void hex(const unsigned char *p, size_t n) {
+    static const char digit[] = "0123456789abcdef";
+    for (size_t i = 0; i < n; i++) putc(digit[p[i] >> 4], out), putc(digit[p[i] & 15], out);
+}
+static void changed_pages(void) {
+    for (struct map *m = maps; m < maps + MAPS; m++)
+        for (size_t at = 0; m->at && at < m->bytes; at += PAGE) {
+            size_t n = m->bytes - at < PAGE ? m->bytes - at : PAGE;
+            if (!memcmp(m->at + at, m->seen + at, n)) continue;
+            memcpy(m->seen + at, m->at + at, n);
+            fprintf(out, "page %llu - - %zu 0 ", m->inode, at);
+            hex(m->seen + at, n);
+            putc('\n', out);
+        }
+}
+static unsigned long long inode_of(int fd) {
+    REAL(int, "fstat64", int, struct stat64 *);
+    struct stat64 found;
+    return real(fd, &found) ? 0 : found.st_ino;
+}
+static unsigned long long inode_at(const char *path) {
+    struct stat64 found;
+    return lstat64(path, &found) ? 0 : found.st_ino;
+}
+static void note(const char *what, unsigned long long inode, const char *path, const char *other, long long a,
+                 long long b, const void *p, size_t n) {
+    if (!out) return;
+    int kept = errno;
+    changed_pages();
+    fprintf(out, "%s %llu %s %s %lld %lld ", what, inode, path, other, a, b);
+    hex(p, n);
+    putc('\n', out);
+    fflush(out);
+    errno = kept;
+}
+static void note_fd(const char *what, int fd, long long a, const void *p, size_t n) {
+    if (out) note(what, inode_of(fd), name_of(fd), "-", a, 0, p, n);
+}
+void shim_log(const char *path) {
+    if (out) changed_pages(), fclose(out);
+    out = path ? fopen(path, "w") : NULL;
+}
+void shim_mark(const char *text) { note("mark", 0, text, "-", 0, 0, NULL, 0); }
+
+static void map_begin(int fd, void *at, size_t bytes) {
+    struct map *m = maps;
+    while (m < maps + MAPS && m->at) m++;
+    if (m == maps + MAPS) abort();
+    m->inode = inode_of(fd);
+    m->at = at, m->bytes = bytes, m->seen = malloc(bytes);
+    memcpy(m->seen, at, bytes);
+}
+static void map_end(void *at) {
+    for (struct map *m = maps; m < maps + MAPS; m++)
+        if (m->at && m->at == at) {
+            if (out) changed_pages();
+            free(m->seen);
+            m->at = NULL;
+        }
+}
+static struct map *map_of(const void *p) {
+    for (struct map *m = maps; m < maps + MAPS; m++)
+        if (m->at && (const unsigned char *)p >= m->at && (const unsigned char *)p < m->at + m->bytes) return m;
+    return NULL;
+}
+
+/* --- the calls ------------------------------------------------------------------------------------------------- */
+
+static ssize_t write_at(int fd, const void *p, size_t n, off64_t at) {
     REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t);
     if (!ours(fd)) return real(fd, p, n, at);
     if (fails("pwrite")) {
-        if (!fail_short) return -1;
+        if (how != HALF) return -1;
         n = n > 1 ? n / 2 : n;
     }
     ssize_t done = real(fd, p, n, at);
-    if (out && done > 0) {
-        fprintf(out, "pwrite %s %lld ", name_of(fd), (long long)at);
-        for (ssize_t i = 0; i < done; i++) fprintf(out, "%02x", ((const unsigned char *)p)[i]);
-        fprintf(out, "\n"), fflush(out);
-    }
+    if (done > 0) note_fd("pwrite", fd, at, p, (size_t)done);
     return done;
 }
-ssize_t pwrite(int fd, const void *p, size_t n, off_t at) { return pwrite64(fd, p, n, at); }
-ssize_t pread64(int fd, void *p, size_t n, off64_t at) {
+ssize_t pwrite64(int fd, const void *p, size_t n, off64_t at) { return write_at(fd, p, n, at); }
+ssize_t pwrite(int fd, const void *p, size_t n, off_t at) { return write_at(fd, p, n, at); }
+ssize_t write(int fd, const void *p, size_t n) {
+    REAL(ssize_t, "write", int, const void *, size_t);
+    if (!ours(fd)) return real(fd, p, n);
+    if (fails("write")) {
+        if (how != HALF) return -1;
+        n = n > 1 ? n / 2 : n;
+    }
+    long long at = lseek64(fd, 0, SEEK_CUR);
+    ssize_t done = real(fd, p, n);
+    if (done > 0) note_fd("pwrite", fd, at, p, (size_t)done);
+    return done;
+}
+static ssize_t read_at(int fd, void *p, size_t n, off64_t at) {
     REAL(ssize_t, "pread64", int, void *, size_t, off64_t);
     if (ours(fd) && fails("pread")) {
-        if (!fail_short) return -1;
+        if (how != HALF) return -1;
         n = n > 1 ? n / 2 : n;
     }
     return real(fd, p, n, at);
 }
-ssize_t pread(int fd, void *p, size_t n, off_t at) { return pread64(fd, p, n, at); }
-int ftruncate64(int fd, off64_t n) {
+ssize_t pread64(int fd, void *p, size_t n, off64_t at) { return read_at(fd, p, n, at); }
+ssize_t pread(int fd, void *p, size_t n, off_t at) { return read_at(fd, p, n, at); }
+ssize_t read(int fd, void *p, size_t n) {
+    REAL(ssize_t, "read", int, void *, size_t);
+    if (ours(fd) && fails("read")) {
+        if (how != HALF) return -1;
+        n = n > 1 ? n / 2 : n;
+    }
+    return real(fd, p, n);
+}
+
+static int cut(int fd, off64_t n) {
     REAL(int, "ftruncate64", int, off64_t);
-    char more[32];
     if (!ours(fd)) return real(fd, n);
     if (fails("ftruncate")) return -1;
-    snprintf(more, sizeof more, "%lld", (long long)n);
-    note("ftruncate", fd, more);
+    note_fd("ftruncate", fd, n, NULL, 0);
     return real(fd, n);
 }
-int ftruncate(int fd, off_t n) { return ftruncate64(fd, n); }
-int posix_fallocate64(int fd, off64_t at, off64_t n) {
+int ftruncate64(int fd, off64_t n) { return cut(fd, n); }
+int ftruncate(int fd, off_t n) { return cut(fd, n); }
+static int reserve(int fd, off64_t at, off64_t n) { /* its error is what it returns */
     REAL(int, "posix_fallocate64", int, off64_t, off64_t);
-    if (ours(fd) && fails("posix_fallocate")) return fail_errno;
+    if (!ours(fd)) return real(fd, at, n);
+    if (fails("fallocate")) return error_no;
+    note_fd("fallocate", fd, at + n, NULL, 0);
     return real(fd, at, n);
 }
-int posix_fallocate(int fd, off_t at, off_t n) { return posix_fallocate64(fd, at, n); }
+int posix_fallocate64(int fd, off64_t at, off64_t n) { return reserve(fd, at, n); }
+int posix_fallocate(int fd, off_t at, off_t n) { return reserve(fd, at, n); }
+static int allocate(int fd, int mode, off64_t at, off64_t n) {
+    REAL(int, "fallocate64", int, int, off64_t, off64_t);
+    if (!ours(fd)) return real(fd, mode, at, n);
+    if (fails("fallocate")) return -1;
+    note_fd("fallocate", fd, at + n, NULL, 0);
+    return real(fd, mode, at, n);
+}
+int fallocate64(int fd, int mode, off64_t at, off64_t n) { return allocate(fd, mode, at, n); }
+int fallocate(int fd, int mode, off_t at, off_t n) { return allocate(fd, mode, at, n); }
+
 int fsync(int fd) {
     REAL(int, "fsync", int);
     if (!ours(fd)) return real(fd);
     if (fails("fsync")) return -1;
-    note("fsync", fd, "");
+    note_fd("fsync", fd, 0, NULL, 0);
+    return real(fd);
+}
+int fdatasync(int fd) {
+    REAL(int, "fdatasync", int);
+    if (!ours(fd)) return real(fd);
+    if (fails("fdatasync")) return -1;
+    note_fd("fsync", fd, 0, NULL, 0);
     return real(fd);
 }
 int fchmod(int fd, mode_t mode) {
     REAL(int, "fchmod", int, mode_t);
     return ours(fd) && fails("fchmod") ? -1 : real(fd, mode);
 }
+int flock(int fd, int operation) {
+    REAL(int, "flock", int, int);
+    return ours(fd) && fails("flock") ? -1 : real(fd, operation);
+}
+int fstat64(int fd, struct stat64 *to) {
+    REAL(int, "fstat64", int, struct stat64 *);
+    return ours(fd) && fails("fstat") ? -1 : real(fd, to);
+}
+int fstat(int fd, struct stat *to) {
+    REAL(int, "fstat", int, struct stat *);
+    return ours(fd) && fails("fstat") ? -1 : real(fd, to);
+}
+int close(int fd) {
+    REAL(int, "close", int);
+    int fail = ours(fd) && fails("close");
+    int done = real(fd);
+    if (fail) errno = error_no;
+    return fail ? -1 : done;
+}
 int rename(const char *from, const char *to) {
     REAL(int, "rename", const char *, const char *);
     if (!ours_path(to)) return real(from, to);
     if (fails("rename")) return -1;
-    if (out) fprintf(out, "rename %s %s\n", from, to), fflush(out);
+    note("rename", inode_at(from), from, to, 0, 0, NULL, 0);
     return real(from, to);
 }
 int link(const char *from, const char *to) {
     REAL(int, "link", const char *, const char *);
-    return ours_path(to) && fails("link") ? -1 : real(from, to);
+    if (!ours_path(to)) return real(from, to);
+    if (fails("link")) return -1;
+    int done = real(from, to);
+    if (!done) note("link", inode_at(from), from, to, 0, 0, NULL, 0);
+    return done;
+}
+int linkat(int a, const char *from, int b, const char *to, int flags) {
+    REAL(int, "linkat", int, const char *, int, const char *, int);
+    if (!ours_path(to)) return real(a, from, b, to, flags);
+    if (fails("link")) return -1;
+    int done = real(a, from, b, to, flags);
+    if (!done) note("link", inode_at(from), from, to, 0, 0, NULL, 0);
+    return done;
 }
 int unlink(const char *path) {
     REAL(int, "unlink", const char *);
     if (!ours_path(path)) return real(path);
     if (fails("unlink")) return -1;
-    if (out) fprintf(out, "unlink %s\n", path), fflush(out);
+    note("unlink", inode_at(path), path, "-", 0, 0, NULL, 0);
     return real(path);
 }
-int open64(const char *path, int flags, ...) {
-    REAL(int, "open64", const char *, int, ...);
-    va_list list;
-    va_start(list, flags);
-    mode_t mode = flags & O_CREAT ? va_arg(list, mode_t) : 0;
-    va_end(list);
-    if (ours_path(path) && fails("open")) return -1;
-    return real(path, flags, mode);
+
+/* A file that was not there is recorded as "create", one that is emptied as "ftruncate". */
+static int open_at(int dir, const char *path, int flags, mode_t mode) {
+    REAL(int, "openat64", int, const char *, int, ...);
+    if (!ours_path(path)) return real(dir, path, flags, mode);
+    if (fails("open")) return -1;
+    struct stat64 there;
+    int fresh = flags & O_CREAT && lstat64(path, &there);
+    int fd = real(dir, path, flags, mode);
+    if (fd >= 0 && fresh) note("create", inode_at(path), path, "-", 0, 0, NULL, 0);
+    else if (fd >= 0 && flags & O_TRUNC) note("ftruncate", inode_at(path), path, "-", 0, 0, NULL, 0);
+    return fd;
 }
+#define OPENS()                 \
+    va_list list;                                                                                            \
+    va_start(list, flags);                                                                                   \
+    mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(list, mode_t) : 0;                                  \
+    va_end(list)
+int open64(const char *path, int flags, ...) {
+    OPENS();
+    return open_at(AT_FDCWD, path, flags, mode);
+}
+int open(const char *path, int flags, ...) {
+    OPENS();
+    return open_at(AT_FDCWD, path, flags, mode);
+}
+int openat64(int dir, const char *path, int flags, ...) {
+    OPENS();
+    return open_at(dir, path, flags, mode);
+}
+int openat(int dir, const char *path, int flags, ...) {
+    OPENS();
+    return open_at(dir, path, flags, mode);
+}
+
+static void *map_file(void *want, size_t n, int prot, int flags, int fd, off64_t at) {
+    REAL(void *, "mmap64", void *, size_t, int, int, int, off64_t);
+    int watched = fd >= 0 && ours(fd);
+    if (watched && fails("mmap")) return MAP_FAILED;
+    void *to = real(want, n, prot, flags, fd, at);
+    if (watched && out && to != MAP_FAILED && flags & MAP_SHARED && prot & PROT_WRITE) map_begin(fd, to, n);
+    return to;
+}
+void *mmap64(void *want, size_t n, int prot, int flags, int fd, off64_t at) { return map_file(want, n, prot, flags, fd, at); }
+void *mmap(void *want, size_t n, int prot, int flags, int fd, off_t at) { return map_file(want, n, prot, flags, fd, at); }
+int munmap(void *p, size_t n) {
+    REAL(int, "munmap", void *, size_t);
+    map_end(p);
+    return real(p, n);
+}
+void *mremap(void *p, size_t old, size_t n, int flags, ...) { /* as mmap.resize calls it */
+    REAL(void *, "mremap", void *, size_t, size_t, int, ...);
+    struct map *m = map_of(p);
+    void *to = real(p, old, n, flags);
+    if (m && to != MAP_FAILED) {
+        m->seen = realloc(m->seen, n);
+        if (n > old) memcpy(m->seen + old, (unsigned char *)to + old, n - old);
+        m->at = to, m->bytes = n;
+    }
+    return to;
+}
+/* Which mapping it is of is not looked for while nothing is recorded: only files are flushed. */
 int msync(void *p, size_t n, int flags) {
     REAL(int, "msync", void *, size_t, int);
-    return fails("msync") ? -1 : real(p, n, flags);
+    if (fails("msync")) return -1;
+    struct map *m = out ? map_of(p) : NULL;
+    if (m) note("msync", m->inode, "-", "-", (unsigned char *)p - m->at, (long long)n, NULL, 0);
+    return real(p, n, flags);
 }

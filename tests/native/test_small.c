@@ -39,7 +39,7 @@ static void list_random(uint32_t steps) {
         }
         struct gb_fault f = {0};
         uint64_t count = 0;
-        CHECK(gb_list_check(base, head, n, &count, &f) && count == n);
+        CHECK(gb_list_check(base, head, UINT32_MAX, n, &count, &f) && count == n);
         CHECK(gb_list_empty(base, head) == !n);
         gb_ref at = gb_list_at(base, head)->next, back = gb_list_at(base, head)->prev;
         for (k = 0; k < n; k++, at = gb_list_at(base, at)->next) CHECK(at == order[k]);
@@ -47,9 +47,9 @@ static void list_random(uint32_t steps) {
         for (k = n; k-- > 0; back = gb_list_at(base, back)->prev) CHECK(back == order[k]);
         CHECK(back == head);
         if (n < 2) continue;
-        CHECK(!gb_list_check(base, head, n - 1u, &count, &f) && strstr(f.rule, "list 2"));
+        CHECK(!gb_list_check(base, head, UINT32_MAX, n - 1u, &count, &f) && strstr(f.rule, "list 2"));
         gb_list_at(base, order[n / 2u])->prev ^= 1u;
-        CHECK(!gb_list_check(base, head, n, &count, &f) && strstr(f.rule, "list 1"));
+        CHECK(!gb_list_check(base, head, UINT32_MAX, n, &count, &f) && strstr(f.rule, "list 1"));
         gb_list_at(base, order[n / 2u])->prev ^= 1u;
     }
 }
