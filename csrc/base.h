@@ -72,7 +72,7 @@ enum gb_err { GB_ERRORS(GB_ENUM) GB_ERR_COUNT };
 #undef GB_ENUM
 
 /* Why an entry left. What a replace overwrites goes another way: it is one change. */
-enum gb_cause { GB_CAUSE_DELETE, GB_CAUSE_EVICT, GB_CAUSE_EXPIRE, GB_CAUSES };
+enum gb_cause { GB_CAUSE_DELETE, GB_CAUSE_EVICT, GB_CAUSE_EXPIRE, GB_CAUSE_INVALIDATE, GB_CAUSES };
 
 /* What a block is for; the ledger has one line for each. HEAD is the fixed front and the end mark. */
 enum gb_kind {

@@ -135,11 +135,12 @@ void gb_room_release(struct gb_store *s, gb_ref ref) {
 void gb_room_remove(struct gb_store *s, gb_ref ref, enum gb_cause cause) {
     static const uint8_t kinds[GB_CAUSES] = {[GB_CAUSE_DELETE] = GB_EVENT_DELETE,
                                              [GB_CAUSE_EVICT] = GB_EVENT_EVICT,
-                                             [GB_CAUSE_EXPIRE] = GB_EVENT_EXPIRE};
+                                             [GB_CAUSE_EXPIRE] = GB_EVENT_EXPIRE,
+                                             [GB_CAUSE_INVALIDATE] = GB_EVENT_INVALIDATE};
     struct gb_counters *c = &s->head->counters;
     gb_tell(s, (enum gb_event)kinds[cause], ref, 0, ref);
     gb_index_remove(&s->index, ref);
-    c->deletes += cause == GB_CAUSE_DELETE;
+    c->deletes += cause == GB_CAUSE_DELETE || cause == GB_CAUSE_INVALIDATE;
     c->evictions += cause == GB_CAUSE_EVICT;
     c->expirations += cause == GB_CAUSE_EXPIRE;
     gb_room_release(s, ref);

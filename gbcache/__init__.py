@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from .cache import Cache, ObjectCache
 from .codec import Codec
-from .errors import BudgetError, ClosedError, GbError, ImageError
+from .errors import BudgetError, ClosedError, FarError, GbError, ImageError
 from .events import OMITTED, Event, Kind
+from .far import Far
 from .live import Recovery
 from .memoize import memoize
 from .notify import Subscription
 from .snapshot import Save, Sealed, SnapshotInfo
 from .stats import Entry, Memory, ObjectEntry, Stats
+from .tier import Tiered, TierStats
 from .watch import Watch
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "Codec",
     "Entry",
     "Event",
+    "Far",
+    "FarError",
     "GbError",
     "ImageError",
     "Kind",
@@ -40,6 +44,8 @@ __all__ = [
     "SnapshotInfo",
     "Stats",
     "Subscription",
+    "TierStats",
+    "Tiered",
     "Watch",
     "memoize",
 ]

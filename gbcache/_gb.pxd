@@ -15,7 +15,7 @@ cdef extern from "_hot.h" nogil:
     enum gb_err:
         GB_OK, GB_AGAIN, GB_FULL, GB_TOOBIG, GB_LONGKEY, GB_EXISTS, GB_BUSY, GB_GONE, GB_SMALL, GB_BADIMAGE
     enum gb_cause:
-        GB_CAUSE_DELETE, GB_CAUSE_EVICT, GB_CAUSE_EXPIRE
+        GB_CAUSE_DELETE, GB_CAUSE_EVICT, GB_CAUSE_EXPIRE, GB_CAUSE_INVALIDATE
     enum gb_event:
         GB_EVENT_EXPIRE, GB_EVENT_RECOVER
     enum gb_op:
@@ -205,6 +205,7 @@ cdef extern from "_clock.h":
     ctypedef struct PyObject
     enum: GB_CLOCK_HEAD_START
     struct gb_clock:
+        uint64_t ttl
         PyObject *asks
         int64_t zero_ns
         double wall
@@ -269,11 +270,15 @@ cdef extern from "_hot.h":
     object gb_hot_item(PyObject *self, PyObject *key)
     int gb_hot_write(gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bint add) except -1
     int gb_hot_land(gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
-                    uint32_t stale) except -1
+                    uint32_t stale, bint over) except -1
     int gb_hot_timed(gb_door *d) except -1
-    int gb_hot_delete(gb_door *d, PyObject *key) except -1
+    int gb_hot_remove(gb_door *d, PyObject *key, gb_cause cause) except -1
     int gb_hot_has(gb_door *d, PyObject *key) except -1
     void gb_hot_times(gb_door *d, gb_put *p, uint64_t now, uint64_t ttl) noexcept nogil
+
+cdef extern from "_front.h":
+    ctypedef PyObject *(*gb_front_read)(PyObject *near, PyObject *key) noexcept
+    const char *GB_FRONT_CAPSULE
 
 cdef extern from "_args.h":
     void gb_args_key_error(PyObject *key) except *

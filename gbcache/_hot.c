@@ -156,12 +156,13 @@ int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *tt
 }
 
 int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
-                uint32_t stale) {
+                uint32_t stale, bool over) {
     const char *byte = gb_args_mark(mark);
-    return byte ? write_key(d, key, value, ttl, true, byte, stale) : -1; /* add: a later write stays */
+    if (!byte || (over && !gb_args_void(d->flights, key))) return -1;
+    return write_key(d, key, value, ttl, !over, byte, stale);
 }
 
-int gb_hot_delete(struct gb_door *d, PyObject *key) {
+int gb_hot_remove(struct gb_door *d, PyObject *key, enum gb_cause cause) {
     struct gb_box b;
     struct gb_key k;
     uint64_t now = 0;
@@ -171,7 +172,7 @@ int gb_hot_delete(struct gb_door *d, PyObject *key) {
     if (gb_clock_now(&d->clock, true, &now) && (in = gb_door_enter(d))) {
         ref = sane ? gb_store_live(&d->store, &k, now) : 0;
         bool past = ref && gb_store_is_past(&d->store, ref, now); /* kept for get_or_set alone */
-        if (ref) gb_room_remove(&d->store, ref, past ? GB_CAUSE_EXPIRE : GB_CAUSE_DELETE);
+        if (ref) gb_room_remove(&d->store, ref, past ? GB_CAUSE_EXPIRE : cause);
         if (past) ref = 0;
         gb_door_leave(d, GB_OP_REMOVE);
     }
@@ -254,7 +255,7 @@ static PyObject *hot_delete_many(PyObject *self, PyObject *keys) {
     Py_ssize_t removed = 0;
     int one = 0;
     for (Py_ssize_t i = 0; one >= 0 && i < PyTuple_GET_SIZE(all); i++) {
-        one = gb_hot_delete(&((gb_hot_store *)self)->door, PyTuple_GET_ITEM(all, i));
+        one = gb_hot_remove(&((gb_hot_store *)self)->door, PyTuple_GET_ITEM(all, i), GB_CAUSE_DELETE);
         removed += one > 0;
     }
     Py_DECREF(all);

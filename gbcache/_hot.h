@@ -53,11 +53,12 @@ PyObject *gb_hot_read(struct gb_door *d, PyObject *key, enum gb_hot_how how);
 PyObject *gb_hot_item(PyObject *self, PyObject *key);
 /* 1 written, 0 there already (add), -1 exception. `ttl` NULL: the cache's own. */
 int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add);
-/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. `stale`: ms. */
+/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. `stale`: ms. `over`: of a write, which
+ * replaces what is there, and voids flights; without it a later write stays. */
 int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
-                uint32_t stale);
+                uint32_t stale, bool over);
 /* 1 removed, 0 was not there, -1 exception. */
-int gb_hot_delete(struct gb_door *d, PyObject *key);
+int gb_hot_remove(struct gb_door *d, PyObject *key, enum gb_cause cause);
 /* 1 there, 0 not, -1 exception. No use, no stats. */
 int gb_hot_has(struct gb_door *d, PyObject *key);
 /* Fills in the deadline of a write at `now` with a TTL of `ttl` ms. */

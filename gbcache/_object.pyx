@@ -7,6 +7,7 @@ the lock: what may run Python code lies before or after the changes to the index
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free
+from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
@@ -18,7 +19,7 @@ from .memory import MOST, copy_needed
 from .stats import ObjectEntry
 from .units import seconds_of
 
-__all__ = ["ObjectStore", "smallest"]
+__all__ = ["FRONT", "ObjectStore", "smallest"]
 
 cdef tuple KINDS = ("free", "entries", "extents", "buckets", "overflow", "directory", "ring",
                     "pending", "head")  # in the order of enum gb_kind
@@ -112,7 +113,7 @@ cdef class ObjectStore:
         gb_quick_write(&self.refs, <PyObject *>key, <PyObject *>value, NULL, False)
 
     def __delitem__(self, key):
-        if not gb_quick_delete(&self.refs, <PyObject *>key):
+        if not gb_quick_remove(&self.refs, <PyObject *>key, GB_CAUSE_DELETE):
             gb_args_key_error(<PyObject *>key)
 
     def __contains__(self, key):
@@ -276,10 +277,19 @@ cdef class ObjectStore:
         cdef PyObject *value = gb_quick_read(&self.refs, <PyObject *>key, GB_QUICK_STALE if serve else GB_QUICK_KEPT)
         return default if is_miss(value) else owned(value)
 
-    def _land(self, key, value, ttl, flight, uint32_t stale):
-        """Stores what a flight loaded, unless it was voided; whether it did. `stale`: ms."""
+    def _land(self, key, value, ttl, flight, uint32_t stale, bint over=False):
+        """Stores what a flight loaded, unless it was voided; whether it did. `stale`: ms. `over`: what a write
+        wrote elsewhere first, over what is here."""
         return gb_quick_land(&self.refs, <PyObject *>key, <PyObject *>value,
-                             NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight, stale) == 1
+                             NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight, stale, over) == 1
+
+    def _invalidate(self, key):
+        """Removes what changed elsewhere; whether it was here."""
+        return gb_quick_remove(&self.refs, <PyObject *>key, GB_CAUSE_INVALIDATE) == 1
+
+    def _own_ttl(self):
+        """Seconds an entry lives where a write does not say; None: for ever."""
+        return self.refs.clock.ttl / 1000.0 or None
 
     def _leave(self, key, flight, bint loaded, bint failed):
         """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
@@ -384,6 +394,14 @@ cdef class ObjectStore:
 
 
 include "_object_readers.pxi"
+
+
+cdef PyObject *read_object(PyObject *near, PyObject *key) noexcept:
+    return gb_quick_read(&(<ObjectStore>near).refs, key, GB_QUICK_READ)
+
+
+FRONT = PyCapsule_New(<void *>read_object, GB_FRONT_CAPSULE, NULL)
+"""How the front of a `Tiered` reads an ObjectStore."""
 
 
 def grow(ObjectStore store):

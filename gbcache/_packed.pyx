@@ -32,7 +32,7 @@ cdef extern from "Python.h":
     int PyGC_Disable()
     int PyGC_Enable()
 
-__all__ = ["BUILD", "KEY_MAX", "UNSET", "PackedStore", "smallest"]
+__all__ = ["BUILD", "KEY_MAX", "UNSET", "Front", "PackedStore", "smallest"]
 
 KEY_MAX = GB_KEY_MAX
 BUILD = {
@@ -75,7 +75,7 @@ cdef class PackedStore(PackedImage):
         gb_hot_write(&self.door, <PyObject *>key, <PyObject *>value, NULL, False)
 
     def __delitem__(self, key):
-        if not gb_hot_delete(&self.door, <PyObject *>key):
+        if not gb_hot_remove(&self.door, <PyObject *>key, GB_CAUSE_DELETE):
             gb_args_key_error(<PyObject *>key)
 
     def __contains__(self, key):
@@ -204,10 +204,19 @@ cdef class PackedStore(PackedImage):
         cdef PyObject *value = gb_hot_read(&self.door, <PyObject *>key, GB_HOT_STALE if serve else GB_HOT_KEPT)
         return default if is_miss(value) else owned(value)
 
-    def _land(self, key, value, ttl, flight, uint32_t stale):
-        """Stores what a flight loaded, unless it was voided; whether it did. `stale`: ms."""
+    def _land(self, key, value, ttl, flight, uint32_t stale, bint over=False):
+        """Stores what a flight loaded, unless it was voided; whether it did. `stale`: ms. `over`: what a write
+        wrote elsewhere first, over what is here."""
         return gb_hot_land(&self.door, <PyObject *>key, <PyObject *>value,
-                           NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight, stale) == 1
+                           NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight, stale, over) == 1
+
+    def _invalidate(self, key):
+        """Removes what changed elsewhere; whether it was here."""
+        return gb_hot_remove(&self.door, <PyObject *>key, GB_CAUSE_INVALIDATE) == 1
+
+    def _own_ttl(self):
+        """Seconds an entry lives where a write does not say; None: for ever."""
+        return self.door.clock.ttl / 1000.0 or None
 
 
 cdef bint is_miss(PyObject *value) except -1:
@@ -215,6 +224,9 @@ cdef bint is_miss(PyObject *value) except -1:
     if value != NULL:
         return False
     return -1 if PyErr_Occurred() != NULL else True
+
+
+include "_front.pxi"
 
 
 cdef install():

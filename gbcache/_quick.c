@@ -172,12 +172,13 @@ int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *
 }
 
 int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl,
-                  PyObject *mark, uint32_t stale) {
+                  PyObject *mark, uint32_t stale, bool over) {
     const char *byte = gb_args_mark(mark);
-    return byte ? write_key(r, key, value, ttl, true, byte, stale) : -1; /* add: a later write stays */
+    if (!byte || (over && !gb_args_void(r->flights, key))) return -1;
+    return write_key(r, key, value, ttl, !over, byte, stale);
 }
 
-int gb_quick_delete(struct gb_refs *r, PyObject *key) {
+int gb_quick_remove(struct gb_refs *r, PyObject *key, enum gb_cause cause) {
     struct gb_refs_aside aside;
     uint64_t hash, now;
     gb_ref ref;
@@ -186,7 +187,7 @@ int gb_quick_delete(struct gb_refs *r, PyObject *key) {
     if (found <= 0) return found;
     bool due = gb_clock_due(&r->clock, &r->index, ref, &now);
     gb_refs_begin(&aside);
-    gb_refs_remove(r, ref, due ? GB_CAUSE_EXPIRE : GB_CAUSE_DELETE, &aside);
+    gb_refs_remove(r, ref, due ? GB_CAUSE_EXPIRE : cause, &aside);
     gb_refs_release(r, &aside);
     return !due;
 }
@@ -358,7 +359,7 @@ static PyObject *quick_delete_many(PyObject *self, PyObject *keys) {
     int one = 0;
     if (!all) return NULL;
     for (Py_ssize_t i = 0; one >= 0 && i < PyTuple_GET_SIZE(all); i++) {
-        one = gb_quick_delete(refs_of(self), PyTuple_GET_ITEM(all, i));
+        one = gb_quick_remove(refs_of(self), PyTuple_GET_ITEM(all, i), GB_CAUSE_DELETE);
         removed += one > 0;
     }
     Py_DECREF(all);

@@ -44,11 +44,12 @@ PyObject *gb_quick_hit(struct gb_refs *r, PyObject *key, uint64_t hash);
 PyObject *gb_quick_item(PyObject *self, PyObject *key);
 /* 1 written, 0 there already (add), -1 exception. `ttl` NULL: the cache's own. */
 int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add);
-/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. `stale`: ms. */
+/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. `stale`: ms. `over`: of a write, which
+ * replaces what is there, and voids flights; without it a later write stays. */
 int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
-                  uint32_t stale);
+                  uint32_t stale, bool over);
 /* 1 removed, 0 was not there, -1 exception. */
-int gb_quick_delete(struct gb_refs *r, PyObject *key);
+int gb_quick_remove(struct gb_refs *r, PyObject *key, enum gb_cause cause);
 /* 1 there, 0 not, -1 exception. No use, no stats. */
 int gb_quick_look(struct gb_refs *r, PyObject *key, struct gb_quick_seen *seen);
 int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl);

@@ -129,13 +129,14 @@ void gb_refs_take(struct gb_refs *r, gb_ref ref, enum gb_cause cause, struct gb_
         [GB_CAUSE_DELETE] = GB_EVENT_DELETE,
         [GB_CAUSE_EVICT] = GB_EVENT_EVICT,
         [GB_CAUSE_EXPIRE] = GB_EVENT_EXPIRE,
+        [GB_CAUSE_INVALIDATE] = GB_EVENT_INVALIDATE,
     };
     struct gb_refs_counters *c = &r->counters;
     PyObject **pair = gb_refs_pair(r->index.base, ref, &aside->held[aside->n]);
     aside->n += 2u;
     r->weight -= gb_refs_weight(r, ref);
     gb_index_remove(&r->index, ref);
-    c->deletes += cause == GB_CAUSE_DELETE;
+    c->deletes += cause == GB_CAUSE_DELETE || cause == GB_CAUSE_INVALIDATE;
     c->evictions += cause == GB_CAUSE_EVICT;
     c->expirations += cause == GB_CAUSE_EXPIRE;
     if (GB_UNLIKELY(r->kinds)) gb_refs_note(r, kinds[cause], pair[0], NULL, pair[1], aside);

@@ -33,6 +33,7 @@ cdef extern from "_bulk.h":
         gb_table table
         gb_wheel wheel
     struct gb_clock:
+        uint64_t ttl
         PyObject *asks
     struct gb_bell:
         pass
@@ -111,7 +112,9 @@ cdef extern from "_bulk.h":
     PyObject *gb_quick_read(gb_refs *r, PyObject *key, gb_quick_how how)
     object gb_quick_item(PyObject *self, PyObject *key)
     int gb_quick_write(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bint add) except -1
-    int gb_quick_delete(gb_refs *r, PyObject *key) except -1
+    enum gb_cause:
+        GB_CAUSE_DELETE, GB_CAUSE_INVALIDATE
+    int gb_quick_remove(gb_refs *r, PyObject *key, gb_cause cause) except -1
     int gb_quick_look(gb_refs *r, PyObject *key, gb_quick_seen *seen) except -1
     int gb_quick_touch(gb_refs *r, PyObject *key, PyObject *ttl) except -1
     object gb_quick_incr(gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial)
@@ -121,8 +124,12 @@ cdef extern from "_bulk.h":
     void gb_args_key_error(PyObject *key) except *
     void gb_args_void_all(PyObject *flights)
     int gb_quick_land(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
-                      uint32_t stale) except -1
+                      uint32_t stale, bint over) except -1
 
 cdef extern from "_memo.h":
     int gb_memo_install(PyObject *module, void *store) except -1
     object gb_memo_name(PyObject *key)
+
+cdef extern from "_front.h":
+    ctypedef PyObject *(*gb_front_read)(PyObject *near, PyObject *key) noexcept
+    const char *GB_FRONT_CAPSULE

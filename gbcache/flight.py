@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextvars import ContextVar, Token
 from datetime import timedelta
@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from .errors import BudgetError, ClosedError
 
-__all__ = ["MISS", "Flight", "afill", "aload", "fill", "load"]
+__all__ = ["MISS", "Flight", "afill", "aload", "fill", "fill_many", "load"]
 
 MISS = object()
 _AGAIN = object()
@@ -264,6 +264,47 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
         value = cache.get(key, MISS)
         if value is not MISS:
             return value
+
+
+def fill_many(
+    cache: Loadable, keys: Iterable[Any], fn: Callable[[list[Any]], dict[Any, Any]]
+) -> dict[Any, Any]:
+    """The values of keys that were just missed. Those that nobody is loading are loaded by one ``fn(keys)``, which
+    returns a value for each; the others are waited for after that, so that nobody waits for us meanwhile."""
+    led: dict[Any, tuple[Flight, Token[Any]]] = {}
+    found: dict[Any, Any] = {}
+    others = []
+    try:
+        for key in keys:
+            mine, token = _start()
+            led[key] = mine, token
+            if _join(cache, key, mine) is not mine:
+                del led[key]
+                others.append(key)
+                _ended(token)
+            elif (value := cache.peek(key, MISS)) is not MISS:
+                del led[key]
+                found[key] = value
+                cache._leave(key, mine, False, False)
+                _settle(mine, value)
+                _ended(token)
+        if led:
+            loaded = fn(list(led))
+            for key in list(led):
+                mine, token = led.pop(key)
+                found[key] = loaded[key]
+                try:
+                    _landed(cache, key, mine, loaded[key], None, 0)
+                finally:
+                    _ended(token)
+    except BaseException as error:
+        for key, (mine, token) in reversed(led.items()):
+            _failed(cache, key, mine, error, False)
+            _ended(token)
+        raise
+    for key in others:
+        found[key] = fill(cache, key, lambda key=key: fn([key])[key], None, 0)  # type: ignore[misc]
+    return found
 
 
 async def aload(

@@ -1,0 +1,351 @@
+"""Write-behind: what is on its way to the far side, in a bounded buffer, for a bounded time."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .codec import Codec, encode_key
+from .errors import ClosedError, FarError
+from .far import Far
+
+__all__ = ["AtRisk", "Behind", "Pending"]
+
+_ATOMS = frozenset({bytes, str, int, float, bool, type(None)})
+_EACH = 250
+"""Bytes a pending write takes beside key and value."""
+_BATCH = 20_000
+"""Writes given to the far side at once, at most."""
+_PLAIN_KEYS = frozenset({str, bytes})
+_FIRST, _LONGEST = 0.02, 1.0
+"""Seconds between two attempts while the far side fails: doubling, from and to."""
+
+
+class AtRisk(NamedTuple):
+    """What a process that is killed now would lose."""
+
+    entries: int
+    bytes: int
+    seconds: float
+    """Age of the oldest."""
+
+
+class Pending:
+    """A write under way: the last one of its key."""
+
+    __slots__ = ("encoded", "since", "size", "until", "value")
+
+    def __init__(
+        self, value: Any, encoded: bool, until: float | None, since: float, size: int
+    ) -> None:
+        self.value, self.encoded, self.until, self.since = value, encoded, until, since
+        self.size = size
+
+
+REMOVED = object()
+"""The value of a delete."""
+
+
+class Behind:
+    """A buffer in front of a far side, emptied by one thread.
+
+    Writes lie in generations, in the order they came; within one, a later write to a key takes the place of the one
+    before. So those of one key keep their order. `put` waits while the buffer is full or its oldest write is older than
+    `interval`; it raises the far side's error only if that keeps failing too. Nothing is dropped.
+    """
+
+    def __init__(self, far: Far, codec: Codec | None, max_bytes: int, interval: float) -> None:
+        self.far, self.codec, self.max_bytes, self.interval = far, codec, max_bytes, interval
+        self.refused = self.written = 0
+        self.error: FarError | None = None
+        """Why the last attempt failed, if it did."""
+        self._failed = 0  # attempts, ever
+        self._row = 0  # of them, since the last that did not
+        self._generations: deque[dict[Any, Pending]] = deque([{}])
+        self._flying: dict[Any, Pending] | None = None
+        """The generation that is being written."""
+        self._bytes = 0
+        self._hurried = 0  # who waits for it to be empty, or for room
+        self._over = False
+        self._change = threading.Condition(threading.RLock())
+        self._thread: threading.Thread | None = None
+        _all.add(self)
+
+    # --- writers ---------------------------------------------------------------------------------
+
+    def frozen(self, key: Any, value: Any, until: float | None) -> Pending:
+        """The write, as it is now: what is changed in a container later does not get there. Raises what the far
+        side would: TypeError, ValueError."""
+        now, encoded = time.monotonic(), False
+        if type(key) not in _PLAIN_KEYS:
+            encode_key(key)
+        if type(value) not in _ATOMS and value is not REMOVED and self.codec is not None:
+            value, encoded = self.codec.encode(value), True
+        size = _EACH + sys.getsizeof(key) + sys.getsizeof(value)
+        return Pending(value, encoded, until, now, size)
+
+    def fits(self, write: Pending) -> bool:
+        """Whether it can ever be buffered."""
+        return write.size <= self.max_bytes // 2
+
+    def put(self, keys: Sequence[Any], writes: Sequence[Pending]) -> None:
+        """Queues writes; waits for room. FarError if there is none, and the far side is failing."""
+        with self._change:
+            for key, write in zip(keys, writes, strict=True):
+                if self._bytes + write.size > self.max_bytes or self._is_late(write.since):
+                    self._wait_for_room(write.size)
+                if self._over:
+                    raise ClosedError("the tier is closed")
+                self._add(key, write)
+            if self._thread is None:
+                self._start()
+            elif self._bytes * 2 > self.max_bytes:
+                self._change.notify_all()
+
+    def _add(self, key: Any, write: Pending) -> None:
+        newest = self._generations[-1]
+        old = newest.get(key)
+        if old is not None:  # its place in the row is the older one's, and so is its age
+            write.since = old.since
+            self._bytes -= old.size
+        elif len(newest) >= _BATCH:
+            newest = {}
+            self._generations.append(newest)
+        elif not newest and len(self._generations) == 1:
+            self._change.notify_all()  # the thread waits for a first one
+        newest[key] = write
+        self._bytes += write.size
+
+    def _oldest(self) -> float | None:
+        """When the oldest write came; None: nothing is on its way."""
+        for generation in self._generations:
+            for write in generation.values():
+                return write.since
+        return None
+
+    def _is_late(self, now: float) -> bool:
+        oldest = self._oldest()
+        return oldest is not None and now > oldest + self.interval
+
+    def _wait_for_room(self, size: int) -> None:
+        self._hurried += 1
+        failed = self._failed
+        try:
+            while self._bytes + size > self.max_bytes or self._is_late(time.monotonic()):
+                if self._over:
+                    return
+                if self._failed > failed and self.error is not None:
+                    raise FarError(f"the write-behind buffer is full: {self.error}") from self.error
+                self._wake()
+                self._change.wait(0.1)
+        finally:
+            self._hurried -= 1
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._start()
+        self._change.notify_all()
+
+    def last(self, key: Any) -> Pending | None:
+        """The write of the key that is on its way, if one is."""
+        for generation in reversed(tuple(self._generations)):
+            write: Pending | None = generation.get(key)
+            if write is not None:
+                return write
+        return None
+
+    def value_of(self, write: Pending) -> Any:
+        """A copy of what is written."""
+        if write.encoded:
+            assert self.codec is not None
+            return self.codec.decode(write.value)
+        return write.value
+
+    def at_risk(self) -> AtRisk:
+        with self._change:
+            oldest = self._oldest()
+            age = 0.0 if oldest is None else time.monotonic() - oldest
+            return AtRisk(sum(map(len, self._generations)), self._bytes, age)
+
+    def drain(self) -> None:
+        """When it returns, all that was put before is with the far side. Raises its error if an attempt fails."""
+        with self._change:
+            mark, failed = time.monotonic(), self._failed
+            self._hurried += 1
+            try:
+                while True:
+                    oldest = self._oldest()
+                    if oldest is None or oldest > mark:
+                        return
+                    if self._failed > failed and self.error is not None:
+                        waiting = sum(map(len, self._generations))
+                        raise FarError(
+                            f"{waiting:,} writes wait for the far side: {self.error}"
+                        ) from self.error
+                    self._wake()
+                    self._change.wait(0.1)
+            finally:
+                self._hurried -= 1
+
+    def drop(self) -> None:
+        """Forgets what is queued, which a `clear` makes moot. Waits for what is being written."""
+        with self._change:
+            flying, failed = self._flying, self._failed
+            kept = deque([flying] if flying else [])
+            kept.append({})
+            self._generations = kept
+            self._bytes = sum(write.size for write in (flying or {}).values())
+            while flying and self._flying is flying and self._failed == failed:
+                self._change.wait(0.1)
+            if (
+                self._generations[0] is flying
+            ):  # it failed, and would be tried again after the clear
+                self._generations.popleft()
+                self._bytes -= sum(write.size for write in flying.values())
+
+    def close(self) -> None:
+        """Writes all, and ends the thread. FarError if that fails: nothing is lost yet, close again."""
+        if self._over:
+            return
+        self.drain()
+        with self._change:
+            self._over = True
+            self._change.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        _all.discard(self)
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(
+            target=_run, args=(weakref.ref(self),), name="gbcache-behind", daemon=True
+        )
+        self._thread.start()
+
+    def _turn(self) -> bool | None:
+        """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""
+        with self._change:
+            oldest = self._oldest()
+            if oldest is None:
+                if self._over:
+                    return None
+                self._change.wait(1.0)
+                return False
+            rest = oldest + self.interval / 2 - time.monotonic()
+            full = len(self._generations) > 1 or self._bytes * 2 > self.max_bytes
+            if rest > 0 and not full and not self._hurried and not self._over:
+                self._change.wait(rest)
+                return True
+            if not self._generations[0]:
+                self._generations.popleft()
+            if len(self._generations) == 1:
+                self._generations.append({})  # nobody adds to what is being written
+            generation = self._flying = self._generations[0]
+        self._write(generation)
+        return True
+
+    def _write(self, generation: dict[Any, Pending]) -> None:
+        try:
+            self._send(generation)
+        except FarError as error:
+            self._rest(error)
+            return
+        except Exception as error:
+            self._apart(generation, error)
+        with self._change:
+            self.error, self._row, self._flying = None, 0, None
+            self.written += len(generation)
+            if self._generations[0] is generation:
+                self._generations.popleft()
+                self._bytes -= sum(write.size for write in generation.values())
+            self._change.notify_all()
+
+    def _rest(self, error: FarError) -> None:
+        """It failed: tells who waits, and gives the far side a while."""
+        with self._change:
+            self.error, self._flying = error, None
+            self._failed += 1
+            self._row += 1
+            self._change.notify_all()
+            until = time.monotonic() + min(_FIRST * 2 ** min(self._row, 10), _LONGEST)
+            while not self._over and (rest := until - time.monotonic()) > 0:
+                self._change.wait(rest)
+
+    def _send(self, batch: dict[Any, Pending]) -> None:
+        now, items, gone = time.monotonic(), [], []
+        for key, write in batch.items():
+            left = None if write.until is None else write.until - now
+            if write.value is REMOVED or (left is not None and left <= 0):
+                gone.append(key)
+            else:
+                items.append((key, self.value_of(write), left))
+        if items:
+            self.far.put_many(items)
+        if gone:
+            self.far.delete_many(gone)
+
+    def _apart(self, batch: dict[Any, Pending], error: Exception) -> None:
+        """One of them cannot be stored: the others are, and that one is told of."""
+        if len(batch) == 1:
+            self.refused += 1
+            from ._packed import report
+
+            report(error, Behind)
+            return
+        for key, write in batch.items():
+            while self._generations[0] is batch:  # no longer, once a clear made it moot
+                try:
+                    self._send({key: write})
+                except FarError as far:
+                    self._rest(far)
+                    continue
+                except Exception as one:
+                    self._apart({key: write}, one)
+                break
+
+    def _in_child(self) -> None:
+        """A forked child's writes are its own: what was pending is the parent's to write."""
+        self._change = threading.Condition(threading.RLock())
+        self._generations, self._bytes, self._hurried = deque([{}]), 0, 0
+        self._thread = self._flying = None
+
+
+_all: weakref.WeakSet[Behind] = weakref.WeakSet()
+
+
+def _run(ref: weakref.ref[Behind]) -> None:
+    while (behind := ref()) is not None:
+        while more := behind._turn():  # held, as long as anything is pending
+            pass
+        if more is None:
+            return
+        del behind
+
+
+def _at_exit() -> None:
+    for behind in list(_all):
+        try:
+            behind.close()
+        except Exception as error:
+            from ._packed import report
+
+            report(error, Behind)
+
+
+def _forked() -> None:
+    for behind in list(_all):
+        behind._in_child()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

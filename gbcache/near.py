@@ -1,0 +1,193 @@
+"""What memory may keep of a far side that changes: the coherence of a `Tiered`.
+
+Three rules, and no lock is held while the far side is asked:
+
+1. A read that misses is a flight of the near cache; whatever changes the key in memory voids it, so what it read
+   before the change is returned and not kept.
+2. A write changes the key in memory after the far side has it, always: it lands its value, or takes the key out.
+   So a flight that read what was there before is void.
+3. Of two writes to a key that overlap, in whatever order the far side had them, neither lands; nor does one that an
+   invalidation overlaps. The next read finds out.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ._packed import UNSET
+from .cache import Cache, ObjectCache
+from .errors import BudgetError, ClosedError
+from .flight import MISS
+
+__all__ = ["ABSENT", "Found", "NearSide"]
+
+ABSENT = object()
+"""The far side has no such key."""
+NEGATIVES = 65536
+"""Keys known to be absent that are kept at once; some 100 bytes each."""
+
+
+class Found(NamedTuple):
+    """What the far side said."""
+
+    value: Any
+    """ABSENT, if there is none."""
+    until: float | None = None
+    """On `time.monotonic`, when it expires; None: never."""
+
+
+class Write(bytearray):
+    """Writes to one key under way. Its byte is set: none of them may land."""
+
+    __slots__ = ("under_way",)
+    under_way: int
+
+
+class NearSide:
+    """The cache in memory, as flights and writes of a `Tiered` see it (a `flight.Loadable` of `Found`)."""
+
+    def __init__(self, cache: Cache | ObjectCache, negative_ttl: float | None, stale: int) -> None:
+        self.cache, self.stale = cache, stale
+        self.trusted = True
+        """Whether what is in memory is as the far side has it."""
+        self.own_ttl = cache._own_ttl()
+        self.absent = None
+        if negative_ttl is not None:
+            self.absent = ObjectCache(NEGATIVES, ttl=negative_ttl, name="absent")
+        self._flights = cache._flights
+        self._writing: dict[Any, Write] = {}
+        self._lock = threading.RLock()  # a key's __eq__ may come back here
+        self._leave = cache._leave
+
+    def _ttl(self, until: float | None) -> Any:
+        """Of a copy: what is left, or the near cache's own TTL if that is less; None: it is over."""
+        if until is None:
+            return UNSET
+        left = until - time.monotonic()
+        if left <= 0:
+            return None
+        return left if self.own_ttl is None or left < self.own_ttl else UNSET
+
+    # --- reads: what a flight needs --------------------------------------------------------------
+
+    def _once(self, key: Any) -> Any:
+        return key
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        value = self.cache.get(key, MISS) if self.trusted else MISS
+        return default if value is MISS else Found(value)
+
+    def peek(self, key: Any, default: Any = None) -> Any:
+        value = self.cache.peek(key, MISS) if self.trusted else MISS
+        return default if value is MISS else Found(value)
+
+    def _stale(self, key: Any, default: Any, serve: bool) -> Any:
+        value = self.cache._stale(key, MISS, serve)
+        return default if value is MISS else Found(value)
+
+    def _arrived(self, key: Any, found: Found) -> Found:
+        return found if found.value is ABSENT else Found(self.cache._arrived(key, found.value))
+
+    def _land(self, key: Any, found: Found, ttl: Any, flight: bytearray, stale: int) -> bool:
+        """Keeps what a flight found, unless the key changed meanwhile."""
+        if found.value is ABSENT:
+            if self.absent is not None:
+                self.absent[key] = flight  # believed while it is not void
+            return False
+        keep = self._ttl(found.until)
+        if keep is None:
+            return False
+        if self.trusted:
+            return self.cache._land(key, found.value, keep, flight, max(stale, self.stale))
+        if not flight[0]:  # over what is there, for want of a better one
+            self.cache.set(key, found.value, *(() if keep is UNSET else (keep,)))
+        return True
+
+    def known_absent(self, key: Any) -> bool:
+        """Whether the far side said lately that it has no such key, and nobody wrote it since."""
+        flight = None if self.absent is None else self.absent.get(key)
+        return flight is not None and not flight[0]
+
+    # --- writes ----------------------------------------------------------------------------------
+
+    def begin(self, keys: Sequence[Any]) -> list[Write]:
+        """Before the far side is told."""
+        made = []
+        with self._lock:
+            for key in keys:
+                write = self._writing.get(key)
+                if write is None:
+                    write = self._writing[key] = Write(1)
+                    write.under_way = 1
+                else:
+                    write.under_way += 1
+                    write[0] = 1
+                made.append(write)
+        return made
+
+    def end(
+        self, keys: Sequence[Any], writes: Sequence[Write], found: Sequence[Found] = ()
+    ) -> None:
+        """After it was told, or failed to be: lands what it has now, or takes the keys out of memory."""
+        try:
+            for i, key in enumerate(keys):
+                if found and self._write(key, found[i], writes[i]):
+                    if self.absent is not None:
+                        self.absent.pop(key, None)
+                else:
+                    self.forget(key)
+        except ClosedError:  # closed meanwhile: the far side has it
+            pass
+        finally:
+            self.release(keys, writes)
+
+    def release(self, keys: Sequence[Any], writes: Sequence[Write]) -> None:
+        """Where nothing was changed."""
+        with self._lock:
+            for key, write in zip(keys, writes, strict=True):
+                write.under_way -= 1
+                if not write.under_way and self._writing.get(key) is write:
+                    del self._writing[key]
+
+    def _write(self, key: Any, found: Found, write: bytearray) -> bool:
+        keep = None if found.value is ABSENT else self._ttl(found.until)
+        if keep is None:
+            return False
+        try:
+            return self.cache._land(key, found.value, keep, write, self.stale, True)
+        except BudgetError:  # it will be read from the far side
+            return False
+
+    # --- what others changed ---------------------------------------------------------------------
+
+    def forget(self, key: Any) -> None:
+        """Takes a key out of memory, with an ``invalidate`` event, and voids what is under way."""
+        self.cache._invalidate(key)
+        if self.absent is not None:
+            self.absent.pop(key, None)
+
+    def changed(self, keys: Sequence[Any] | None) -> None:
+        """Somebody else wrote these keys (None: any)."""
+        with self._lock:
+            for write in self._writing.values() if keys is None else map(self._writing.get, keys):
+                if write is not None:
+                    write[0] = 1
+        if keys is None:
+            self.clear()
+        else:
+            for key in keys:
+                self.forget(key)
+
+    def clear(self) -> None:
+        """Nothing is in memory; flights under way are void."""
+        self.cache.clear()
+        if self.absent is not None:
+            self.absent.clear()
+
+    def close(self) -> None:
+        self.cache.close()
+        if self.absent is not None:
+            self.absent.close()

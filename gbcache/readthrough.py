@@ -1,0 +1,392 @@
+"""Reading through: memory, what is on its way, then the far side, once for all who ask."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import (
+    Awaitable,
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    ValuesView,
+)
+from contextlib import contextmanager
+from datetime import timedelta
+from inspect import iscoroutine
+from itertools import islice
+from typing import Any, NamedTuple
+
+from . import flight
+from ._packed import UNSET, Front
+from .behind import REMOVED, AtRisk, Behind, Pending
+from .errors import ClosedError, FarError
+from .far import Far
+from .flight import MISS
+from .near import ABSENT, Found, NearSide
+from .units import seconds_of
+
+__all__ = ["ReadThrough", "TierStats", "needs"]
+
+BATCH = 1000
+"""Keys the far side is asked for at once, where all are wanted."""
+
+
+class TierStats(NamedTuple):
+    """What a `Tiered` has done since it was made. What memory did is in ``tiered.near.stats()``."""
+
+    far_hits: int
+    """Reads that memory could not answer, and the far side did."""
+    far_misses: int
+    """Reads that found nothing in either."""
+    negative_hits: int
+    """Reads answered by what is known to be absent."""
+    loads: int
+    """Values that `load` or `get_or_set` made."""
+    far_errors: int
+    """Times the far side failed."""
+    stale_served: int
+    """Reads answered from memory because the far side failed."""
+    invalidations: int
+    """Keys that changed elsewhere; of all keys at once, 1."""
+    at_risk: AtRisk
+    """What a killed process would lose now: zeros but for ``write="behind"``."""
+    behind_errors: int
+    """Writes that the far side refused for good (each was reported to `sys.unraisablehook`)."""
+
+
+def needs(far: Far, verb: str, what: str) -> None:
+    if not callable(getattr(far, verb, None)):
+        raise TypeError(f"{what} needs a far side with {verb}(), which {type(far).__name__} lacks")
+
+
+class _Values(ValuesView[Any]):
+    _mapping: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        return (value for _, value in self._mapping._pairs())
+
+    def __contains__(self, value: object) -> bool:
+        return any(value is held or value == held for held in self)
+
+
+class _Items(ItemsView[Any, Any]):
+    _mapping: Any
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        pairs: Iterator[tuple[Any, Any]] = self._mapping._pairs()
+        return pairs
+
+
+class ReadThrough(Front):
+    """The half of a `Tiered` that reads."""
+
+    far: Far
+    """What has everything."""
+    load: Callable[[Any], Any] | None
+    default_ttl: float | None
+    """Seconds an entry lives where a write does not say."""
+    _side: NearSide
+    _behind: Behind | None
+    _on_error: str
+    _astray = False
+    """Memory has what the far side did not get."""
+    _closed = False
+
+    def _count_from_zero(self) -> None:
+        self._counts = dict.fromkeys(TierStats._fields[:7], 0)
+        self._counting = threading.Lock()
+
+    # --- what the far side says, and what it does not -------------------------------------------------
+
+    def _count(self, what: str, n: int = 1) -> None:
+        with self._counting:
+            self._counts[what] += n
+
+    def _believe(self, trusted: bool) -> None:
+        self._side.trusted = trusted
+        self._trust(trusted)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around every call of the far side."""
+        if self._closed:
+            raise ClosedError("the tier is closed")
+        try:
+            yield
+        except FarError:
+            self._count("far_errors")
+            raise
+        if self._astray:
+            self._astray = False
+            self._side.clear()
+
+    def _seconds(self, ttl: Any) -> float | None:
+        if ttl is UNSET:
+            return self.default_ttl
+        return None if ttl is None else seconds_of(ttl)
+
+    def _drained(self, key: Any) -> None:
+        """Before the far side does more with a key than store it: what is on its way is there."""
+        if self._behind is not None and self._behind.last(key) is not None:
+            self._behind.drain()
+
+    def _on_its_way(self, key: Any) -> Pending | None:
+        return None if self._behind is None else self._behind.last(key)
+
+    def _ask(self, keys: list[Any]) -> dict[Any, Found]:
+        """What there is of keys that memory does not have. Runs within their flights."""
+        found, asked = {}, []
+        for key in keys:
+            write = self._on_its_way(key)
+            if write is None:
+                asked.append(key)
+            else:
+                found[key] = self._of_pending(write)
+        if asked:
+            begun = time.monotonic()  # a copy ends no later than what it is of
+            with self._asking():
+                got = self.far.get_many(asked)
+            for key in asked:
+                value, left = got.get(key, (ABSENT, None))
+                found[key] = Found(value, None if left is None else begun + left)
+        absent = sum(one.value is ABSENT for one in found.values())
+        self._count("far_hits", len(found) - absent)
+        if self.load is not None and absent:
+            for key in [key for key in keys if found[key].value is ABSENT]:
+                found[key] = self._loaded(key, self.load)
+        else:
+            self._count("far_misses", absent)
+        return found
+
+    def _of_pending(self, write: Pending) -> Found:
+        assert self._behind is not None
+        if write.value is REMOVED or (write.until is not None and write.until <= time.monotonic()):
+            return Found(ABSENT)
+        return Found(self._behind.value_of(write), write.until)
+
+    def _loaded(self, key: Any, load: Callable[[Any], Any]) -> Found:
+        try:
+            value = load(key)
+        except KeyError:
+            self._count("far_misses")
+            return Found(ABSENT)
+        self._count("loads")
+        return self._stored(key, value, self.default_ttl)
+
+    def _stored(self, key: Any, value: Any, ttl: float | None) -> Found:
+        """A value that was made because there was none; unless somebody was faster, whose value it is then."""
+        begun = time.monotonic()
+        with self._asking():
+            if self.far.add(key, value, ttl):  # type: ignore[attr-defined]
+                return Found(value, None if ttl is None else begun + ttl)
+            got = self.far.get_many([key])
+        theirs, left = got.get(key, (value, 0.0))  # gone again: ours is as good, and not kept
+        return Found(theirs, None if left is None else begun + left)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def _missed(self, key: Any, default: Any) -> Any:
+        """`Front` did not find it in memory; `default` UNSET: KeyError."""
+        found = self._find(key)
+        if found.value is not ABSENT:
+            return found.value
+        if default is UNSET:
+            raise KeyError(key)
+        return default
+
+    def _find(self, key: Any) -> Found:
+        write = self._on_its_way(key)
+        if write is not None:
+            return self._of_pending(write)
+        if self._side.known_absent(key):
+            self._count("negative_hits")
+            return Found(ABSENT)
+        try:
+            found: Found = flight.fill(self._side, key, lambda: self._ask([key])[key], None, 0)
+            return found
+        except FarError:
+            value = self._fallback(key)
+            if value is MISS:
+                raise
+            return Found(value)
+
+    def _fallback(self, key: Any) -> Any:
+        """What memory has where the far side fails; MISS: that is no answer."""
+        if self._on_error == "raise":
+            return MISS
+        value = self._side.cache._stale(key, MISS, True)
+        if value is not MISS:
+            self._count("stale_served")
+            return value
+        return ABSENT if self._on_error == "near_only" else MISS
+
+    def get_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
+        """A dict of those keys that are there: memory first, the rest in one call of the far side.
+
+        One flight per key. Raises FarError if the far side fails, and memory lacks one.
+        """
+        wanted = dict.fromkeys(keys)
+        found = self.near.get_many(wanted) if self.trusts else {}
+        missing = []
+        for key in wanted:
+            if key not in found:
+                write = self._on_its_way(key)
+                if write is not None:
+                    one = self._of_pending(write)
+                    if one.value is not ABSENT:
+                        found[key] = one.value
+                elif self._side.known_absent(key):
+                    self._count("negative_hits")
+                else:
+                    missing.append(key)
+        if missing:
+            found.update(self._find_many(missing))
+        return found
+
+    def _find_many(self, keys: list[Any]) -> dict[Any, Any]:
+        try:
+            got = flight.fill_many(self._side, keys, self._ask)
+        except FarError:
+            values = {key: self._fallback(key) for key in keys}
+            if MISS in values.values():
+                raise
+            got = {key: Found(value) for key, value in values.items()}
+        return {key: one.value for key, one in got.items() if one.value is not ABSENT}
+
+    def peek(self, key: Any, default: Any = None) -> Any:
+        """The value of `key`, or `default`; leaves memory, its order and all stats as they are."""
+        value = self._side.peek(key, MISS)
+        if value is MISS:
+            write = self._on_its_way(key)
+            if write is not None:
+                value = self._of_pending(write)
+            else:
+                with self._asking():
+                    value = Found(*self.far.get_many([key]).get(key, (ABSENT,))[:1])
+        return default if value.value is ABSENT else value.value
+
+    def __contains__(self, key: object) -> bool:
+        return self.peek(key, MISS) is not MISS
+
+    def ttl(self, key: Any) -> float | None:
+        """Seconds until `key` expires, None if it never does. KeyError if it is absent. Asks the far side."""
+        write = self._on_its_way(key)
+        if write is not None:
+            found = self._of_pending(write)
+            if found.value is ABSENT:
+                raise KeyError(key)
+            return None if found.until is None else found.until - time.monotonic()
+        with self._asking():
+            got = self.far.get_many([key])
+        if key not in got:
+            raise KeyError(key)
+        return got[key][1]
+
+    def get_or_set(
+        self,
+        key: Any,
+        fn: Callable[[], Any],
+        ttl: float | timedelta | object | None = UNSET,
+    ) -> Any:
+        """The value of `key`; if it is on neither side, ``fn()``, stored with `ttl` on both.
+
+        One flight per key in this process. If somebody else stores the key meanwhile, theirs is returned. Needs a
+        far side with `add`. The rest is as `Cache.get_or_set` has it.
+        """
+        needs(self.far, "add", "get_or_set")
+        seconds = self._seconds(ttl)
+        value = self._side.get(key, MISS)
+        if value is not MISS:
+            return value.value
+
+        def made() -> Found:
+            found = self._ask([key])[key]
+            if found.value is not ABSENT:
+                return found
+            self._drained(key)
+            value = fn()
+            if iscoroutine(value):
+                value.close()
+                raise TypeError(f"{fn!r} returned a coroutine: await aget_or_set")
+            self._count("loads")
+            return self._stored(key, value, seconds)
+
+        while True:  # who joined a mere read's flight was told of nothing: it leads the next
+            found = flight.fill(self._side, key, made, None, 0)
+            if found.value is not ABSENT:
+                return found.value
+
+    async def aget_or_set(
+        self,
+        key: Any,
+        fn: Callable[[], Awaitable[Any]],
+        ttl: float | timedelta | object | None = UNSET,
+    ) -> Any:
+        """`get_or_set` for coroutines: ``await fn()``. The far side is asked in a thread: the loop goes on."""
+        needs(self.far, "add", "aget_or_set")
+        seconds = self._seconds(ttl)
+        value = self._side.get(key, MISS)
+        if value is not MISS:
+            return value.value
+
+        async def made() -> Found:
+            found = (await asyncio.to_thread(self._ask, [key]))[key]
+            if found.value is not ABSENT:
+                return found
+            await asyncio.to_thread(self._drained, key)
+            value = await flight._awaited(fn())
+            self._count("loads")
+            return await asyncio.to_thread(self._stored, key, value, seconds)
+
+        while True:
+            found = await flight.afill(self._side, key, made, None, 0)
+            if found.value is not ABSENT:
+                return found.value
+
+    # --- all of it --------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        """Keys of the far side, in its order, each once; no use of memory. What comes or goes meanwhile may show."""
+        cursor, seen = None, self._drain_for_all()
+        while True:
+            with self._asking():
+                keys, cursor = self.far.scan(cursor, BATCH)
+            yield from keys if seen is None else (k for k in keys if not (k in seen or seen.add(k)))
+            if cursor is None:
+                return
+
+    def _drain_for_all(self) -> Any:
+        """None: the far side's scan gives no key twice; else a set for those given."""
+        if self._behind is not None:
+            self._behind.drain()
+        return None if getattr(self.far, "scans_once", False) else set()
+
+    def _pairs(self) -> Iterator[tuple[Any, Any]]:
+        keys = iter(self)
+        while batch := list(islice(keys, BATCH)):
+            with self._asking():
+                got = self.far.get_many(batch)
+            for key in batch:
+                if key in got:
+                    yield key, got[key][0]
+
+    def items(self) -> Any:
+        """A view of the pairs of the far side; iterating it reads them in batches, and is no use of memory."""
+        return _Items(self)
+
+    def values(self) -> Any:
+        """A view of the values of the far side."""
+        return _Values(self)
+
+    def __len__(self) -> int:
+        """How many the far side has. Cost: its own `count`, or a scan."""
+        if not hasattr(self.far, "count"):
+            return sum(1 for _ in self)
+        if self._behind is not None:
+            self._behind.drain()
+        with self._asking():
+            count: int = self.far.count()
+        return count

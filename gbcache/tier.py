@@ -1,0 +1,352 @@
+"""`Tiered`: a fast cache before a slow authority. Memory is the window, the far side has everything."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+from ._object import FRONT
+from ._packed import UNSET
+from .behind import REMOVED, AtRisk, Behind
+from .cache import Cache, ObjectCache
+from .errors import BudgetError, ClosedError, FarError
+from .far import Far, Feed
+from .flight import MISS
+from .mapping import stale_ms
+from .near import Found, NearSide
+from .readthrough import BATCH, ReadThrough, TierStats, needs
+from .units import bytes_of, seconds_of
+
+__all__ = ["TierStats", "Tiered"]
+
+_ERRORS = ("raise", "serve_stale", "near_only")
+_VERBS = ("get_many", "put_many", "delete_many", "scan", "sync", "close")
+
+
+class _Listener:
+    """The far side's word that somebody else wrote. It keeps no tier alive."""
+
+    def __init__(self, tier: Tiered) -> None:
+        self.tier = weakref.ref(tier)
+
+    def changed(self, keys: Sequence[Any] | None) -> None:
+        tier = self.tier()
+        if tier is not None:
+            tier._count("invalidations", 1 if keys is None else len(keys))
+            with suppress(ClosedError):
+                tier._side.changed(keys)
+
+    def lost(self) -> None:
+        tier = self.tier()
+        if tier is not None:
+            tier._believe(False)
+            if tier._on_error == "raise":
+                self.changed(None)
+
+    def restored(self) -> None:
+        tier = self.tier()
+        if tier is not None:
+            with suppress(ClosedError):
+                tier._side.changed(None)
+            tier._believe(True)
+
+
+class Tiered(ReadThrough, MutableMapping[Any, Any]):
+    """A mapping of which memory holds the part in use, and a far side all.
+
+    An entry evicted from memory is still there. `len`, `in`, iteration and `clear` speak of the far side;
+    ``tiered.near.clear()`` empties memory. Both sides are closed with it.
+
+    Parameters
+    ----------
+    near : Cache or ObjectCache
+        Memory. Its own `ttl`, `idle` and bounds say how long a copy stays; never longer than the entry lives. It
+        is the tier's: do not write to it. Its `subscribe` tells what happens in memory, ``invalidate`` among it.
+    far : Far
+        `Disk`, `Valkey`, or what has the methods of `Far`.
+    write : "through" or "behind"
+        Through: a write returns once the far side has it. Behind: it is on its way, and is there within
+        `behind_seconds` if the far side keeps up; where it does not, writers wait. What a killed process would
+        lose is in ``stats().at_risk``. Writes to one key keep their order.
+    ttl : float or timedelta, optional
+        Seconds an entry lives where a write does not say; None: for ever.
+    negative_ttl : float or timedelta, optional
+        Seconds for which it is remembered that the far side has no such key (65,536 keys at most).
+    load : callable, optional
+        ``load(key)``, called for what is on neither side; KeyError: there is none. The value is stored.
+    behind_bytes, behind_seconds : int or str, float
+        Bounds of what is on its way.
+    on_far_error : "raise", "serve_stale" or "near_only"
+        Where the far side fails. ``"serve_stale"``: reads give what memory has, also past its TTL by `stale`
+        seconds. ``"near_only"``: the same, and what memory lacks is a miss; writes stay in memory until the far side
+        answers again, and are gone then.
+    stale : float or timedelta
+        Seconds that memory keeps an entry past its TTL, for the above.
+
+    Raises TypeError, ValueError for arguments that are none of these. Cost of a hit: the near side's and some 15 ns.
+    Coherence: a read gives what a write left that ended before it began, or a later one. That holds within a process;
+    with a far side that others write to, as far as it tells of that (`Valkey`).
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        near: Cache | ObjectCache,
+        far: Far,
+        *,
+        write: str = "through",
+        ttl: float | timedelta | None = None,
+        negative_ttl: float | timedelta | None = None,
+        load: Callable[[Any], Any] | None = None,
+        behind_bytes: int | str = "16MB",
+        behind_seconds: float | timedelta = 0.1,
+        on_far_error: str = "raise",
+        stale: float | timedelta = 0,
+    ) -> None:
+        if not isinstance(near, (Cache, ObjectCache)):
+            raise TypeError(f"near={near!r} is not a Cache or an ObjectCache")
+        if not isinstance(far, Far):
+            lacks = [verb for verb in _VERBS if not callable(getattr(far, verb, None))]
+            raise TypeError(f"far={far!r} is no Far: it lacks {', '.join(lacks)}")
+        if write not in ("through", "behind"):
+            raise ValueError(f"write={write!r} is not 'through' or 'behind'")
+        if on_far_error not in _ERRORS:
+            raise ValueError(f"on_far_error={on_far_error!r} is not one of {', '.join(_ERRORS)}")
+        if load is not None and not callable(load):
+            raise TypeError(f"load={load!r} is not callable")
+        if load is not None:
+            needs(far, "add", "load=")
+        self.far, self.load, self._on_error = far, load, on_far_error
+        self.default_ttl = None if ttl is None else seconds_of(ttl)
+        absent = None if negative_ttl is None else seconds_of(negative_ttl, "negative_ttl")
+        self._side = NearSide(near, absent, stale_ms(stale))
+        self._count_from_zero()
+        self._behind = None
+        if write == "behind":
+            seconds = seconds_of(behind_seconds, "behind_seconds")
+            size = bytes_of(behind_bytes, "behind_bytes")
+            if size < 65536:
+                raise ValueError(f"behind_bytes={behind_bytes!r} is less than 65536")
+            self._behind = Behind(far, getattr(far, "codec", None), size, seconds)
+        self._face(near, FRONT if isinstance(near, ObjectCache) else None)
+        if isinstance(far, Feed):
+            self._believe(False)
+            far.feed(_Listener(self))
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def set(self, key: Any, value: Any, ttl: float | timedelta | object | None = UNSET) -> None:
+        """Writes a value: to the far side, then to memory. `ttl`: seconds, a timedelta, None for never; not given: the
+        tier's own. FarError: it may be there or not, and memory does not have it."""
+        self._put([key], [value], self._seconds(ttl))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._put([key], [value], self.default_ttl)
+
+    def set_many(
+        self,
+        items: Mapping[Any, Any] | Iterable[tuple[Any, Any]],
+        ttl: float | timedelta | object | None = UNSET,
+    ) -> None:
+        """Writes a mapping, or pairs, in one call of the far side."""
+        given = dict(items)
+        self._put(list(given), list(given.values()), self._seconds(ttl))
+
+    def _put(self, keys: list[Any], values: list[Any], ttl: float | None) -> None:
+        until = None if ttl is None else time.monotonic() + ttl
+        if self._behind is not None and self._put_behind(keys, values, until):
+            return
+        items = [(key, value, ttl) for key, value in zip(keys, values, strict=True)]
+        writes, landed = self._side.begin(keys), [Found(value, until) for value in values]
+        try:
+            with self._asking():
+                self.far.put_many(items)
+        except BaseException as error:
+            self._side.end(keys, writes)
+            if self._on_error != "near_only" or not isinstance(error, FarError):
+                raise
+            self._astray = True
+            for key, value, _ in items:
+                self.near.set(key, value, ttl)
+        else:
+            self._side.end(keys, writes, landed)
+
+    def _put_behind(self, keys: list[Any], values: list[Any], until: float | None) -> bool:
+        """Queues it; False if that cannot be, and it has to go through."""
+        behind = self._behind
+        assert behind is not None
+        if self._closed:
+            raise ClosedError("the tier is closed")
+        queued = [behind.frozen(key, value, until) for key, value in zip(keys, values, strict=True)]
+        if not all(map(behind.fits, queued)):
+            behind.drain()
+            return False
+        behind.put(keys, queued)
+        for key, value, write in zip(keys, values, queued, strict=True):
+            kept = False
+            with suppress(BudgetError):
+                keep = self._side._ttl(until)
+                if value is not REMOVED and keep is not None:
+                    self.near.set(key, value, *(() if keep is UNSET else (keep,)))
+                    kept = True
+            if not kept or behind.last(key) is not write:  # or a later one, or it is there already
+                self._side.forget(key)
+            elif self._side.absent is not None:
+                self._side.absent.pop(key, None)
+        return True
+
+    def add(self, key: Any, value: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
+        """Writes a value only if `key` is absent; True if it was written. Atomic at the far side, which must have
+        `add` (TypeError)."""
+        needs(self.far, "add", "add")
+        seconds = self._seconds(ttl)
+        self._drained(key)
+        writes, begun = self._side.begin([key]), time.monotonic()
+        try:
+            with self._asking():
+                done: bool = self.far.add(key, value, seconds)  # type: ignore[attr-defined]
+        except BaseException:
+            self._side.end([key], writes)
+            raise
+        until = None if seconds is None else begun + seconds
+        self._side.end([key], writes, [Found(value, until)] if done else ())
+        return done
+
+    def incr(self, key: Any, delta: int = 1, initial: int = 0) -> int:
+        """Adds `delta` to the int at `key` and returns the sum; an absent key counts from `initial`. Atomic at the far
+        side, which must have `incr` (TypeError). Keeps the TTL; a new one gets the tier's own."""
+        needs(self.far, "incr", "incr")
+        for name, number in (("delta", delta), ("initial", initial)):
+            if type(number) is not int:
+                raise TypeError(f"incr: {name}={number!r} is not an int")
+        self._drained(key)
+        with self._changing(key):
+            total: int = self.far.incr(key, delta, initial, self.default_ttl)  # type: ignore[attr-defined]
+        return total
+
+    def touch(self, key: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
+        """Gives `key` the tier's own TTL again, or `ttl`; False if it is absent. The far side must have `touch`."""
+        needs(self.far, "touch", "touch")
+        seconds = self._seconds(ttl)
+        self._drained(key)
+        with self._changing(key):
+            done: bool = self.far.touch(key, seconds)  # type: ignore[attr-defined]
+        return done
+
+    @contextmanager
+    def _changing(self, key: Any) -> Iterator[None]:
+        """The far side changes a key, to what we do not know."""
+        writes = self._side.begin([key])
+        try:
+            with self._asking():
+                yield
+        finally:
+            self._side.end([key], writes)
+
+    def delete_many(self, keys: Iterable[Any]) -> int:
+        """Removes keys from both sides; how many were there."""
+        return sum(self._delete(list(dict.fromkeys(keys))))
+
+    def _delete(self, keys: list[Any]) -> list[bool]:
+        if self._behind is not None:
+            self._behind.drain()  # whether they are there is to be told
+        writes = self._side.begin(keys)
+        try:
+            with self._asking():
+                gone = self.far.delete_many(keys)
+        finally:
+            self._side.end(keys, writes)
+        return gone
+
+    def __delitem__(self, key: Any) -> None:
+        if not self._delete([key])[0]:
+            raise KeyError(key)
+
+    def discard(self, key: Any) -> None:
+        """Removes `key` if it is there. With ``write="behind"`` it does not wait for the far side."""
+        if self._behind is None or not self._put_behind([key], [REMOVED], None):
+            self._delete([key])
+
+    def pop(self, key: Any, default: Any = UNSET) -> Any:
+        """Removes `key` and returns its value; `default`, or KeyError, if it is absent. Of those who pop a key at
+        once, one gets it; a write between reading and removing is removed unread."""
+        value = self.get(key, MISS)
+        if value is not MISS and self._delete([key])[0]:
+            return value
+        if default is UNSET:
+            raise KeyError(key)
+        return default
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """The value of `key`; if it is absent, writes `default` and returns it."""
+        while (value := self.get(key, MISS)) is MISS:
+            if self.add(key, default):
+                return default
+        return value
+
+    # --- all of it --------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Removes everything from both sides. Cost: in proportion to what the far side holds, in batches."""
+        if self._behind is not None:
+            self._behind.drop()
+        try:
+            with self._asking():
+                if hasattr(self.far, "clear"):
+                    self.far.clear()
+                else:
+                    cursor, more = None, True
+                    while more:
+                        keys, cursor = self.far.scan(cursor, BATCH)
+                        self.far.delete_many(keys)
+                        more = cursor is not None
+        finally:
+            self._side.changed(None)
+
+    def sync(self) -> None:
+        """When it returns, all that was written before survives a power cut, as far as the far side can do that."""
+        if self._behind is not None:
+            self._behind.drain()
+        with self._asking():
+            self.far.sync()
+
+    def stats(self) -> TierStats:
+        """What it has done. Cost: constant."""
+        behind = self._behind
+        risk = AtRisk(0, 0, 0.0) if behind is None else behind.at_risk()
+        refused = 0 if behind is None else behind.refused
+        return TierStats(**self._counts, at_risk=risk, behind_errors=refused)
+
+    def close(self) -> None:
+        """Writes what is on its way, and closes both sides. FarError if that fails: nothing is lost yet, and closing
+        again tries again."""
+        if self._closed:
+            return
+        if self._behind is not None:
+            self._behind.close()
+        self._closed = True
+        try:
+            self.far.close()
+        finally:
+            self._side.close()
+
+    def __enter__(self) -> Tiered:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Tiered {self.near!r} before {self.far!r}>"
