@@ -9,7 +9,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .codec import Codec, encode_key
@@ -24,6 +23,7 @@ _EACH = 250
 _BATCH = 20_000
 """Writes given to the far side at once, at most."""
 _PLAIN_KEYS = frozenset({str, bytes})
+_NEVER = float("inf")
 _FIRST, _LONGEST = 0.02, 1.0
 """Seconds between two attempts while the far side fails: doubling, from and to."""
 
@@ -71,6 +71,8 @@ class Behind:
         self._generations: deque[dict[Any, Pending]] = deque([{}])
         self._flying: dict[Any, Pending] | None = None
         """The generation that is being written."""
+        self._since = _NEVER
+        """When the oldest write came."""
         self._bytes = 0
         self._hurried = 0  # who waits for it to be empty, or for room
         self._over = False
@@ -80,34 +82,33 @@ class Behind:
 
     # --- writers ---------------------------------------------------------------------------------
 
-    def frozen(self, key: Any, value: Any, until: float | None) -> Pending:
-        """The write, as it is now: what is changed in a container later does not get there. Raises what the far
-        side would: TypeError, ValueError."""
-        now, encoded = time.monotonic(), False
+    def put(self, key: Any, value: Any, until: float | None) -> Pending | None:
+        """Queues a write, as the value is now: what is changed in a container later does not get there. Waits for room.
+
+        None: it is too long for the buffer. Raises what the far side would (TypeError, ValueError), and FarError if
+        there is no room, and the far side is failing.
+        """
+        encoded, size = False, _EACH
         if type(key) not in _PLAIN_KEYS:
             encode_key(key)
         if type(value) not in _ATOMS and value is not REMOVED and self.codec is not None:
             value, encoded = self.codec.encode(value), True
-        size = _EACH + sys.getsizeof(key) + sys.getsizeof(value)
-        return Pending(value, encoded, until, now, size)
-
-    def fits(self, write: Pending) -> bool:
-        """Whether it can ever be buffered."""
-        return write.size <= self.max_bytes // 2
-
-    def put(self, keys: Sequence[Any], writes: Sequence[Pending]) -> None:
-        """Queues writes; waits for room. FarError if there is none, and the far side is failing."""
+        size += sys.getsizeof(key) + sys.getsizeof(value)
+        if size * 2 > self.max_bytes:
+            return None
+        now = time.monotonic()
+        write = Pending(value, encoded, until, now, size)
         with self._change:
-            for key, write in zip(keys, writes, strict=True):
-                if self._bytes + write.size > self.max_bytes or self._is_late(write.since):
-                    self._wait_for_room(write.size)
-                if self._over:
-                    raise ClosedError("the tier is closed")
-                self._add(key, write)
+            if self._bytes + size > self.max_bytes or now > self._since + self.interval:
+                self._wait_for_room(size)
+            if self._over:
+                raise ClosedError("the tier is closed")
+            self._add(key, write)
             if self._thread is None:
                 self._start()
             elif self._bytes * 2 > self.max_bytes:
                 self._change.notify_all()
+        return write
 
     def _add(self, key: Any, write: Pending) -> None:
         newest = self._generations[-1]
@@ -118,27 +119,28 @@ class Behind:
         elif len(newest) >= _BATCH:
             newest = {}
             self._generations.append(newest)
-        elif not newest and len(self._generations) == 1:
+        if self._since == _NEVER:
+            self._since = write.since
             self._change.notify_all()  # the thread waits for a first one
         newest[key] = write
         self._bytes += write.size
 
-    def _oldest(self) -> float | None:
-        """When the oldest write came; None: nothing is on its way."""
+    def _age(self) -> None:
+        """The oldest is another one now: the first of the first generation that is not empty."""
+        self._since = _NEVER
         for generation in self._generations:
             for write in generation.values():
-                return write.since
-        return None
-
-    def _is_late(self, now: float) -> bool:
-        oldest = self._oldest()
-        return oldest is not None and now > oldest + self.interval
+                self._since = write.since
+                return
 
     def _wait_for_room(self, size: int) -> None:
         self._hurried += 1
         failed = self._failed
         try:
-            while self._bytes + size > self.max_bytes or self._is_late(time.monotonic()):
+            while (
+                self._bytes + size > self.max_bytes
+                or time.monotonic() > self._since + self.interval
+            ):
                 if self._over:
                     return
                 if self._failed > failed and self.error is not None:
@@ -170,8 +172,7 @@ class Behind:
 
     def at_risk(self) -> AtRisk:
         with self._change:
-            oldest = self._oldest()
-            age = 0.0 if oldest is None else time.monotonic() - oldest
+            age = max(0.0, time.monotonic() - self._since)
             return AtRisk(sum(map(len, self._generations)), self._bytes, age)
 
     def drain(self) -> None:
@@ -180,10 +181,7 @@ class Behind:
             mark, failed = time.monotonic(), self._failed
             self._hurried += 1
             try:
-                while True:
-                    oldest = self._oldest()
-                    if oldest is None or oldest > mark:
-                        return
+                while self._since <= mark:
                     if self._failed > failed and self.error is not None:
                         waiting = sum(map(len, self._generations))
                         raise FarError(
@@ -202,6 +200,7 @@ class Behind:
             kept.append({})
             self._generations = kept
             self._bytes = sum(write.size for write in (flying or {}).values())
+            self._age()
             while flying and self._flying is flying and self._failed == failed:
                 self._change.wait(0.1)
             if (
@@ -209,6 +208,7 @@ class Behind:
             ):  # it failed, and would be tried again after the clear
                 self._generations.popleft()
                 self._bytes -= sum(write.size for write in flying.values())
+            self._age()
 
     def close(self) -> None:
         """Writes all, and ends the thread. FarError if that fails: nothing is lost yet, close again."""
@@ -234,13 +234,12 @@ class Behind:
     def _turn(self) -> bool | None:
         """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""
         with self._change:
-            oldest = self._oldest()
-            if oldest is None:
+            if self._since == _NEVER:
                 if self._over:
                     return None
                 self._change.wait(1.0)
                 return False
-            rest = oldest + self.interval / 2 - time.monotonic()
+            rest = self._since + self.interval / 2 - time.monotonic()
             full = len(self._generations) > 1 or self._bytes * 2 > self.max_bytes
             if rest > 0 and not full and not self._hurried and not self._over:
                 self._change.wait(rest)
@@ -267,6 +266,7 @@ class Behind:
             if self._generations[0] is generation:
                 self._generations.popleft()
                 self._bytes -= sum(write.size for write in generation.values())
+                self._age()
             self._change.notify_all()
 
     def _rest(self, error: FarError) -> None:
@@ -317,6 +317,7 @@ class Behind:
         self._change = threading.Condition(threading.RLock())
         self._generations, self._bytes, self._hurried = deque([{}]), 0, 0
         self._thread = self._flying = None
+        self._since = _NEVER
 
 
 _all: weakref.WeakSet[Behind] = weakref.WeakSet()

@@ -150,10 +150,14 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     def set(self, key: Any, value: Any, ttl: float | timedelta | object | None = UNSET) -> None:
         """Writes a value: to the far side, then to memory. `ttl`: seconds, a timedelta, None for never; not given: the
         tier's own. FarError: it may be there or not, and memory does not have it."""
-        self._put([key], [value], self._seconds(ttl))
+        seconds = self.default_ttl if ttl is UNSET else self._seconds(ttl)
+        if self._behind is None:
+            self._put([key], [value], seconds)
+        else:
+            self._queue(key, value, seconds)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._put([key], [value], self.default_ttl)
+        self.set(key, value)
 
     def set_many(
         self,
@@ -161,13 +165,19 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         ttl: float | timedelta | object | None = UNSET,
     ) -> None:
         """Writes a mapping, or pairs, in one call of the far side."""
-        given = dict(items)
-        self._put(list(given), list(given.values()), self._seconds(ttl))
+        given, seconds = dict(items), self._seconds(ttl)
+        if self._behind is None:
+            self._put(list(given), list(given.values()), seconds)
+        else:
+            for key, value in given.items():
+                self._queue(key, value, seconds)
+
+    def update(self, *args: Any, **more: Any) -> None:
+        """As a dict's; in one call of the far side, as `set_many`."""
+        self.set_many(dict(*args, **more))
 
     def _put(self, keys: list[Any], values: list[Any], ttl: float | None) -> None:
         until = None if ttl is None else time.monotonic() + ttl
-        if self._behind is not None and self._put_behind(keys, values, until):
-            return
         items = [(key, value, ttl) for key, value in zip(keys, values, strict=True)]
         writes, landed = self._side.begin(keys), [Found(value, until) for value in values]
         try:
@@ -183,29 +193,31 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         else:
             self._side.end(keys, writes, landed)
 
-    def _put_behind(self, keys: list[Any], values: list[Any], until: float | None) -> bool:
-        """Queues it; False if that cannot be, and it has to go through."""
-        behind = self._behind
+    def _queue(self, key: Any, value: Any, ttl: float | None) -> None:
+        """A write behind. Memory changes after the buffer has it, as rule 2 of near.py wants."""
+        behind, kept = self._behind, False
         assert behind is not None
-        if self._closed:
-            raise ClosedError("the tier is closed")
-        queued = [behind.frozen(key, value, until) for key, value in zip(keys, values, strict=True)]
-        if not all(map(behind.fits, queued)):
+        until = None if ttl is None else time.monotonic() + ttl
+        write = behind.put(key, value, until)
+        if write is None:  # too long for it
             behind.drain()
-            return False
-        behind.put(keys, queued)
-        for key, value, write in zip(keys, values, queued, strict=True):
-            kept = False
-            with suppress(BudgetError):
-                keep = self._side._ttl(until)
-                if value is not REMOVED and keep is not None:
-                    self.near.set(key, value, *(() if keep is UNSET else (keep,)))
-                    kept = True
-            if not kept or behind.last(key) is not write:  # or a later one, or it is there already
-                self._side.forget(key)
-            elif self._side.absent is not None:
-                self._side.absent.pop(key, None)
-        return True
+            if value is REMOVED:
+                self._delete([key])
+            else:
+                self._put([key], [value], ttl)
+            return
+        if value is not REMOVED:
+            keep = UNSET if until is None else self._side._ttl(until)
+            with suppress(BudgetError):  # it will be read from where it is going
+                if keep is UNSET:
+                    self.near.set(key, value)
+                elif keep is not None:
+                    self.near.set(key, value, keep)
+                kept = keep is not None
+        if not kept or behind.last(key) is not write:  # or a later one, or it is there already
+            self._side.forget(key)
+        elif self._side.absent is not None:
+            self._side.absent.pop(key, None)
 
     def add(self, key: Any, value: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
         """Writes a value only if `key` is absent; True if it was written. Atomic at the far side, which must have
@@ -276,8 +288,10 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
 
     def discard(self, key: Any) -> None:
         """Removes `key` if it is there. With ``write="behind"`` it does not wait for the far side."""
-        if self._behind is None or not self._put_behind([key], [REMOVED], None):
+        if self._behind is None:
             self._delete([key])
+        else:
+            self._queue(key, REMOVED, None)
 
     def pop(self, key: Any, default: Any = UNSET) -> Any:
         """Removes `key` and returns its value; `default`, or KeyError, if it is absent. Of those who pop a key at
