@@ -28,7 +28,7 @@ import gbcache.housekeeper
 from gbcache import Cache, ObjectCache
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-HANGS = 5  # seconds
+HANGS = 20  # seconds
 Act = Callable[[Any], Any]
 SIGNALLED = (KeyError, RuntimeError, gbcache.BudgetError)  # RuntimeError: resize() within resize()
 FINE = (KeyError, TypeError, ZeroDivisionError, KeyboardInterrupt, gbcache.ClosedError, gbcache.BudgetError)  # fmt: skip
