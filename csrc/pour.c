@@ -5,10 +5,10 @@
 #define NEAR 8u   /* and those for which it is here, and what it leads to is being fetched */
 
 /* Whether nothing but an entry's 16 bytes stands before key and value. */
-static inline bool plain(const struct gb_record *r) {
+static inline bool slim(const struct gb_record *r) {
     return !r->timed && r->key_len < GB_KLEN_LONG && r->key_len + r->value_len;
 }
-static inline uint32_t plain_granules(const struct gb_record *r) {
+static inline uint32_t slim_granules(const struct gb_record *r) {
     return ((uint32_t)sizeof(struct gb_entry) + r->key_len + r->value_len + GB_GRANULE - 1u) / GB_GRANULE;
 }
 
@@ -24,8 +24,8 @@ bool gb_pour_count(const struct gb_pour *p, const uint8_t *payload, uint64_t byt
     struct gb_put put;
     for (uint32_t i = 0; i < records; i++, payload += r.bytes, bytes -= r.bytes) {
         if (gb_snap_parse(payload, bytes, &r) || !pourable(&r.head)) return false;
-        if (plain(&r.head)) {
-            sum->granules += plain_granules(&r.head);
+        if (slim(&r.head)) {
+            sum->granules += slim_granules(&r.head);
         } else {
             if (!gb_snap_times(&r, p->now, p->wall, p->saved, &put)) continue;
             sum->granules += gb_store_granules(p->s, &put, false);
@@ -45,8 +45,8 @@ gb_ref gb_pour_run(struct gb_store *s, const struct gb_pour_sum *sum) {
     return gb_arena_alloc_run(&s->index.arena, sum->granules, sum->entries * GB_TABLE_OVERFLOW_GRANULES, GB_KIND_ENTRY);
 }
 
-static inline void lay_plain(struct gb_entry *e, const struct gb_snap_record *r, uint64_t hash) {
-    uint32_t used = r->head.key_len + r->head.value_len, granules = plain_granules(&r->head);
+static inline void lay_slim(struct gb_entry *e, const struct gb_snap_record *r, uint64_t hash) {
+    uint32_t used = r->head.key_len + r->head.value_len, granules = slim_granules(&r->head);
     uint32_t pad = granules * GB_GRANULE - (uint32_t)sizeof *e - used;
     e->word = granules | (uint32_t)GB_KIND_ENTRY << 10 | pad << 14 | (uint32_t)r->head.key_len << 17 |
               (r->head.types & 3u) << 25 | (uint32_t)(r->head.types >> 2) << 27;
@@ -61,8 +61,8 @@ gb_ref gb_pour_lay(const struct gb_pour *p, const uint8_t *payload, uint64_t byt
     for (uint32_t i = 0; i < records; i++, payload += r.bytes, bytes -= r.bytes) {
         struct gb_entry *e = gb_entry_at(p->s->base, at);
         (void)gb_snap_parse(payload, bytes, &r);
-        if (plain(&r.head)) {
-            lay_plain(e, &r, *(*hash)++);
+        if (slim(&r.head)) {
+            lay_slim(e, &r, *(*hash)++);
         } else {
             if (!gb_snap_times(&r, p->now, p->wall, p->saved, &put)) continue;
             put.key.hash = *(*hash)++;

@@ -1,15 +1,14 @@
 /* _load.h - a snapshot's bytes, believed only as far as they were looked at.
  *
- * WHAT      Three ways to read a file that anybody may have written. A head tells geometry and counts, and is
+ * WHAT      Two ways to read a file that anybody may have written. A head tells geometry and counts, and is
  *           checked against the file's real length before anything else is read. A loader reads frames into
- *           its own memory, checks each one's sum and every length, and puts the records into an image. A
- *           sealed file is mapped to be read only: all its frames are checked once, and from then on every
- *           reference of its index is checked again each time it is used.
+ *           its own memory, checks each one's sum and every length, and puts the records into an image (_sealed
+ *           is the other way: mapped, to be read only).
  *
  * INVARIANT 1 no length or place from a file is used before it was compared with what is there.
  *           2 no loop is longer than the file.
  *
- * COST      loading: a put an entry; 1.1 MiB beside the image. A sealed look-up: two or three cold lines.
+ * COST      loading: see _pair; a put an entry where that does not go smoothly; 2 MiB beside the image.
  *
  * NOT HERE  opening files and what kind they are (snapshot.py), Python objects (_box, _packed).
  */

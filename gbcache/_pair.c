@@ -6,7 +6,6 @@
 #include "lock.h"
 #include "pour.h"
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -17,6 +16,7 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14; an older one says EINVAL */
 #endif
 #define PAGE 4096u
+#define TURN_LOOKS 200u
 #define STEADY 8u                        /* parts in a row that went smoothly make a second thread worth it */
 #define WORTH (16u * GB_PAIR_ROOM)       /* and so many bytes that are left */
 #define RECORDS_OF_PART (GB_PAIR_ROOM / 16u)
@@ -41,8 +41,10 @@ struct gb_pair {
     struct part part[2];
     bool stop;            /* no more parts */
     uint64_t given;       /* parts, ever */
-    _Atomic uint64_t turn;
-    _Atomic bool stuck;   /* the part whose turn it is, and all after it, are as if never taken */
+    _Atomic uint64_t turn; /* of the part to be indexed next; who waits for it sleeps by these: */
+    pthread_mutex_t order;
+    pthread_cond_t turned;
+    bool stuck;           /* the part whose turn it is, and all after it, are as if never taken */
     bool full;            /* there was no run for a part: from here on everything goes the plain way */
     uint32_t steady;
     int64_t until;
@@ -143,6 +145,25 @@ static void lay_down(const struct gb_pair *p, const struct part *w) {
     }
 }
 
+/* Whether all parts before it are indexed; false: one of them never will be. */
+static bool my_turn(struct gb_pair *p, const struct part *w) {
+    for (uint32_t looks = 0; looks < TURN_LOOKS; looks++) /* most often the other is about to be done */
+        if (atomic_load(&p->turn) == w->turn) return true;
+    pthread_mutex_lock(&p->order);
+    while (atomic_load(&p->turn) != w->turn && !p->stuck) pthread_cond_wait(&p->turned, &p->order);
+    pthread_mutex_unlock(&p->order);
+    return atomic_load(&p->turn) == w->turn;
+}
+
+/* The part whose turn it was is done, or (stuck) never will be. */
+static void next_turn(struct gb_pair *p, bool stuck) {
+    pthread_mutex_lock(&p->order);
+    p->stuck = stuck;
+    if (!stuck) atomic_fetch_add(&p->turn, 1u);
+    pthread_cond_signal(&p->turned);
+    pthread_mutex_unlock(&p->order);
+}
+
 /* As if the part had never been taken: its frames are the first to be read again. */
 static void untake(struct gb_pair *p, struct part *w) {
     gb_lock_wait(&p->reading);
@@ -151,15 +172,7 @@ static void untake(struct gb_pair *p, struct part *w) {
     p->l->number = w->number;
     gb_lock_free(&p->reading);
     p->steady = 0;
-    atomic_store(&p->stuck, true);
-}
-
-static bool my_turn(struct gb_pair *p, const struct part *w) {
-    for (uint32_t looks = 0; atomic_load(&p->turn) != w->turn; looks++) {
-        if (atomic_load(&p->stuck)) return false;
-        if (looks > 100u) sched_yield();
-    }
-    return true;
+    next_turn(p, true);
 }
 
 /* What is in the part is in the cache; or the plain way is to put it, once what is left of it is undone. */
@@ -180,7 +193,7 @@ static bool index_part(struct gb_pair *p, struct part *w) {
     l->dropped += w->records - w->sum.entries;
     p->steady++;
     w->run = 0;
-    atomic_store(&p->turn, w->turn + 1u);
+    next_turn(p, false);
     return true;
 }
 
@@ -222,7 +235,7 @@ void gb_pair_run(struct gb_loader *l, int64_t until) {
     p->until = until;
     p->stop = false;
     p->given = p->turn;
-    atomic_store(&p->stuck, false);
+    p->stuck = false;
     do {
         if (!tried && worth_two(p)) tried = true, two = start(p, &thread);
     } while (do_part(p, &p->part[0]));
@@ -241,6 +254,8 @@ struct gb_pair *gb_pair_begin(struct gb_loader *l) {
     p->how = (struct gb_pour){l->store, l->now, l->wall, l->head.saved_at};
     gb_lock_init(&p->reading);
     gb_lock_init(&p->putting);
+    pthread_mutex_init(&p->order, NULL);
+    pthread_cond_init(&p->turned, NULL);
     for (uint32_t i = 0; i < 2u; i++) {
         p->part[i].bytes = malloc(GB_PAIR_ROOM);
         p->part[i].hash = malloc(RECORDS_OF_PART * sizeof(uint64_t));
@@ -257,5 +272,7 @@ void gb_pair_end(struct gb_pair *p) {
         free(p->part[i].bytes);
         free(p->part[i].hash);
     }
+    if (p) pthread_cond_destroy(&p->turned);
+    if (p) pthread_mutex_destroy(&p->order);
     free(p);
 }
