@@ -169,6 +169,18 @@ gb_ref gb_arena_alloc_window(struct gb_arena *a, enum gb_kind kind) {
     return 0;
 }
 
+gb_ref gb_arena_alloc_run(struct gb_arena *a, uint32_t granules, uint32_t beside, enum gb_kind kind) {
+    gb_ref head = class_head(a, GB_ARENA_CLASSES - 1u), at = gb_list_at(a->base, head)->next;
+    if (GB_ALLOC_FAILS()) return 0;
+    for (uint32_t n = 0; at != head && n < LOOKS; n++, at = gb_list_at(a->base, at)->next) {
+        uint32_t size = word_at(a, at - 1u)[1];
+        if (size < granules || size - granules < beside) continue;
+        class_out(a, at - 1u, size);
+        return carve(a, at - 1u, at - 1u, granules, kind);
+    }
+    return 0;
+}
+
 /* Frees [ref, ref + size): joins free neighbours; joins the gap if a neighbour is the gap. */
 static void release(struct gb_arena *a, gb_ref ref, uint32_t size, uint32_t prev_free) {
     struct gb_arena_root *r = a->root;

@@ -64,6 +64,9 @@ gb_ref gb_arena_alloc(struct gb_arena *a, uint32_t granules, enum gb_kind kind);
 gb_ref gb_arena_alloc_window(struct gb_arena *a, enum gb_kind kind);
 /* The largest free block of at least `least` and at most `most` granules, cut to `most`. */
 gb_ref gb_arena_alloc_between(struct gb_arena *a, uint32_t least, uint32_t most, enum gb_kind kind);
+/* A run off the front of a large free block that has `beside` granules more, or 0. It is charged to `kind`, and
+ * the caller cuts it into blocks: it has no first word until then, and no block may be freed or moved meanwhile. */
+gb_ref gb_arena_alloc_run(struct gb_arena *a, uint32_t granules, uint32_t beside, enum gb_kind kind);
 void gb_arena_free(struct gb_arena *a, gb_ref ref);
 void gb_arena_rekind(struct gb_arena *a, gb_ref ref, enum gb_kind kind);
 

@@ -15,4 +15,5 @@
 #include "chain.c"
 #include "mend.c"
 #include "snap.c"
+#include "pour.c"
 #include "image.c"

@@ -168,10 +168,9 @@ static uint64_t local_time(int64_t then, uint64_t now, int64_t wall, int64_t sav
     return now + ((uint64_t)left < GB_WHEEL_MAX_MS / 2u ? (uint64_t)left : GB_WHEEL_MAX_MS / 2u);
 }
 
-bool gb_snap_put(const struct gb_store *s, const struct gb_snap_record *r, uint64_t now, int64_t wall,
-                 int64_t saved, struct gb_put *p) {
-    *p = (struct gb_put){.value = r->value, .value_len = r->head.value_len, .value_type = r->head.types >> 2};
-    gb_store_key(s, &p->key, r->key, r->head.key_len, r->head.types & 3u);
+bool gb_snap_times(const struct gb_snap_record *r, uint64_t now, int64_t wall, int64_t saved, struct gb_put *p) {
+    *p = (struct gb_put){.key = {r->key, r->head.key_len, r->head.types & 3u, 0}, .value = r->value,
+                         .value_len = r->head.value_len, .value_type = r->head.types >> 2};
     if (!r->head.timed) return true;
     p->due = local_time(r->times.due, now, wall, saved);
     p->hard = r->times.hard ? local_time(r->times.hard, now, wall, saved) : 0;
@@ -185,11 +184,9 @@ bool gb_snap_put(const struct gb_store *s, const struct gb_snap_record *r, uint6
     return kept > now;
 }
 
-void gb_snap_presize(struct gb_store *s, uint64_t entries) {
-    struct gb_table *t = &s->index.table;
-    uint64_t most = s->head->max_entries ? s->head->max_entries : entries;
-    bool window = false;
-    while (gb_table_size(t) * (uint64_t)GB_TABLE_SLOTS * 14u < (entries < most ? entries : most) * 20u)
-        if (gb_table_grow(t, &window)) break;
-    gb_head_enter(s);
+bool gb_snap_put(const struct gb_store *s, const struct gb_snap_record *r, uint64_t now, int64_t wall,
+                 int64_t saved, struct gb_put *p) {
+    bool lives = gb_snap_times(r, now, wall, saved, p);
+    gb_store_key(s, &p->key, r->key, r->head.key_len, r->head.types & 3u);
+    return lives;
 }

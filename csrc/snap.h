@@ -96,7 +96,7 @@ const char *gb_snap_read(const uint8_t *at, uint64_t left, struct gb_snap_record
  * A deadline is what is left of it, and never more than was left at that moment. False: its time is over. */
 bool gb_snap_put(const struct gb_store *s, const struct gb_snap_record *r, uint64_t now, int64_t wall,
                  int64_t saved, struct gb_put *p);
-/* Buckets for so many entries at once, as far as there is room: growth one by one reads each hash again. */
-void gb_snap_presize(struct gb_store *s, uint64_t entries);
+/* The same, but for the key's hash, which stays 0. */
+bool gb_snap_times(const struct gb_snap_record *r, uint64_t now, int64_t wall, int64_t saved, struct gb_put *p);
 
 #endif

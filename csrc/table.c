@@ -89,6 +89,19 @@ enum gb_err gb_table_format(struct gb_table *t) {
     return chunk_ready(t, 0, &window);
 }
 
+void gb_table_presize(struct gb_table *t, uint32_t buckets) {
+    struct gb_table_root *r = t->root;
+    uint32_t size = gb_table_size(t);
+    bool window;
+    if (r->count) return;
+    while (size < buckets && !chunk_ready(t, size, &window)) {
+        uint32_t left = GB_TABLE_CHUNK - size % GB_TABLE_CHUNK; /* of the chunk, all of it empty */
+        size += left < buckets - size ? left : buckets - size;
+    }
+    r->mask = (1u << (31u - (uint32_t)__builtin_clz(size))) - 1u;
+    r->split = size - r->mask - 1u;
+}
+
 static void put_slot(struct gb_bucket *b, uint32_t slot, uint8_t tag, gb_ref ref) {
     b->ref[slot] = ref;
     b->tag[slot] = tag;

@@ -93,6 +93,8 @@ bool gb_table_wants_shrink(const struct gb_table *t);
  * whether it was a window that was lacking. */
 enum gb_err gb_table_grow(struct gb_table *t, bool *window);
 enum gb_err gb_table_shrink(struct gb_table *t);
+/* An empty table gets so many buckets at once, or as many as the arena has windows for. */
+void gb_table_presize(struct gb_table *t, uint32_t buckets);
 /* A table made anew in chunks that are there: an empty directory of that number, or 0; the window `at`, emptied,
  * as its chunk `number`. */
 gb_ref gb_table_directory(struct gb_table *t, uint32_t number);
@@ -139,6 +141,17 @@ static inline uint32_t gb_table_match(const struct gb_bucket *b, uint8_t tag) {
     for (uint32_t i = 0; i < GB_TABLE_SLOTS; i++) bits |= (uint32_t)(b->tag[i] == tag) << i;
     return bits;
 #endif
+}
+
+/* Look-up and insertion in one, where they are short: the hash's bucket `b` has room, no overflow, and no such tag. */
+static inline bool gb_table_quick(struct gb_table *t, struct gb_bucket *b, uint64_t hash, gb_ref ref) {
+    uint32_t empty = gb_table_match(b, 0);
+    if (b->overflow || !empty || gb_table_match(b, gb_table_tag(hash))) return false;
+    uint32_t slot = (uint32_t)__builtin_ctz(empty);
+    b->ref[slot] = ref;
+    b->tag[slot] = gb_table_tag(hash);
+    t->root->count++;
+    return true;
 }
 
 /* The candidates of a hash, one at a time. The table must not change between two of them. */

@@ -152,9 +152,9 @@ cdef class SealedImage:
         good = gb_load_head(fd, self.view.len, &head, &fault)
         if good:
             with nogil:
-                good = gb_load_sealed_check(&self.sealed, <const uint8_t *>self.view.buf, &head, &fault)
+                good = gb_sealed_check(&self.sealed, <const uint8_t *>self.view.buf, &head, &fault)
             if not good:
-                gb_load_sealed_end(&self.sealed)
+                gb_sealed_end(&self.sealed)
         if not good:
             PyBuffer_Release(&self.view)
             raise text_of(&fault, path)
@@ -162,7 +162,7 @@ cdef class SealedImage:
 
     def __dealloc__(self):
         if self.open:
-            gb_load_sealed_end(&self.sealed)
+            gb_sealed_end(&self.sealed)
             PyBuffer_Release(&self.view)
 
     cdef void _ready(self) except *:
@@ -179,7 +179,7 @@ cdef class SealedImage:
                 return False
             k.bytes, k.len, k.type = box.bytes, box.len, box.type
             k.hash = gb_digest_of(&self.sealed.digest, k.bytes, k.len, k.type)
-            return gb_load_sealed_find(&self.sealed, &k, time_ns() // 1000000, r)
+            return gb_sealed_find(&self.sealed, &k, time_ns() // 1000000, r)
         finally:
             gb_box_drop(&box)
 
@@ -225,9 +225,9 @@ cdef class SealedImage:
         cdef int64_t now = time_ns() // 1000000
         while True:
             self._ready()
-            if not gb_load_sealed_next(&self.sealed, &frame, &at, &r):
+            if not gb_sealed_next(&self.sealed, &frame, &at, &r):
                 return
-            if not gb_load_sealed_live(&r, now):
+            if not gb_sealed_live(&r, now):
                 continue
             if what == 0:
                 yield self._key(&r)
@@ -251,7 +251,7 @@ cdef class SealedImage:
         """Gives the mapping back. Closing twice is allowed; any other use raises ClosedError."""
         if self.open:
             self.open = False
-            gb_load_sealed_end(&self.sealed)
+            gb_sealed_end(&self.sealed)
             PyBuffer_Release(&self.view)
             map, self.map = self.map, None
             map.close()

@@ -165,14 +165,16 @@ cdef extern from "_load.h" nogil:
     bint gb_load_begin(gb_loader *l, int fd, const gb_snap_head *head, gb_store *store, uint64_t now, int64_t wall)
     bint gb_load_run(gb_loader *l, uint32_t ms)
     void gb_load_end(gb_loader *l)
+
+cdef extern from "_sealed.h" nogil:
     struct gb_sealed:
         gb_digest digest
         gb_snap_head head
-    bint gb_load_sealed_check(gb_sealed *s, const uint8_t *map, const gb_snap_head *head, gb_load_fault *f)
-    void gb_load_sealed_end(gb_sealed *s)
-    bint gb_load_sealed_find(const gb_sealed *s, const gb_key *k, int64_t now, gb_snap_record *r)
-    bint gb_load_sealed_live(const gb_snap_record *r, int64_t now)
-    bint gb_load_sealed_next(const gb_sealed *s, uint64_t *frame, uint64_t *at, gb_snap_record *r)
+    bint gb_sealed_check(gb_sealed *s, const uint8_t *map, const gb_snap_head *head, gb_load_fault *f)
+    void gb_sealed_end(gb_sealed *s)
+    bint gb_sealed_find(const gb_sealed *s, const gb_key *k, int64_t now, gb_snap_record *r)
+    bint gb_sealed_live(const gb_snap_record *r, int64_t now)
+    bint gb_sealed_next(const gb_sealed *s, uint64_t *frame, uint64_t *at, gb_snap_record *r)
 
 cdef extern from "_save.h":
     struct gb_saver:

@@ -1,19 +1,18 @@
 /* _load.c - frames checked, then records put. */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE /* pread, clock_gettime */
+#define _GNU_SOURCE /* pread */
 #endif
 #include "_load.h"
+#include "_pair.h"
 #include "_types.h"
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 #define ROOM ((uint64_t)1 << 20) /* of a loader's buffer: many frames at a time */
-#define FRAME_HEAD ((uint64_t)sizeof(struct gb_snap_frame))
 #define RECORDS (GB_KEEP_PAYLOAD / 16u) /* a frame has at most: 12 bytes and a key or a value take 16 */
 
-static bool wrong(struct gb_load_fault *f, const char *rule, uint64_t at) {
+bool gb_load_wrong(struct gb_load_fault *f, const char *rule, uint64_t at) {
     f->rule = rule;
     f->at = at;
     f->error = 0;
@@ -21,17 +20,17 @@ static bool wrong(struct gb_load_fault *f, const char *rule, uint64_t at) {
 }
 
 /* Exactly n bytes; the file was long enough when it was opened. */
-static bool read_all(int fd, void *to, uint64_t n, uint64_t at, struct gb_load_fault *f) {
+bool gb_load_bytes(int fd, void *to, uint64_t n, uint64_t at, struct gb_load_fault *f) {
     uint8_t *p = (uint8_t *)to;
     while (n) {
         ssize_t got = pread(fd, p, n, (off_t)at);
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) {
-            wrong(f, "the file can be read", at);
+            gb_load_wrong(f, "the file can be read", at);
             f->error = errno;
             return false;
         }
-        if (!got) return wrong(f, "the file is as long as it was when it was opened", at);
+        if (!got) return gb_load_wrong(f, "the file is as long as it was when it was opened", at);
         p += got;
         at += (uint64_t)got;
         n -= (uint64_t)got;
@@ -59,7 +58,7 @@ static bool typed_right(const struct gb_record *r) {
 }
 
 /* A record, all of it in [at, at + left), as this release could have written it; else the broken rule. */
-static const char *record_rule(const uint8_t *at, uint64_t left, struct gb_snap_record *r) {
+const char *gb_load_record(const uint8_t *at, uint64_t left, struct gb_snap_record *r) {
     const char *rule = gb_snap_read(at, left, r);
     if (rule) return rule;
     if (!typed_right(&r->head)) return "a value's length is one of its type";
@@ -67,55 +66,65 @@ static const char *record_rule(const uint8_t *at, uint64_t left, struct gb_snap_
     return NULL;
 }
 
-static uint64_t about(const struct gb_snap_head *h) { return h->id[0] ^ h->id[1]; }
-
 bool gb_load_head(int fd, uint64_t length, struct gb_snap_head *h, struct gb_load_fault *f) {
     uint8_t page[GB_SNAP_HEAD];
     struct gb_sum sum;
-    if (length < GB_SNAP_HEAD) return wrong(f, "a snapshot has a head of 4096 bytes", length);
-    if (!read_all(fd, page, sizeof page, 0, f)) return false;
+    if (length < GB_SNAP_HEAD) return gb_load_wrong(f, "a snapshot has a head of 4096 bytes", length);
+    if (!gb_load_bytes(fd, page, sizeof page, 0, f)) return false;
     memcpy(h, page, sizeof *h);
-    if (h->magic != GB_SNAP_MAGIC) return wrong(f, "a snapshot begins with GbSnap1", 0);
+    if (h->magic != GB_SNAP_MAGIC) return gb_load_wrong(f, "a snapshot begins with GbSnap1", 0);
     if (h->order != 0x01020304u)
-        return wrong(f, "the file was written by a machine of this byte order", offsetof(struct gb_snap_head, order));
+        return gb_load_wrong(f, "the file was written by a machine of this byte order", offsetof(struct gb_snap_head, order));
     if (h->version != GB_SNAP_VERSION)
-        return wrong(f, "the file is of version 1, which this release knows", offsetof(struct gb_snap_head, version));
+        return gb_load_wrong(f, "the file is of version 1, which this release knows", offsetof(struct gb_snap_head, version));
     gb_digest_sum_begin(&sum, 0);
     gb_digest_sum_add(&sum, h, offsetof(struct gb_snap_head, sum));
-    if (gb_digest_sum_end(&sum) != h->sum) return wrong(f, "the head's checksum is right", offsetof(struct gb_snap_head, sum));
+    if (gb_digest_sum_end(&sum) != h->sum) return gb_load_wrong(f, "the head's checksum is right", offsetof(struct gb_snap_head, sum));
     for (size_t i = sizeof *h; i < sizeof page; i++)
-        if (page[i]) return wrong(f, "the rest of the head is zero", i);
+        if (page[i]) return gb_load_wrong(f, "the rest of the head is zero", i);
     bool lies = h->length == length && h->index_at >= GB_SNAP_HEAD && h->index_at <= length && h->index_at % GB_GRANULE == 0 &&
                 h->slots <= length / sizeof(uint32_t) && (length - h->index_at) == h->slots * sizeof(uint32_t) &&
                 h->slots > h->entries && h->slots <= UINT32_MAX && h->entries <= (h->index_at - GB_SNAP_HEAD) / 16u &&
-                h->frames <= (h->index_at - GB_SNAP_HEAD) / FRAME_HEAD && h->index_at / GB_GRANULE <= UINT32_MAX;
-    if (!lies) return wrong(f, "lengths and counts of the head are those of the file", offsetof(struct gb_snap_head, entries));
+                h->frames <= (h->index_at - GB_SNAP_HEAD) / GB_LOAD_FRAME && h->index_at / GB_GRANULE <= UINT32_MAX;
+    if (!lies) return gb_load_wrong(f, "lengths and counts of the head are those of the file", offsetof(struct gb_snap_head, entries));
     if (memchr(h->codec, 0, sizeof h->codec) == NULL || h->saved_at < 0 || h->saved_at > 253402300799999 /* the year 9999 ends */ ||
         h->max_entries > UINT32_MAX ||
         h->seq >= (uint64_t)1 << 62)
-        return wrong(f, "names, times and numbers of the head are possible ones", offsetof(struct gb_snap_head, saved_at));
+        return gb_load_wrong(f, "names, times and numbers of the head are possible ones", offsetof(struct gb_snap_head, saved_at));
     return true;
 }
 
 /* A frame's head, whose 32 bytes are there; its payload ends before the index. */
-static bool frame_head(const struct gb_snap_head *h, const struct gb_snap_frame *x, uint64_t at, uint32_t number,
+bool gb_load_frame_right(const struct gb_snap_head *h, const struct gb_snap_frame *x, uint64_t at, uint32_t number,
                        struct gb_load_fault *f) {
     if (x->magic != GB_SNAP_FRAME || x->kind >= GB_SNAP_KINDS || x->number != number || !x->bytes ||
         x->bytes % GB_GRANULE)
-        return wrong(f, "a frame is of a known kind, and in its turn", at);
-    if (x->bytes > h->index_at - at - FRAME_HEAD || (x->kind != GB_SNAP_LONG && x->bytes > GB_KEEP_PAYLOAD))
-        return wrong(f, "a frame ends before the index", at);
+        return gb_load_wrong(f, "a frame is of a known kind, and in its turn", at);
+    if (x->bytes > h->index_at - at - GB_LOAD_FRAME || (x->kind != GB_SNAP_LONG && x->bytes > GB_KEEP_PAYLOAD))
+        return gb_load_wrong(f, "a frame ends before the index", at);
     if (x->kind == GB_SNAP_LONG ? x->records != 1u : x->records > x->bytes / 16u || !x->records)
-        return wrong(f, "a frame has as many records as it says", at);
+        return gb_load_wrong(f, "a frame has as many records as it says", at);
     return true;
 }
 
-static bool sum_right(const struct gb_snap_head *h, const struct gb_snap_frame *x, const uint8_t *payload) {
+bool gb_load_sum_right(const struct gb_snap_head *h, const struct gb_snap_frame *x, const uint8_t *payload) {
     struct gb_sum sum;
-    gb_digest_sum_begin(&sum, about(h));
+    gb_digest_sum_begin(&sum, gb_load_about(h));
     gb_digest_sum_add(&sum, x, offsetof(struct gb_snap_frame, sum));
     gb_digest_sum_add(&sum, payload, x->bytes);
     return gb_digest_sum_end(&sum) == x->sum;
+}
+
+bool gb_load_records_right(const struct gb_snap_frame *x, const uint8_t *payload, uint64_t at,
+                           struct gb_load_fault *f) {
+    uint64_t used = 0;
+    for (uint32_t i = 0; i < x->records; i++) {
+        struct gb_snap_record r;
+        const char *rule = gb_load_record(payload + used, x->bytes - used, &r);
+        if (rule) return gb_load_wrong(f, rule, at + GB_LOAD_FRAME + used);
+        used += r.bytes;
+    }
+    return used == x->bytes || gb_load_wrong(f, "a frame has as many records as it says", at + GB_LOAD_FRAME + used);
 }
 
 /* --- loading --------------------------------------------------------------------------------------------------- */
@@ -125,18 +134,17 @@ bool gb_load_begin(struct gb_loader *l, int fd, const struct gb_snap_head *head,
     *l = (struct gb_loader){.fd = fd, .head = *head, .store = store, .now = now, .wall = wall, .frame = GB_SNAP_HEAD};
     l->buffer = malloc(ROOM);
     l->puts = malloc(RECORDS * sizeof *l->puts);
-    if (!l->buffer || !l->puts) {
-        gb_load_end(l);
-        return false;
-    }
-    gb_snap_presize(store, head->entries);
-    return true;
+    l->pair = l->buffer && l->puts ? gb_pair_begin(l) : NULL;
+    if (!l->pair) gb_load_end(l);
+    return l->pair != NULL;
 }
 
 void gb_load_end(struct gb_loader *l) {
     free(l->buffer);
     free(l->puts);
     free(l->late);
+    gb_pair_end(l->pair);
+    l->pair = NULL;
     l->buffer = NULL;
     l->puts = NULL;
     l->late = NULL;
@@ -147,7 +155,7 @@ static const uint8_t *window(struct gb_loader *l, uint64_t at, uint64_t n) {
     if (at >= l->at && at + n <= l->at + l->used) return l->buffer + (at - l->at);
     uint64_t most = l->head.index_at - at;
     l->used = 0;
-    if (!read_all(l->fd, l->buffer, most < ROOM ? most : ROOM, at, &l->fault)) return NULL;
+    if (!gb_load_bytes(l->fd, l->buffer, most < ROOM ? most : ROOM, at, &l->fault)) return NULL;
     l->at = at;
     l->used = most < ROOM ? most : ROOM;
     return l->buffer;
@@ -213,13 +221,13 @@ static bool put_frame(struct gb_loader *l, const struct gb_snap_frame *x, const 
     uint32_t n = 0;
     for (uint32_t i = 0; i < x->records; i++) {
         struct gb_snap_record r;
-        const char *rule = record_rule(payload + used, x->bytes - used, &r);
-        if (rule) return wrong(&l->fault, rule, at + FRAME_HEAD + used);
+        const char *rule = gb_load_record(payload + used, x->bytes - used, &r);
+        if (rule) return gb_load_wrong(&l->fault, rule, at + GB_LOAD_FRAME + used);
         used += r.bytes;
         if (gb_snap_put(l->store, &r, l->now, l->wall, l->head.saved_at, &puts[n])) n++;
         else l->dropped++;
     }
-    if (used != x->bytes) return wrong(&l->fault, "a frame has as many records as it says", at + FRAME_HEAD + used);
+    if (used != x->bytes) return gb_load_wrong(&l->fault, "a frame has as many records as it says", at + GB_LOAD_FRAME + used);
     for (uint32_t i = 0; i < n; i++) {
         if (i + 8u < n)
             __builtin_prefetch(gb_table_bucket(t, gb_table_bucket_of(t, (uint32_t)puts[i + 8u].key.hash)), 1);
@@ -236,11 +244,11 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
     struct gb_put p;
     struct gb_sum sum;
     uint64_t first = x->bytes < 65536u ? x->bytes : 65536u, done = 0;
-    const uint8_t *bytes = window(l, at + FRAME_HEAD, first);
+    const uint8_t *bytes = window(l, at + GB_LOAD_FRAME, first);
     if (!bytes) return false;
     const char *rule = gb_snap_parse(bytes, x->bytes, &r); /* head, times and key are there, all at once */
     if (!rule && !typed_right(&r.head)) rule = "a value's length is one of its type";
-    if (rule || r.bytes != x->bytes) return wrong(&l->fault, rule ? rule : "a frame has as many records as it says", at + FRAME_HEAD);
+    if (rule || r.bytes != x->bytes) return gb_load_wrong(&l->fault, rule ? rule : "a frame has as many records as it says", at + GB_LOAD_FRAME);
     uint8_t key[GB_RECORD_KEY_MAX];
     memcpy(key, r.key, r.head.key_len);
     uint64_t skip = (uint64_t)(r.value - bytes), end = skip + r.head.value_len;
@@ -248,11 +256,11 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
     p.key.bytes = key;
     bool inside = take && gb_store_fits_inline(&p) && first == x->bytes;
     bool text = true, zero = true, begun = take && !inside && chain_begin(l, &w, &p), filling = begun;
-    gb_digest_sum_begin(&sum, about(&l->head));
+    gb_digest_sum_begin(&sum, gb_load_about(&l->head));
     gb_digest_sum_add(&sum, x, offsetof(struct gb_snap_frame, sum));
     while (done < x->bytes) {
         uint64_t n = x->bytes - done < 65536u ? x->bytes - done : 65536u;
-        bytes = window(l, at + FRAME_HEAD + done, n);
+        bytes = window(l, at + GB_LOAD_FRAME + done, n);
         if (!bytes) break;
         gb_digest_sum_add(&sum, bytes, n);
         uint64_t from = done > skip ? done : skip, to = done + n < end ? done + n : end;
@@ -271,16 +279,16 @@ static bool put_long(struct gb_loader *l, const struct gb_snap_frame *x, uint64_
     else if (begun) gb_chain_abort(l->store, &w);
     l->dropped += right && !made;
     l->records++;
-    if (bytes && !text) return wrong(&l->fault, "ASCII text is ASCII", at);
-    if (bytes && !zero) return wrong(&l->fault, "the rest of a record is zero", at);
-    return right || (bytes && wrong(&l->fault, "a frame's checksum is right", at));
+    if (bytes && !text) return gb_load_wrong(&l->fault, "ASCII text is ASCII", at);
+    if (bytes && !zero) return gb_load_wrong(&l->fault, "the rest of a record is zero", at);
+    return right || (bytes && gb_load_wrong(&l->fault, "a frame's checksum is right", at));
 }
 
 static bool note_late(struct gb_loader *l, uint64_t at) {
     if (l->lates == l->late_room) {
         uint64_t room = l->late_room ? 2u * l->late_room : 64u;
         uint64_t *more = realloc(l->late, room * sizeof *more);
-        if (!more) return wrong(&l->fault, "there is memory to load it", at);
+        if (!more) return gb_load_wrong(&l->fault, "there is memory to load it", at);
         l->late = more;
         l->late_room = room;
     }
@@ -291,32 +299,32 @@ static bool note_late(struct gb_loader *l, uint64_t at) {
 /* The frame at `at`; *next: where it ends. In the first round late ones are checked and noted, in the second put. */
 static bool one_frame(struct gb_loader *l, uint64_t at, bool second, uint64_t *next) {
     struct gb_snap_frame x;
-    if (l->head.index_at - at < FRAME_HEAD) return wrong(&l->fault, "the frames meet the index", at);
-    const uint8_t *bytes = window(l, at, FRAME_HEAD);
+    if (l->head.index_at - at < GB_LOAD_FRAME) return gb_load_wrong(&l->fault, "the frames meet the index", at);
+    const uint8_t *bytes = window(l, at, GB_LOAD_FRAME);
     if (!bytes) return false;
     memcpy(&x, bytes, sizeof x);
-    if (!frame_head(&l->head, &x, at, second ? x.number : l->number, &l->fault)) return false;
-    *next = at + FRAME_HEAD + x.bytes;
+    if (!gb_load_frame_right(&l->head, &x, at, second ? x.number : l->number, &l->fault)) return false;
+    *next = at + GB_LOAD_FRAME + x.bytes;
     if (x.kind == GB_SNAP_LONG) return put_long(l, &x, at);
-    bytes = window(l, at, FRAME_HEAD + x.bytes);
+    bytes = window(l, at, GB_LOAD_FRAME + x.bytes);
     if (!bytes) return false;
-    if (!sum_right(&l->head, &x, bytes + FRAME_HEAD)) return wrong(&l->fault, "a frame's checksum is right", at);
+    if (!gb_load_sum_right(&l->head, &x, bytes + GB_LOAD_FRAME)) return gb_load_wrong(&l->fault, "a frame's checksum is right", at);
     if (x.kind == GB_SNAP_LATE && !second) return note_late(l, at);
-    return put_frame(l, &x, bytes + FRAME_HEAD, at);
+    return put_frame(l, &x, bytes + GB_LOAD_FRAME, at);
 }
 
 /* The index is not used, but a file that has a wrong one is damaged. */
 static bool index_right(struct gb_loader *l) {
     struct gb_sum sum;
-    gb_digest_sum_begin(&sum, about(&l->head));
+    gb_digest_sum_begin(&sum, gb_load_about(&l->head));
     for (uint64_t at = l->head.index_at; at < l->head.length;) {
         uint64_t n = l->head.length - at < ROOM ? l->head.length - at : ROOM;
         l->used = 0;
-        if (!read_all(l->fd, l->buffer, n, at, &l->fault)) return false;
+        if (!gb_load_bytes(l->fd, l->buffer, n, at, &l->fault)) return false;
         gb_digest_sum_add(&sum, l->buffer, n);
         at += n;
     }
-    return gb_digest_sum_end(&sum) == l->head.index_sum || wrong(&l->fault, "the index's checksum is right", l->head.index_at);
+    return gb_digest_sum_end(&sum) == l->head.index_sum || gb_load_wrong(&l->fault, "the index's checksum is right", l->head.index_at);
 }
 
 static bool load_on(struct gb_loader *l) {
@@ -329,109 +337,17 @@ static bool load_on(struct gb_loader *l) {
     }
     if (l->late_next < l->lates) return one_frame(l, l->late[l->late_next++], true, &next);
     if (l->number != l->head.frames || l->records != l->head.entries)
-        return wrong(&l->fault, "frames and entries are as many as the head says", l->head.index_at);
+        return gb_load_wrong(&l->fault, "frames and entries are as many as the head says", l->head.index_at);
     l->done = true;
     return index_right(l);
 }
 
 bool gb_load_run(struct gb_loader *l, uint32_t ms) {
-    struct timespec from, t;
-    clock_gettime(CLOCK_MONOTONIC, &from);
-    for (uint32_t i = 1; !l->done; i++) {
-        if (!load_on(l)) return false;
-        if (i & 15u) continue;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        if ((t.tv_sec - from.tv_sec) * 1000 + (t.tv_nsec - from.tv_nsec) / 1000000 >= (long)ms) break;
-    }
+    int64_t until = gb_pair_clock() + (int64_t)ms * 1000000;
+    do {
+        gb_pair_run(l, until);
+        if (!l->done && !load_on(l)) return false;
+    } while (!l->done && gb_pair_clock() < until);
     gb_head_enter(l->store);
     return true;
-}
-
-/* --- sealed ---------------------------------------------------------------------------------------------------- */
-
-/* Every record of a frame; *live: how many. */
-static bool check_frame(const struct gb_snap_frame *x, const uint8_t *payload, uint64_t at, struct gb_load_fault *f) {
-    uint64_t used = 0;
-    for (uint32_t i = 0; i < x->records; i++) {
-        struct gb_snap_record r;
-        const char *rule = record_rule(payload + used, x->bytes - used, &r);
-        if (rule) return wrong(f, rule, at + FRAME_HEAD + used);
-        used += r.bytes;
-    }
-    return used == x->bytes || wrong(f, "a frame has as many records as it says", at + FRAME_HEAD + used);
-}
-
-bool gb_load_sealed_check(struct gb_sealed *s, const uint8_t *map, const struct gb_snap_head *h, struct gb_load_fault *f) {
-    uint64_t at = GB_SNAP_HEAD, records = 0, late = h->frames;
-    *s = (struct gb_sealed){.map = map, .head = *h};
-    gb_digest_seed(&s->digest, h->seed);
-    s->frames = malloc((h->frames + 1u) * sizeof *s->frames);
-    if (!s->frames) return wrong(f, "there is memory to open it", at);
-    while (at < h->index_at) {
-        struct gb_snap_frame x;
-        if (h->index_at - at < FRAME_HEAD) return wrong(f, "the frames meet the index", at);
-        memcpy(&x, map + at, sizeof x);
-        if (s->count + (h->frames - late) == h->frames) return wrong(f, "frames are as many as the head says", at);
-        if (!frame_head(h, &x, at, (uint32_t)(s->count + (h->frames - late)), f)) return false;
-        if (!sum_right(h, &x, map + at + FRAME_HEAD)) return wrong(f, "a frame's checksum is right", at);
-        if (!check_frame(&x, map + at + FRAME_HEAD, at, f)) return false;
-        if (x.kind == GB_SNAP_LATE) s->frames[--late] = at; /* from behind; turned round below */
-        else s->frames[s->count++] = at;
-        records += x.records;
-        at += FRAME_HEAD + x.bytes;
-    }
-    for (uint64_t i = late, k = h->frames; i < k; i++) {
-        uint64_t swap = s->frames[i];
-        s->frames[i] = s->frames[--k];
-        s->frames[k] = swap;
-    }
-    if (s->count != late || records != h->entries)
-        return wrong(f, "frames and entries are as many as the head says", h->index_at);
-    s->count = h->frames;
-    struct gb_sum sum;
-    gb_digest_sum_begin(&sum, about(h));
-    gb_digest_sum_add(&sum, map + h->index_at, h->length - h->index_at);
-    return gb_digest_sum_end(&sum) == h->index_sum || wrong(f, "the index's checksum is right", h->index_at);
-}
-
-void gb_load_sealed_end(struct gb_sealed *s) {
-    free(s->frames);
-    *s = (struct gb_sealed){0};
-}
-
-bool gb_load_sealed_live(const struct gb_snap_record *r, int64_t now) {
-    return !r->head.timed || r->times.due > now;
-}
-
-bool gb_load_sealed_find(const struct gb_sealed *s, const struct gb_key *k, int64_t now, struct gb_snap_record *r) {
-    const struct gb_snap_head *h = &s->head;
-    uint64_t slot = (uint64_t)(uint32_t)k->hash * h->slots >> 32;
-    for (uint64_t looks = 0; looks < h->slots; looks++, slot = slot + 1u == h->slots ? 0 : slot + 1u) {
-        uint32_t ref;
-        memcpy(&ref, s->map + h->index_at + slot * sizeof ref, sizeof ref);
-        uint64_t at = (uint64_t)ref * GB_GRANULE;
-        if (!ref) return false;
-        if (at < GB_SNAP_HEAD + FRAME_HEAD || at >= h->index_at || record_rule(s->map + at, h->index_at - at, r)) continue;
-        if (r->head.hash == (uint32_t)k->hash && r->head.key_len == k->len && (r->head.types & 3u) == k->type &&
-            !memcmp(r->key, k->bytes, k->len))
-            return gb_load_sealed_live(r, now);
-    }
-    return false;
-}
-
-bool gb_load_sealed_next(const struct gb_sealed *s, uint64_t *frame, uint64_t *at, struct gb_snap_record *r) {
-    while (*frame < s->count) {
-        struct gb_snap_frame x;
-        memcpy(&x, s->map + s->frames[*frame], sizeof x);
-        uint64_t payload = s->frames[*frame] + FRAME_HEAD;
-        if (!*at) *at = payload;
-        if (*at < payload + x.bytes && x.bytes <= s->head.index_at - payload &&
-            !record_rule(s->map + *at, payload + x.bytes - *at, r)) {
-            *at += r->bytes;
-            return true;
-        }
-        ++*frame;
-        *at = 0;
-    }
-    return false;
 }

@@ -25,7 +25,7 @@ Rule = Callable[[Tree], list[str]]
 ROOT = Path(__file__).parent.parent
 _STORIES = (
     "base | list digest lock intent | arena | arena_check table wheel ring | index | head | tell keep | room | "
-    "room_check store | chain | mend snap | image"
+    "room_check store | chain | mend snap | pour image"
 )
 FLOORS = {room: n for n, rooms in enumerate(_STORIES.split("|")) for room in rooms.split()}
 LIBRARY = {"stdbool.h", "stddef.h", "stdint.h", "string.h", "emmintrin.h", "arm_neon.h"}

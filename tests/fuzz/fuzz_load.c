@@ -49,6 +49,8 @@ static void fuzz_free(void *p) {
 #define malloc fuzz_malloc
 #define free fuzz_free
 #include "../../gbcache/_load.c"
+#include "../../gbcache/_pair.c"
+#include "../../gbcache/_sealed.c"
 #undef malloc
 #undef free
 
@@ -87,8 +89,8 @@ static void frame_out(struct writer *w, enum gb_snap_kind kind, const uint8_t *b
     struct gb_snap_frame x = {GB_SNAP_FRAME, kind, used, records, w->frames, 0};
     w->frame[w->frames++ % 64u] = w->at;
     memcpy(w->to + w->at, &x, sizeof x);
-    memcpy(w->to + w->at + FRAME_HEAD, bytes, used);
-    w->at += FRAME_HEAD + used;
+    memcpy(w->to + w->at + GB_LOAD_FRAME, bytes, used);
+    w->at += GB_LOAD_FRAME + used;
 }
 static void note(struct writer *w, uint64_t place, uint32_t hash) {
     if (w->records < PLACES) {
@@ -130,19 +132,19 @@ static void seal(uint8_t *bytes, uint64_t size) {
     if (size < GB_SNAP_HEAD) return;
     memcpy(&h, bytes, sizeof h);
     uint64_t end = h.index_at < size ? h.index_at : size;
-    for (uint64_t at = GB_SNAP_HEAD; at + FRAME_HEAD <= end;) {
+    for (uint64_t at = GB_SNAP_HEAD; at + GB_LOAD_FRAME <= end;) {
         struct gb_snap_frame x;
         memcpy(&x, bytes + at, sizeof x);
-        if (x.bytes > end - at - FRAME_HEAD) break;
-        gb_digest_sum_begin(&sum, about(&h));
+        if (x.bytes > end - at - GB_LOAD_FRAME) break;
+        gb_digest_sum_begin(&sum, gb_load_about(&h));
         gb_digest_sum_add(&sum, &x, offsetof(struct gb_snap_frame, sum));
-        gb_digest_sum_add(&sum, bytes + at + FRAME_HEAD, x.bytes);
+        gb_digest_sum_add(&sum, bytes + at + GB_LOAD_FRAME, x.bytes);
         x.sum = gb_digest_sum_end(&sum);
         memcpy(bytes + at, &x, sizeof x);
-        at += FRAME_HEAD + x.bytes;
+        at += GB_LOAD_FRAME + x.bytes;
     }
     if (h.index_at <= size) {
-        gb_digest_sum_begin(&sum, about(&h));
+        gb_digest_sum_begin(&sum, gb_load_about(&h));
         gb_digest_sum_add(&sum, bytes + h.index_at, size - h.index_at);
         h.index_sum = gb_digest_sum_end(&sum);
     }
@@ -176,7 +178,7 @@ static void saved_out(struct writer *w, enum gb_snap_kind kind, const struct gb_
     struct gb_snap_record r;
     for (uint64_t used = 0; used < f->used; used += r.bytes) {
         CHECK(!gb_snap_read(f->to + used, f->used - used, &r));
-        note(w, w->at + FRAME_HEAD + used, r.head.hash);
+        note(w, w->at + GB_LOAD_FRAME + used, r.head.hash);
     }
     frame_out(w, kind, f->to, f->used, f->records);
 }
@@ -257,7 +259,7 @@ static void careless_frame(struct writer *w) {
     enum gb_snap_kind kind = is_long ? GB_SNAP_LONG : check_below(3) ? GB_SNAP_MAIN : GB_SNAP_LATE;
     if (rarely(32)) kind = (enum gb_snap_kind)check_below(4);
     for (; n < most && used < 60000u; n++) {
-        uint64_t at = w->at + FRAME_HEAD + used;
+        uint64_t at = w->at + GB_LOAD_FRAME + used;
         used += careless_record(payload + used, is_long, &hash);
         note(w, at, hash);
     }
@@ -340,7 +342,7 @@ static uint64_t make_file(const uint8_t *data, size_t size) {
 static bool holds(const struct gb_sealed *z, const uint8_t *key, uint32_t klen, uint32_t types, const uint8_t *value,
                   uint32_t len) {
     struct gb_snap_record r;
-    for (uint64_t frame = 0, at = 0; gb_load_sealed_next(z, &frame, &at, &r);)
+    for (uint64_t frame = 0, at = 0; gb_sealed_next(z, &frame, &at, &r);)
         if (r.head.key_len == klen && r.head.value_len == len && r.head.types == types && !memcmp(r.key, key, klen) &&
             !memcmp(r.value, value, len))
             return true;
@@ -372,13 +374,13 @@ static void use_loaded(struct gb_store *s, const struct gb_sealed *z) {
 static void use_sealed(const struct gb_sealed *z) {
     struct gb_snap_record r;
     uint64_t frame = 0, at = 0, n = 0;
-    while (gb_load_sealed_next(z, &frame, &at, &r)) n++;
+    while (gb_sealed_next(z, &frame, &at, &r)) n++;
     CHECK(n == z->head.entries);
     for (uint32_t i = 0; i < 50u; i++) {
         uint8_t bytes[8];
         key_of(i, bytes);
         struct gb_key k = {.bytes = bytes, .len = 8, .type = i & 3u, .hash = gb_digest(&z->digest, bytes, 8, i & 3u)};
-        if (gb_load_sealed_find(z, &k, WALL + 1000, &r)) CHECK(holds(z, bytes, 8, r.head.types, r.value, r.head.value_len));
+        if (gb_sealed_find(z, &k, WALL + 1000, &r)) CHECK(holds(z, bytes, 8, r.head.types, r.value, r.head.value_len));
     }
 }
 
@@ -390,11 +392,11 @@ static void load(uint8_t *exact, const struct gb_snap_head *h) {
     struct gb_loader l;
     struct gb_sealed z;
     if (!image) image = malloc(length);
-    bool good = gb_load_sealed_check(&z, exact, h, &fault);
+    bool good = gb_sealed_check(&z, exact, h, &fault);
     CHECK(gb_room_format(&s, image, length, seed, 1000) == GB_OK);
     CHECK(gb_load_begin(&l, 0, h, &s, 1000, WALL));
     bool loaded = true, steady = !file.change && !file.fail;
-    while (loaded && !l.done) loaded = gb_load_run(&l, 0);
+    while (loaded && !l.done) loaded = gb_load_run(&l, 50);
     CHECK(loaded || l.fault.rule); /* all of it, or a reason */
     if (steady) CHECK(loaded == good);
     gb_load_end(&l);
@@ -402,7 +404,7 @@ static void load(uint8_t *exact, const struct gb_snap_head *h) {
     use_loaded(&s, good && loaded && steady ? &z : NULL);
     SOUND(gb_chain_check, &s);
     if (good) use_sealed(&z);
-    gb_load_sealed_end(&z);
+    gb_sealed_end(&z);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

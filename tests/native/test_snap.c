@@ -429,7 +429,7 @@ static void load(bool larger, int64_t later) {
     uint8_t *to = malloc(n);
     memset(want, 0, sizeof want);
     CHECK(gb_room_format(&loaded, to, n, seed, at) == GB_OK);
-    if (check_below(2)) gb_snap_presize(&loaded, records_n << 2 * check_below(4));
+    if (check_below(2)) gb_pour_presize(&loaded, records_n << 2 * check_below(4));
     for (uint32_t i = 0; i < 2u * records_n; i++) {
         const struct record *rec = &records[i % records_n];
         struct gb_snap_record r;
