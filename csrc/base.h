@@ -219,6 +219,10 @@ static inline bool gb_broken(struct gb_fault *f, const char *rule, uint64_t at, 
 #define GB_POISON(p, n) ((void)(p), (void)(n))
 #endif
 
+/* For what does nothing but prefetch: gcc 12 takes such a call for one without effect, and drops it, before it
+ * inlines. */
+#define GB_FETCHES static inline __attribute__((always_inline))
+
 #define GB_LIKELY(x) __builtin_expect(!!(x), 1)
 #define GB_UNLIKELY(x) __builtin_expect(!!(x), 0)
 

@@ -81,9 +81,8 @@ static inline struct gb_bucket *fetch(const struct gb_table *t, uint64_t hash) {
     return b;
 }
 
-/* What a look at the bucket will lead to: an overflow bucket, or an entry whose tag is the same. Always inline: gcc
- * drops the call of a function that does nothing but prefetch. */
-static inline __attribute__((always_inline)) void fetch_beyond(const struct gb_table *t, const struct gb_bucket *b, uint64_t hash) {
+/* What a look at the bucket will lead to: an overflow bucket, or an entry whose tag is the same. */
+GB_FETCHES void fetch_beyond(const struct gb_table *t, const struct gb_bucket *b, uint64_t hash) {
     uint32_t same = gb_table_match(b, gb_table_tag(hash));
     if (b->overflow) __builtin_prefetch((uint8_t *)gb_at(t->base, b->overflow) + GB_GRANULE, 1);
     if (same) __builtin_prefetch(gb_at(t->base, b->ref[__builtin_ctz(same)]));

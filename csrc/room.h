@@ -75,7 +75,7 @@ void gb_room_drop(struct gb_store *s, gb_ref ref);
 
 /* Brings what evicting the next victim will touch (it is the coldest there is: four misses, one after
  * the other, 100 ns), so that the next put of a full image finds it. Worth nothing in one that is not. */
-static inline void gb_room_foresee(const struct gb_store *s) {
+GB_FETCHES void gb_room_foresee(const struct gb_store *s) {
     gb_ref victim = gb_index_victim(&s->index);
     if (!victim) return;
     const struct gb_entry *e = gb_entry_at(s->base, victim);

@@ -114,7 +114,7 @@ static bool time_of_write(struct gb_door *d, bool exact, uint64_t *now) {
 
 /* A write's first miss, begun before the value is looked at. Only while the GIL is the lock: the way
  * to the bucket is read here. */
-static inline void foresee_bucket(struct gb_door *d, uint64_t hash) {
+GB_FETCHES void foresee_bucket(struct gb_door *d, uint64_t hash) {
     const struct gb_table *t = &d->store.index.table;
     if (GB_LIKELY(d->open && !gb_door_locks(d)))
         __builtin_prefetch(gb_table_bucket(t, gb_table_bucket_of(t, (uint32_t)hash)), 1);

@@ -25,7 +25,7 @@ enum gb_hot_how {
 };
 
 /* Brings the lines that moving an entry to the front will write; they are apart from its own. */
-static inline void gb_hot_prefetch(const struct gb_store *s, gb_ref ref) {
+GB_FETCHES void gb_hot_prefetch(const struct gb_store *s, gb_ref ref) {
     const struct gb_link *l = &gb_entry_at(s->base, ref)->lru;
     __builtin_prefetch(gb_list_at(s->base, l->prev), 1);
     __builtin_prefetch(gb_list_at(s->base, l->next), 1);

@@ -105,7 +105,7 @@ class Piece(NamedTuple):
 
     @property
     def static(self) -> bool:
-        return bool(re.search(r"\bstatic\b", self.head.split("(")[0]))
+        return bool(re.search(r"\b(static|GB_FETCHES)\b", self.head.split("(")[0]))
 
 
 @cache
