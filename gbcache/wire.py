@@ -1,0 +1,255 @@
+"""One connection to a Valkey or Redis server, on redis-py's: no call on it lasts beyond its deadline.
+
+redis-py's own time-out is for each wait for bytes: a reply that dribbles, or one retry after another, outlasts
+it. Here the socket itself knows the instant at which all is over.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+try:
+    import redis
+    from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
+    from redis.exceptions import AuthenticationError, RedisError
+except ImportError as error:
+    raise ImportError(
+        "gbcache.valkey needs the package redis, 6 or newer: pip install gbcache[valkey]"
+    ) from error
+
+__all__ = ["BROKEN", "Address", "Place", "Wire", "place"]
+
+Address = tuple[str, int]
+"""Host and port; of a Unix socket, its path and 0."""
+BROKEN = (RedisError, OSError)
+"""What a connection may raise."""
+
+_KEPT = {
+    "host", "port", "path", "db", "username", "password", "credential_provider", "client_name", "socket_type",
+    "socket_keepalive", "socket_keepalive_options", "socket_read_size",
+}  # fmt: skip
+"""Of a client's settings, those that say where and how; of the rest we have our own. And all of ssl_*."""
+
+
+class Place(NamedTuple):
+    """Where the servers are, and how they are spoken to."""
+
+    kind: type[Connection] | type[UnixDomainSocketConnection]
+    settings: dict[str, Any]
+    seeds: list[Address]
+    cluster: bool
+    remap: Callable[[Address], Address] | None
+
+
+class _Socket:
+    """A socket whose every wait ends at `owner.until`. The rest is the socket's own."""
+
+    def __init__(self, sock: socket.socket, owner: _Timed) -> None:
+        self._sock, self._owner = sock, owner
+
+    def _arm(self) -> None:
+        left = self._owner.until - time.monotonic()
+        self._sock.settimeout(max(0.0, left) if left < math.inf else None)
+
+    def sendall(self, data: Any) -> None:
+        self._arm()
+        try:
+            self._sock.sendall(data)
+        except BlockingIOError:
+            raise socket.timeout("timed out") from None
+
+    def recv(self, size: int) -> bytes:
+        self._arm()
+        try:
+            return self._sock.recv(size)
+        except (BlockingIOError, _WantRead):
+            raise socket.timeout("timed out") from None
+
+    def recv_into(self, buffer: Any, size: int = 0) -> int:
+        self._arm()
+        try:
+            return self._sock.recv_into(buffer, size)
+        except (BlockingIOError, _WantRead):
+            raise socket.timeout("timed out") from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+try:
+    from ssl import SSLWantReadError as _WantRead
+except ImportError:  # a Python without ssl
+    _WantRead = BlockingIOError  # type: ignore[misc, assignment]
+
+
+class _Timed:
+    """Mixed into redis-py's connections: they get such a socket."""
+
+    until = math.inf
+
+    def _connect(self) -> _Socket:
+        return _Socket(super()._connect(), self)  # type: ignore[misc]
+
+
+class _Tcp(_Timed, Connection):
+    pass
+
+
+class _Tls(_Timed, SSLConnection):
+    pass
+
+
+class _Unix(_Timed, UnixDomainSocketConnection):
+    pass
+
+
+_KINDS: dict[type, Any] = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Unix}
+
+
+class Wire:
+    """One connection that stands. Raises what is `BROKEN`, and is then good for nothing but `close`."""
+
+    def __init__(self, where: Place, address: Address, until: float, protocol: int = 2) -> None:
+        """Connects and logs in. `until`: on the monotonic clock. Finding the address of a name is the system's own,
+        and has no time-out; each address that a name has may take what is left."""
+        left = until - time.monotonic()
+        if left <= 0:
+            raise redis.exceptions.TimeoutError("no time left to connect")
+        at = {"path": address[0]} if where.kind is UnixDomainSocketConnection else {"host": address[0], "port": address[1]}  # fmt: skip
+        self.address = address
+        self._conn = _KINDS[where.kind](
+            **where.settings, **at, protocol=protocol, driver_info=None,
+            socket_timeout=left, socket_connect_timeout=left,
+        )  # fmt: skip
+        self._conn.until = until
+        self.pid = os.getpid()
+        self._conn.connect()
+
+    def send(self, commands: Iterable[tuple[Any, ...]], until: float) -> None:
+        """Sends them in one piece, as far as there is room; reading their answers is for `read`."""
+        self._conn.until = until
+        self._conn.send_packed_command(self._conn.pack_commands(commands), check_health=False)
+
+    def read(self, until: float, keep: bool = False) -> Any:
+        """One answer, or, with protocol 3, one push. An error that the server answers is returned, not raised.
+
+        `keep`: running out of time is no end; what has come of an answer waits for the next call.
+        """
+        self._conn.until = until
+        try:
+            return self._conn.read_response(
+                disable_decoding=True, push_request=True, disconnect_on_error=not keep
+            )
+        except AuthenticationError:
+            raise
+        except redis.exceptions.ResponseError as error:
+            return error
+
+    def ask(self, *words: Any, until: float) -> Any:
+        """One command and its answer; what the server answers as an error is raised."""
+        self.send([words], until)
+        reply = self.read(until)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def usable(self) -> bool:
+        """Whether an idle one may be used again: nothing has come, so it has not been closed from there."""
+        sock = self._conn._sock
+        if sock is None or self.pid != os.getpid():
+            return False
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+        return not poll.poll(0)
+
+    def wake(self) -> None:
+        """Has a thread that waits in `read` see the end of the stream."""
+        sock = self._conn._sock
+        if sock is not None and self.pid == os.getpid():
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except (OSError, ValueError):
+                pass
+
+    def close(self) -> None:
+        self._conn.disconnect()
+
+
+# --- where ---------------------------------------------------------------------------------------
+
+
+def place(target: Any, cluster: bool | None) -> Place:
+    """What `Valkey` was given, as a place: a URL, several, or a redis-py client whose settings are taken over."""
+    if isinstance(target, str):
+        return _of_urls([target], bool(cluster))
+    if isinstance(target, (list, tuple)) and target and all(isinstance(url, str) for url in target):
+        return _of_urls(list(target), True if cluster is None else cluster)
+    if isinstance(target, redis.RedisCluster):
+        if cluster is False:
+            raise ValueError("cluster=False, but the client is a RedisCluster: give a Redis")
+        manager = target.nodes_manager
+        settings = dict(manager.connection_kwargs)
+        kind = SSLConnection if settings.pop("ssl", False) else Connection
+        _refuse(settings.get("redis_connect_func") and target.user_on_connect_func)
+        seeds = [(node.host, node.port) for node in target.get_nodes()]
+        seeds += [(node.host, node.port) for node in manager.startup_nodes.values()]
+        settings = {**settings, "host": None, "port": None}
+        return Place(kind, _settings(settings), list(dict.fromkeys(seeds)), True, manager.address_remap)
+    if isinstance(target, redis.Redis):
+        pool = target.connection_pool
+        _refuse(pool.connection_kwargs.get("redis_connect_func"))
+        return _of_settings(pool.connection_class, [pool.connection_kwargs], bool(cluster))
+    raise TypeError(
+        f"{target!r:.100} is a {type(target).__name__}: give a URL as in 'redis://localhost:6379/0', a list of "
+        "them (a cluster), or a client of redis-py, redis.Redis or redis.RedisCluster (not an asyncio one)"
+    )
+
+
+def _refuse(hook: object) -> None:
+    if hook:
+        raise ValueError(
+            "the client has a redis_connect_func, which cannot be run on connections that are not its own: give a URL"
+        )
+
+
+def _of_urls(urls: list[str], cluster: bool) -> Place:
+    parsed: list[dict[str, Any]] = []
+    for url in urls:
+        for scheme in ("valkey", "valkeys"):  # the same protocol by its newer name
+            if url.startswith(scheme + "://"):
+                url = url.replace(scheme, "redis" if scheme == "valkey" else "rediss", 1)
+        parsed.append(dict(parse_url(url)))
+    if len(urls) > 1 and not cluster:
+        raise ValueError("cluster=False, but there are several URLs: a single server has one")
+    kinds = {p.pop("connection_class", Connection) for p in parsed}
+    alike = [{k: v for k, v in p.items() if k not in ("host", "port")} for p in parsed]
+    if len(kinds) > 1 or any(a != alike[0] for a in alike):
+        raise ValueError("the URLs differ in more than host and port: nodes of one cluster do not")
+    return _of_settings(kinds.pop(), parsed, cluster)
+
+
+def _of_settings(kind: Any, each: list[Any], cluster: bool) -> Place:
+    if kind not in _KINDS:
+        raise TypeError(
+            f"connections of type {kind.__name__} are not known here (a Sentinel's are not): give a URL"
+        )
+    if kind is UnixDomainSocketConnection:
+        if cluster:
+            raise ValueError("a cluster cannot be reached by a Unix socket: its nodes name ports")
+        seeds: list[Address] = [(each[0].get("path", ""), 0)]
+    else:
+        seeds = [(p.get("host") or "localhost", int(p.get("port") or 6379)) for p in each]
+    if cluster and each[0].get("db"):
+        raise ValueError(f"db={each[0]['db']!r}: a cluster has no database but 0")
+    return Place(kind, _settings(each[0]), seeds, cluster, None)
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    at = ("host", "port", "path")
+    return {k: v for k, v in given.items() if (k in _KEPT or k.startswith("ssl_")) and k not in at}
