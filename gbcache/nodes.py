@@ -48,7 +48,7 @@ class Job(NamedTuple):
 def backoff(attempt: int) -> float:
     """Seconds to wait before attempt `attempt` + 2: 20 ms, doubled each time, at most 1 s, and of that a random
     half to whole, so that those who lost a server together do not come back together."""
-    return min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(attempt, 16)) * random.uniform(0.5, 1.0)
+    return min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(attempt, 16)) * random.uniform(0.5, 1.0)
 
 
 def slots_of(reply: Any, asked: Address, where: Place) -> Slots:
@@ -194,9 +194,19 @@ class Nodes:
 class _Batch:
     """The rounds of one `Nodes.run`."""
 
-    def __init__(self, nodes: Nodes, jobs: Sequence[Job], replies: list[Any], again: bool, until: float) -> None:
-        self.nodes, self.jobs, self.replies, self.again, self.until = nodes, jobs, replies, again, until
-        self.sent_on: dict[int, tuple[Address, bool]] = {}  # where an answer sent a job, and if by ASK
+    def __init__(
+        self, nodes: Nodes, jobs: Sequence[Job], replies: list[Any], again: bool, until: float
+    ) -> None:
+        self.nodes, self.jobs, self.replies, self.again, self.until = (
+            nodes,
+            jobs,
+            replies,
+            again,
+            until,
+        )
+        self.sent_on: dict[
+            int, tuple[Address, bool]
+        ] = {}  # where an answer sent a job, and if by ASK
         self.trouble: Exception = FarError("nothing was tried")
         self.at: Address | None = None
         self.moved = False
@@ -275,7 +285,9 @@ class _Batch:
             self.nodes.adopt(None)
         if wire is not None:
             wire.close()
-        if isinstance(error, (AuthenticationError, ResponseError)) or not (wire is None or self.again):
+        if isinstance(error, (AuthenticationError, ResponseError)) or not (
+            wire is None or self.again
+        ):
             return error
         left.extend(indices)
         return None
@@ -302,7 +314,9 @@ class _Batch:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether asking again cannot help until somebody changes the server or what we were given."""
-    return isinstance(error, (AuthenticationError, NoPermissionError)) or type(error) is ResponseError
+    return (
+        isinstance(error, (AuthenticationError, NoPermissionError)) or type(error) is ResponseError
+    )
 
 
 _all: weakref.WeakSet[Nodes] = weakref.WeakSet()

@@ -6,13 +6,14 @@ connection itself wrote, and ours never writes; were it all one connection, a ke
 within one turn of the server's loop would go untold, and with it the other's value.
 
 How long a change may go untold. Each `heartbeat` seconds the server is asked (PING; in a cluster CLUSTER SLOTS, so
-that a primary nobody is listening to is seen), and the answer has to be there within `heartbeat` seconds. It comes
-behind all that was told before it, so this measures the way, the server and our own backlog at once: what was
-changed is told, or the channel known to be broken, 2 x `heartbeat` after the change.
+that a primary nobody is listening to is seen). The answer comes behind all that was told before it, so it measures
+the way, the server and our own backlog at once: once it is here, all that was changed before the question has been
+told. 2 x `heartbeat` after a question that was answered the next answer has to be here, or the channel is broken.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -35,7 +36,7 @@ BATCH = 10_000
 
 
 class _Silent(redis.exceptions.TimeoutError):
-    """The server did not answer the heartbeat in time."""
+    """A heartbeat was not answered in time."""
 
 
 class _Line:
@@ -44,6 +45,7 @@ class _Line:
     def __init__(self, channel: Channel, address: Address) -> None:
         self.channel, self.address = channel, address
         self.up = False
+        self._heard = 0.0
         self.view: set[Address] = set()
         self._cut = threading.Event()
         self._wire: Wire | None = None
@@ -64,7 +66,9 @@ class _Line:
                 self._stand()
                 attempt = 0
                 self._listen()
-            except Exception as error:  # whatever it is: a thread that ended here would leave copies to rot
+            except (
+                Exception
+            ) as error:  # whatever it is: a thread that ended here would leave copies to rot
                 self.channel._down(self, error)
             finally:
                 if self._wire is not None:
@@ -80,28 +84,33 @@ class _Line:
         until = time.monotonic() + nodes.timeout
         wire = self._wire = Wire(nodes.where, self.address, until, protocol=3)
         wire.ask("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self.channel.prefix, until=until)
+        self._heard = time.monotonic()
         self._ask(wire, until)
         while not self._hear(wire, until):
             pass
 
     def _listen(self) -> None:
+        """Of what was changed up to `_heard`, all has been told. That moves on with each heartbeat's answer, or the
+        channel counts as broken, also where it is we who were late to ask."""
         wire, beat = self._wire, self.channel.heartbeat
         assert wire is not None
         asked: float | None = None
-        due = time.monotonic() + beat
         while not self._cut.is_set():
+            end = self._heard + 2 * beat
             try:
-                answered = self._hear(wire, due)
+                answered = self._hear(
+                    wire, end if asked is not None else min(end, self._heard + beat)
+                )
             except redis.exceptions.TimeoutError:
                 answered = False
             now = time.monotonic()
-            if asked is not None and now > asked + beat:
-                raise _Silent(f"no answer to a heartbeat within {beat:g} s")
+            if now >= end:
+                raise _Silent(f"what is told was behind by {2 * beat:g} s")
             if answered and asked is not None:
-                asked, due = None, asked + beat
-            if asked is None and now >= due:
-                self._ask(wire, now + beat)
-                asked, due = now, now + beat
+                self._heard, asked = asked, None
+            if asked is None and now >= self._heard + beat:
+                self._ask(wire, end)
+                asked = now
 
     def _ask(self, wire: Wire, until: float) -> None:
         wire.send([("CLUSTER", "SLOTS") if self.channel.nodes.where.cluster else ("PING",)], until)
@@ -215,7 +224,10 @@ class Channel:
             line.up = False
             self.trouble = error
             self._settle()
-            refused, self._warned = is_refusal(error) and not self._warned, self._warned or is_refusal(error)
+            refused, self._warned = (
+                is_refusal(error) and not self._warned,
+                self._warned or is_refusal(error),
+            )
         if refused:
             at = f"{line.address[0]}:{line.address[1]}"
             _warn(f"{at} does not tell of changes, so nothing is kept near: {error}; it takes Redis 6, or any "
@@ -305,10 +317,10 @@ class Channel:
 
 
 def _warn(text: str) -> None:
-    try:
+    with contextlib.suppress(
+        RuntimeWarning
+    ):  # a filter may make it an exception, which would end the thread
         warnings.warn(f"gbcache: {text}", RuntimeWarning, stacklevel=3)
-    except RuntimeWarning:  # a filter makes it an exception, which would end the thread
-        pass
 
 
 _all: weakref.WeakSet[Channel] = weakref.WeakSet()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from redis.crc import key_slot
-from redis.exceptions import MovedError, ResponseError
+from redis.exceptions import ClusterCrossSlotError, MovedError, ResponseError
 
 from .codec import Codec, decode_key, encode_key, pack_value, resolve, unpack_value
 from .errors import FarError, ImageError
@@ -91,8 +91,9 @@ class Valkey:
 
         2 x `heartbeat` + `max_staleness` seconds
 
-    at most, and a slow answer costs copies but never trust. Not in this bound: a process or machine of ours that
-    stands still, thread and all; SWAPDB, of which the server tells nobody.
+    at most, and a slow answer costs copies but never trust. Not in this bound: a listener that takes its time, since
+    the next thing is told when it returns; a process of ours that stands still, threads and all; SWAPDB, of which
+    the server tells nobody.
 
     Threads: any may call. One thread of ours for each node that is listened to. After a fork, the child has its
     own connections, and its listener is told `lost` and, when the channel stands again, `restored`.
@@ -218,7 +219,9 @@ class Valkey:
         (reply,) = self._nodes.run([Job(name, words)], again=False)
         if isinstance(reply, ResponseError):
             if "overflow" in str(reply):
-                raise OverflowError(f"incr({key!r:.100}, {delta}) would go beyond 64 bits") from reply
+                raise OverflowError(
+                    f"incr({key!r:.100}, {delta}) would go beyond 64 bits"
+                ) from reply
             if "not an integer" in str(reply):
                 raise TypeError(f"incr({key!r:.100}): what it holds is no int") from reply
             if str(reply).startswith("WRONGTYPE"):
@@ -253,7 +256,12 @@ class Valkey:
         self._nodes.check_open()
         prefix = self._prefix
         channel = Channel(
-            self._nodes, listener, prefix, self._heartbeat, self._max_staleness, lambda name: _decode(prefix, name)
+            self._nodes,
+            listener,
+            prefix,
+            self._heartbeat,
+            self._max_staleness,
+            lambda name: _decode(prefix, name),
         )
         self._channels.append(channel)
         channel.start()
@@ -264,7 +272,9 @@ class Valkey:
         kind, data = encode_key(key)
         name = b"%b%c%b" % (self._prefix, _LETTERS[kind], data)
         if len(name) > STRING_MAX:
-            raise ValueError(f"a key of {len(name)} bytes with its prefix: the protocol ends at {STRING_MAX}")
+            raise ValueError(
+                f"a key of {len(name)} bytes with its prefix: the protocol ends at {STRING_MAX}"
+            )
         return name
 
     def _named(self, keys: Iterable[Any]) -> dict[bytes, Any]:
@@ -284,7 +294,9 @@ class Valkey:
     def _pack(self, key: Any, value: Any) -> bytes:
         data = pack_value(self._codec, value)
         if len(data) > STRING_MAX:
-            raise ValueError(f"{key!r:.100}: a value of {len(data)} bytes: the protocol ends at {STRING_MAX}")
+            raise ValueError(
+                f"{key!r:.100}: a value of {len(data)} bytes: the protocol ends at {STRING_MAX}"
+            )
         return data
 
     def _unpack(self, name: bytes, data: Any) -> Any:
@@ -302,7 +314,7 @@ class Valkey:
         return [self._checked(reply) for reply in self._nodes.run(jobs, again)]
 
     def _checked(self, reply: Any) -> Any:
-        if isinstance(reply, MovedError):
+        if isinstance(reply, (MovedError, ClusterCrossSlotError)) and not self._nodes.where.cluster:
             raise FarError("the server is a node of a cluster: give Valkey cluster=True") from reply
         if isinstance(reply, Exception):
             raise FarError(f"{self!r}: {reply}") from reply
@@ -315,7 +327,9 @@ class Valkey:
         slots: dict[int, list[bytes]] = {}
         for name in names:
             slots.setdefault(key_slot(name), []).append(name)
-        return [g[i : i + SCRIPT_KEYS] for g in slots.values() for i in range(0, len(g), SCRIPT_KEYS)]
+        return [
+            g[i : i + SCRIPT_KEYS] for g in slots.values() for i in range(0, len(g), SCRIPT_KEYS)
+        ]
 
     def _unlink(self, names: list[bytes]) -> list[bool]:
         replies = self._run([Job(name, ("UNLINK", name)) for name in names], again=False)
@@ -330,7 +344,9 @@ class Valkey:
         end = time.monotonic() + self._nodes.timeout
         nodes = self._primaries()
         address, at = cursor or (nodes[0], 0)
-        match = b"".join(b"\\%c" % c if c in b"*?[]\\^-" else b"%c" % c for c in self._prefix) + b"*"
+        match = (
+            b"".join(b"\\%c" % c if c in b"*?[]\\^-" else b"%c" % c for c in self._prefix) + b"*"
+        )
         while True:
             if address in nodes:
                 job = Job(address, ("SCAN", at, "MATCH", match, "COUNT", count))
@@ -364,7 +380,9 @@ def _prefix(prefix: str | bytes) -> bytes:
     if not isinstance(prefix, (str, bytes)):
         raise TypeError(f"prefix={prefix!r} is a {type(prefix).__name__}: give a str or bytes")
     if not prefix:
-        raise ValueError("prefix is empty: every key of the server would be ours, and clear() would remove it")
+        raise ValueError(
+            "prefix is empty: every key of the server would be ours, and clear() would remove it"
+        )
     return prefix.encode() if isinstance(prefix, str) else prefix
 
 

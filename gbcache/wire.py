@@ -6,10 +6,12 @@ it. Here the socket itself knows the instant at which all is over.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -30,6 +32,7 @@ Address = tuple[str, int]
 BROKEN = (RedisError, OSError)
 """What a connection may raise."""
 
+_TIMEVAL = struct.Struct("@ll")
 _KEPT = {
     "host", "port", "path", "db", "username", "password", "credential_provider", "client_name", "socket_type",
     "socket_keepalive", "socket_keepalive_options", "socket_read_size",
@@ -48,44 +51,58 @@ class Place(NamedTuple):
 
 
 class _Socket:
-    """A socket whose every wait ends at `owner.until`. The rest is the socket's own."""
+    """A socket whose every wait ends at `owner.until`. The rest is the socket's own.
+
+    By SO_RCVTIMEO and SO_SNDTIMEO on a blocking socket: Python's own time-outs give the GIL away three times for one
+    `recv`, and where another thread computes, each time may take 5 ms to get it back. TLS needs Python's.
+    """
 
     def __init__(self, sock: socket.socket, owner: _Timed) -> None:
         self._sock, self._owner = sock, owner
+        self._kernel = type(sock) is socket.socket
+        if self._kernel:
+            sock.settimeout(None)
 
-    def _arm(self) -> None:
+    def _arm(self, option: int) -> None:
         left = self._owner.until - time.monotonic()
-        self._sock.settimeout(max(0.0, left) if left < math.inf else None)
+        if left <= 0.0:
+            raise TimeoutError("timed out")
+        if not self._kernel:
+            self._sock.settimeout(left)
+            return
+        microseconds = max(1, int(min(left, 1e6) * 1e6))
+        self._sock.setsockopt(
+            socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
+        )
 
     def sendall(self, data: Any) -> None:
-        self._arm()
-        try:
-            self._sock.sendall(data)
-        except BlockingIOError:
-            raise socket.timeout("timed out") from None
+        with memoryview(data) as view:
+            sent = 0
+            while sent < len(view):
+                self._arm(socket.SO_SNDTIMEO)
+                try:
+                    sent += self._sock.send(view[sent:])
+                except BlockingIOError:
+                    continue  # it is over, or a rounding before
 
     def recv(self, size: int) -> bytes:
-        self._arm()
-        try:
-            return self._sock.recv(size)
-        except (BlockingIOError, _WantRead):
-            raise socket.timeout("timed out") from None
+        while True:
+            self._arm(socket.SO_RCVTIMEO)
+            try:
+                return self._sock.recv(size)
+            except BlockingIOError:
+                continue
 
     def recv_into(self, buffer: Any, size: int = 0) -> int:
-        self._arm()
-        try:
-            return self._sock.recv_into(buffer, size)
-        except (BlockingIOError, _WantRead):
-            raise socket.timeout("timed out") from None
+        while True:
+            self._arm(socket.SO_RCVTIMEO)
+            try:
+                return self._sock.recv_into(buffer, size)
+            except BlockingIOError:
+                continue
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
-
-
-try:
-    from ssl import SSLWantReadError as _WantRead
-except ImportError:  # a Python without ssl
-    _WantRead = BlockingIOError  # type: ignore[misc, assignment]
 
 
 class _Timed:
@@ -121,15 +138,21 @@ class Wire:
         left = until - time.monotonic()
         if left <= 0:
             raise redis.exceptions.TimeoutError("no time left to connect")
-        at = {"path": address[0]} if where.kind is UnixDomainSocketConnection else {"host": address[0], "port": address[1]}  # fmt: skip
+        at: dict[str, Any] = {"host": address[0], "port": address[1]}
+        if where.kind is UnixDomainSocketConnection:
+            at = {"path": address[0]}
+        if protocol == 3:
+            at["socket_read_size"] = 1 << 18  # much at once: each wait may be one for the GIL
         self.address = address
         self._conn = _KINDS[where.kind](
-            **where.settings, **at, protocol=protocol, driver_info=None,
+            **{**where.settings, **at}, protocol=protocol, driver_info=None,
             socket_timeout=left, socket_connect_timeout=left,
         )  # fmt: skip
         self._conn.until = until
         self.pid = os.getpid()
         self._conn.connect()
+        if protocol == 3:  # without a handler redis-py drops them
+            self._conn._get_parser().set_invalidation_push_handler(lambda push: push)
 
     def send(self, commands: Iterable[tuple[Any, ...]], until: float) -> None:
         """Sends them in one piece, as far as there is room; reading their answers is for `read`."""
@@ -172,10 +195,8 @@ class Wire:
         """Has a thread that waits in `read` see the end of the stream."""
         sock = self._conn._sock
         if sock is not None and self.pid == os.getpid():
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except (OSError, ValueError):
-                pass
 
     def close(self) -> None:
         self._conn.disconnect()
@@ -197,10 +218,10 @@ def place(target: Any, cluster: bool | None) -> Place:
         settings = dict(manager.connection_kwargs)
         kind = SSLConnection if settings.pop("ssl", False) else Connection
         _refuse(settings.get("redis_connect_func") and target.user_on_connect_func)
-        seeds = [(node.host, node.port) for node in target.get_nodes()]
+        seeds = [(node.host, node.port) for node in manager.nodes_cache.values()]
         seeds += [(node.host, node.port) for node in manager.startup_nodes.values()]
         settings = {**settings, "host": None, "port": None}
-        return Place(kind, _settings(settings), list(dict.fromkeys(seeds)), True, manager.address_remap)
+        return Place(kind, _settings(settings), sorted(set(seeds)), True, manager.address_remap)
     if isinstance(target, redis.Redis):
         pool = target.connection_pool
         _refuse(pool.connection_kwargs.get("redis_connect_func"))
@@ -224,7 +245,7 @@ def _of_urls(urls: list[str], cluster: bool) -> Place:
         for scheme in ("valkey", "valkeys"):  # the same protocol by its newer name
             if url.startswith(scheme + "://"):
                 url = url.replace(scheme, "redis" if scheme == "valkey" else "rediss", 1)
-        parsed.append(dict(parse_url(url)))
+        parsed.append(dict(parse_url(url)))  # type: ignore[no-untyped-call]
     if len(urls) > 1 and not cluster:
         raise ValueError("cluster=False, but there are several URLs: a single server has one")
     kinds = {p.pop("connection_class", Connection) for p in parsed}

@@ -10,11 +10,20 @@ import socket
 import subprocess
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-__all__ = ["MISSING", "Cluster", "Server", "free_port", "server_program"]
+__all__ = [
+    "MISSING",
+    "Cluster",
+    "Server",
+    "free_port",
+    "server_program",
+    "shared_cluster",
+    "shared_server",
+]
 
 MISSING = "no redis-server or valkey-server here: make servers (or apt-get install redis-server)"
 
@@ -39,7 +48,7 @@ def free_port(also: int = 0) -> int:
 
 
 class Server:
-    """One server without persistence, in a directory of its own. `close` kills it, and so does the interpreter's end."""
+    """One server without persistence, in a directory of its own. `close` kills it, as does the interpreter's end."""
 
     def __init__(self, *options: str, port: int | None = None) -> None:
         program = server_program()
@@ -65,7 +74,9 @@ class Server:
         return self._process.pid
 
     def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         end = time.monotonic() + 20
         while not self._answers():
             assert self._process.poll() is None, Path(self.place, "server.log").read_text()[-2000:]
@@ -139,13 +150,31 @@ class Cluster:
             with redis.Redis(port=server.port, decode_responses=True) as client:
                 while True:
                     info = client.execute_command("CLUSTER", "INFO")
-                    info = info if isinstance(info, dict) else dict(x.split(":", 1) for x in info.split("\r\n") if x)
-                    if info["cluster_state"] == "ok" and int(info["cluster_slots_ok"]) == 16384:
-                        if int(info["cluster_size"]) == size:
-                            break
+                    info = (
+                        info
+                        if isinstance(info, dict)
+                        else dict(x.split(":", 1) for x in info.split("\r\n") if x)
+                    )
+                    if [info[f"cluster_{what}"] for what in ("state", "slots_ok", "size")] == [
+                        "ok",
+                        "16384",
+                        str(size),
+                    ]:
+                        break
                     assert time.monotonic() < end, f"the cluster does not come together: {info}"
                     time.sleep(0.05)
 
     def close(self) -> None:
         for server in self.servers:
             server.close()
+
+
+@cache
+def shared_server() -> Server:
+    """One for all tests that leave a server as it was but for its keys."""
+    return Server()
+
+
+@cache
+def shared_cluster() -> Cluster:
+    return Cluster()
