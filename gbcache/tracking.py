@@ -31,8 +31,8 @@ from .wire import BROKEN, Address, Wire
 
 __all__ = ["Channel"]
 
-BATCH = 10_000
-"""Keys told of in one call, about: what lies ready is told together."""
+BATCH = 500
+"""Keys told of in one call, about: what lies ready is told together, but the first does not wait for all."""
 
 
 class _Silent(redis.exceptions.TimeoutError):
@@ -121,7 +121,7 @@ class _Line:
         flushed, answer = False, None
         try:
             while answer is None and len(keys) < BATCH:
-                said = wire.read(until, keep=True)
+                said = wire.read(until)
                 until = 0.0  # the rest only if it is here
                 if isinstance(said, Exception):
                     raise said
