@@ -76,6 +76,7 @@ class Nodes:
         self._lock = threading.Lock()
         self._idle: dict[Address, list[Wire]] = {}
         self._slots: Slots | None = None
+        self._known: list[Address] = []  # who had keys when we last heard of it
 
     def in_child(self) -> None:
         """After a fork: the parent's connections are closed here and stand there."""
@@ -143,6 +144,13 @@ class Nodes:
                 return
         wire.close()
 
+    def drop(self, address: Address) -> None:
+        """Closes the idle connections to a node: its name may lead elsewhere by now."""
+        with self._lock:
+            idle = self._idle.pop(address, [])
+        for wire in idle:
+            wire.close()
+
     # --- who has what ------------------------------------------------------------------------
 
     def address_of(self, key: bytes, until: float) -> Address:
@@ -157,22 +165,23 @@ class Nodes:
             raise FarError(f"slot {slot} of the cluster has no server")
         return address
 
-    def primaries(self, until: float | None = None) -> list[Address]:
-        """Every node that has keys."""
+    def primaries(self, fresh: bool) -> list[Address]:
+        """Every node that has keys, in an order that stays; `fresh`: they are asked. Raises FarError."""
         if not self.where.cluster:
             return self.where.seeds[:1]
-        until = time.monotonic() + self.timeout if until is None else until
-        slots = self._slots or self.refresh(until)
-        return sorted({address for address in slots if address is not None})
+        if fresh or not self._known:
+            self.refresh(time.monotonic() + self.timeout)
+        return self._known
 
     def adopt(self, slots: Slots | None) -> None:
         """Takes the map a node has just answered; None: it is out of date, ask before the next use."""
         self._slots = slots
+        if slots is not None:
+            self._known = sorted({address for address in slots if address is not None})
 
     def refresh(self, until: float) -> Slots:
         """Asks one node after another for the map, each for its share of what time is left. Raises FarError."""
-        known = [address for address in set(self._slots or []) if address is not None]
-        asked = list(dict.fromkeys(random.sample(known, len(known)) + self.where.seeds))
+        asked = list(dict.fromkeys(random.sample(self._known, len(self._known)) + self.where.seeds))
         trouble: Exception | None = None
         for n, address in enumerate(asked):
             now = time.monotonic()
@@ -185,7 +194,7 @@ class Nodes:
                 continue
             self.give(wire)
             if any(slots):
-                self._slots = slots
+                self.adopt(slots)
                 return slots
             trouble = ResponseError(f"{address[0]}:{address[1]} knows of no slots")
         raise FarError(f"no node of the cluster tells who has what: {trouble}") from trouble
@@ -224,8 +233,22 @@ class _Batch:
         """Does these jobs, all nodes at once; those that are to be done again. Raises FarError if one must not be."""
         self.moved = False
         left: list[int] = []
-        fatal: Exception | None = None
         sent: list[tuple[Wire, list[int]]] = []
+        try:
+            fatal = self._send(todo, left, sent)
+            fatal = self._receive(left, sent) or fatal
+        except BaseException:  # closed, or interrupted: answers that nobody read
+            for wire, _ in sent:
+                wire.close()
+            raise
+        if fatal is not None:
+            raise self.failed(fatal)
+        return sorted(left)
+
+    def _send(
+        self, todo: list[int], left: list[int], sent: list[tuple[Wire, list[int]]]
+    ) -> Exception | None:
+        fatal: Exception | None = None
         for address, indices in self._by_node(todo, left).items():
             wire = None
             try:
@@ -234,6 +257,10 @@ class _Batch:
                 sent.append((wire, indices))
             except BROKEN as error:
                 fatal = self._broken(error, address, indices, left, wire) or fatal
+        return fatal
+
+    def _receive(self, left: list[int], sent: list[tuple[Wire, list[int]]]) -> Exception | None:
+        fatal: Exception | None = None
         for wire, indices in sent:
             read = 0
             try:
@@ -246,10 +273,12 @@ class _Batch:
             except BROKEN as error:
                 fatal = self._broken(error, wire.address, indices[read:], left, wire) or fatal
             else:
-                self.nodes.give(wire)
-        if fatal is not None:
-            raise self.failed(fatal)
-        return sorted(left)
+                if isinstance(self.trouble, ReadOnlyError) and self.at == wire.address:
+                    wire.close()
+                    self.nodes.drop(wire.address)
+                else:
+                    self.nodes.give(wire)
+        return fatal
 
     def _by_node(self, todo: list[int], left: list[int]) -> dict[Address, list[int]]:
         groups: dict[Address, list[int]] = {}

@@ -31,6 +31,9 @@ from .wire import BROKEN, Address, Wire
 
 __all__ = ["Channel"]
 
+PATIENCE = 1.9
+"""Heartbeats after a question that was answered, until the next answer has to be here. What is stated is 2: the rest
+is for the thread to wake up in."""
 BATCH = 500
 """Keys told of in one call, about: what lies ready is told together, but the first does not wait for all."""
 
@@ -96,7 +99,7 @@ class _Line:
         assert wire is not None
         asked: float | None = None
         while not self._cut.is_set():
-            end = self._heard + 2 * beat
+            end = self._heard + PATIENCE * beat
             try:
                 answered = self._hear(
                     wire, end if asked is not None else min(end, self._heard + beat)
@@ -105,7 +108,7 @@ class _Line:
                 answered = False
             now = time.monotonic()
             if now >= end:
-                raise _Silent(f"what is told was behind by {2 * beat:g} s")
+                raise _Silent(f"what is told was behind by {PATIENCE * beat:g} s")
             if answered and asked is not None:
                 self._heard, asked = asked, None
             if asked is None and now >= self._heard + beat:

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from redis.crc import key_slot
 from redis.exceptions import ClusterCrossSlotError, MovedError, ResponseError
 
 from .codec import Codec, decode_key, encode_key, pack_value, resolve, unpack_value
@@ -94,6 +93,8 @@ class Valkey:
     at most, and a slow answer costs copies but never trust. Not in this bound: a listener that takes its time, since
     the next thing is told when it returns; a process of ours that stands still, threads and all; SWAPDB, of which
     the server tells nobody.
+
+    It takes a server with EVAL, SCAN and UNLINK; to be told of changes, CLIENT TRACKING: Redis 6, any Valkey.
 
     Threads: any may call. One thread of ours for each node that is listened to. After a fork, the child has its
     own connections, and its listener is told `lost` and, when the channel stands again, `restored`.
@@ -250,7 +251,7 @@ class Valkey:
     def feed(self, listener: Listener) -> None:
         """Has `listener` told of every change below our prefix from now on, our own included. See the class.
 
-        Returns at once; `restored` is called when the channel stands, from a thread of ours. A server that does not
+        `listener` is kept alive until `close`. Returns at once; `restored` is called when the channel stands, from a thread of ours. A server that does not
         let us listen is warned of once (RuntimeWarning), and tried again for as long as this is open.
         """
         self._nodes.check_open()
@@ -321,29 +322,25 @@ class Valkey:
         return reply
 
     def _together(self, names: list[bytes]) -> list[list[bytes]]:
-        """Those that one script may ask for: in a cluster, of one slot."""
-        if not self._nodes.where.cluster:
-            return [names[i : i + SCRIPT_KEYS] for i in range(0, len(names), SCRIPT_KEYS)]
-        slots: dict[int, list[bytes]] = {}
-        for name in names:
-            slots.setdefault(key_slot(name), []).append(name)
-        return [
-            g[i : i + SCRIPT_KEYS] for g in slots.values() for i in range(0, len(g), SCRIPT_KEYS)
-        ]
+        """Those that one script asks for. In a cluster one each: of a slot that moves, two may be in two places."""
+        most = 1 if self._nodes.where.cluster else SCRIPT_KEYS
+        return [names[i : i + most] for i in range(0, len(names), most)]
 
     def _unlink(self, names: list[bytes]) -> list[bool]:
         replies = self._run([Job(name, ("UNLINK", name)) for name in names], again=False)
         return [reply == 1 for reply in replies]
 
-    def _primaries(self) -> list[Address]:
+    def _primaries(self, fresh: bool = True) -> list[Address]:
         self._nodes.check_open()
-        return self._nodes.primaries()
+        return self._nodes.primaries(fresh)
 
     def _page(self, cursor: tuple[Address, int] | None, count: int) -> tuple[list[bytes], Any]:
         """The next names, and where to go on. Pages without any of ours are passed over, for `timeout` seconds."""
         end = time.monotonic() + self._nodes.timeout
-        nodes = self._primaries()
+        nodes = self._primaries(fresh=cursor is None)
         address, at = cursor or (nodes[0], 0)
+        if address not in nodes and not self._nodes.where.cluster:
+            raise ValueError(f"cursor={(*address, at)} is of another server")
         match = (
             b"".join(b"\\%c" % c if c in b"*?[]\\^-" else b"%c" % c for c in self._prefix) + b"*"
         )

@@ -22,7 +22,7 @@ try:
     from redis.exceptions import RedisError
 except ImportError as error:
     raise ImportError(
-        "gbcache.valkey needs the package redis, 6 or newer: pip install gbcache[valkey]"
+        "gbcache.valkey needs the package redis, 8 or newer: pip install gbcache[valkey]"
     ) from error
 
 __all__ = ["BROKEN", "Address", "Place", "Wire", "place"]
@@ -141,7 +141,7 @@ class _Answers:
         self._next = self._value()
 
     def read(self) -> Any:
-        """The next answer or push. Raises socket.timeout, and can then be called again."""
+        """The next answer or push. Raises TimeoutError, and can then be called again."""
         while True:
             try:
                 need = next(self._next)
@@ -211,6 +211,14 @@ class _Answers:
         return items
 
 
+def _packed(words: tuple[Any, ...]) -> bytes:
+    parts = [b"*%d\r\n" % len(words)]
+    for word in words:
+        data = word if type(word) is bytes else str(word).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
+
+
 class Wire:
     """One connection that stands. Raises what is `BROKEN`, and is then good for nothing but `close`."""
 
@@ -232,12 +240,19 @@ class Wire:
         self.pid = os.getpid()
         self._conn.connect()
         self._sock: _Socket | None = self._conn._sock
-        self._answers = _Answers(self._conn._sock.recv, self._conn._get_parser().parse_error)
+        self._answers = _Answers(self._conn._sock.recv, self._conn._parser.parse_error)
 
     def send(self, commands: Iterable[tuple[Any, ...]], until: float) -> None:
         """Sends them in one piece, as far as there is room; reading their answers is for `read`."""
         self._conn.until = until
-        self._conn.send_packed_command(self._conn.pack_commands(commands), check_health=False)
+        if self._sock is None:
+            raise redis.exceptions.ConnectionError("it is closed")
+        try:
+            self._sock.sendall(b"".join(map(_packed, commands)))
+        except TimeoutError:
+            raise redis.exceptions.TimeoutError("it could not be sent in time") from None
+        except OSError as error:
+            raise redis.exceptions.ConnectionError(str(error)) from error
 
     def read(self, until: float) -> Any:
         """One answer, or, with protocol 3, one push. An error that the server answers is returned, not raised.
@@ -249,10 +264,14 @@ class Wire:
             reply = self._answers.read()
         except TimeoutError:
             raise redis.exceptions.TimeoutError("no answer in time") from None
+        except OSError as error:
+            raise redis.exceptions.ConnectionError(str(error)) from error
         except ValueError as error:
             raise redis.exceptions.InvalidResponse(f"no server of this kind: {error}") from error
-        if isinstance(reply, redis.exceptions.ConnectionError):
-            raise reply  # which is how redis-py sees NOAUTH, LOADING and the like
+        if isinstance(reply, redis.exceptions.ConnectionError) and not isinstance(
+            reply, redis.exceptions.BusyLoadingError
+        ):
+            raise reply  # which is how redis-py sees NOAUTH and the like
         return reply
 
     def ask(self, *words: Any, until: float) -> Any:
@@ -298,7 +317,11 @@ def place(target: Any, cluster: bool | None) -> Place:
             raise ValueError("cluster=False, but the client is a RedisCluster: give a Redis")
         manager = target.nodes_manager
         settings = dict(manager.connection_kwargs)
-        kind = SSLConnection if settings.pop("ssl", False) else Connection
+        kind = settings.pop(
+            "connection_class", SSLConnection if settings.pop("ssl", False) else Connection
+        )
+        if kind not in (Connection, SSLConnection):
+            raise TypeError(f"connections of type {kind.__name__} are not known here: give URLs")
         _refuse(settings.get("redis_connect_func") and target.user_on_connect_func)
         seeds = [(node.host, node.port) for node in manager.nodes_cache.values()]
         seeds += [(node.host, node.port) for node in manager.startup_nodes.values()]
