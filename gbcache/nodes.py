@@ -206,16 +206,10 @@ class _Batch:
     def __init__(
         self, nodes: Nodes, jobs: Sequence[Job], replies: list[Any], again: bool, until: float
     ) -> None:
-        self.nodes, self.jobs, self.replies, self.again, self.until = (
-            nodes,
-            jobs,
-            replies,
-            again,
-            until,
-        )
-        self.sent_on: dict[
-            int, tuple[Address, bool]
-        ] = {}  # where an answer sent a job, and if by ASK
+        self.nodes, self.jobs, self.replies = nodes, jobs, replies
+        self.again, self.until = again, until
+        # Of a job that an answer sent elsewhere: where to, and if only this time (ASK).
+        self.sent_on: dict[int, tuple[Address, bool]] = {}
         self.trouble: Exception = FarError("nothing was tried")
         self.at: Address | None = None
         self.moved = False
@@ -248,6 +242,7 @@ class _Batch:
     def _send(
         self, todo: list[int], left: list[int], sent: list[tuple[Wire, list[int]]]
     ) -> Exception | None:
+        """To each node its part, on a connection of its own. The error that is to be raised, if any."""
         fatal: Exception | None = None
         for address, indices in self._by_node(todo, left).items():
             wire = None
@@ -260,6 +255,7 @@ class _Batch:
         return fatal
 
     def _receive(self, left: list[int], sent: list[tuple[Wire, list[int]]]) -> Exception | None:
+        """All answers, of all nodes, so that their connections are good for more. As `_send`."""
         fatal: Exception | None = None
         for wire, indices in sent:
             read = 0
@@ -314,9 +310,8 @@ class _Batch:
             self.nodes.adopt(None)
         if wire is not None:
             wire.close()
-        if isinstance(error, (AuthenticationError, ResponseError)) or not (
-            wire is None or self.again
-        ):
+        sent = wire is not None
+        if isinstance(error, (AuthenticationError, ResponseError)) or (sent and not self.again):
             return error
         left.extend(indices)
         return None

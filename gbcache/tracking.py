@@ -69,9 +69,8 @@ class _Line:
                 self._stand()
                 attempt = 0
                 self._listen()
-            except (
-                Exception
-            ) as error:  # whatever it is: a thread that ended here would leave copies to rot
+            except Exception as error:
+                # Whatever it is: were the thread to end here, copies would be kept that nobody tells of.
                 self.channel._down(self, error)
             finally:
                 if self._wire is not None:
@@ -147,7 +146,8 @@ class _Line:
         if nodes.where.cluster:
             slots = slots_of(answer, self.address, nodes.where)
             self.view = {address for address in slots if address is not None}
-            nodes.adopt(slots)
+            if self.view:
+                nodes.adopt(slots)
         self.channel._up(self)
 
 
@@ -227,11 +227,9 @@ class Channel:
             line.up = False
             self.trouble = error
             self._settle()
-            refused, self._warned = (
-                is_refusal(error) and not self._warned,
-                self._warned or is_refusal(error),
-            )
-        if refused:
+            first = is_refusal(error) and not self._warned
+            self._warned = self._warned or first
+        if first:
             at = f"{line.address[0]}:{line.address[1]}"
             _warn(f"{at} does not tell of changes, so nothing is kept near: {error}; it takes Redis 6, or any "
                   "Valkey, and a user that may call CLIENT TRACKING")  # fmt: skip
@@ -320,9 +318,7 @@ class Channel:
 
 
 def _warn(text: str) -> None:
-    with contextlib.suppress(
-        RuntimeWarning
-    ):  # a filter may make it an exception, which would end the thread
+    with contextlib.suppress(RuntimeWarning):  # a filter may make it an exception
         warnings.warn(f"gbcache: {text}", RuntimeWarning, stacklevel=3)
 
 

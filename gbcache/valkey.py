@@ -251,8 +251,9 @@ class Valkey:
     def feed(self, listener: Listener) -> None:
         """Has `listener` told of every change below our prefix from now on, our own included. See the class.
 
-        `listener` is kept alive until `close`. Returns at once; `restored` is called when the channel stands, from a thread of ours. A server that does not
-        let us listen is warned of once (RuntimeWarning), and tried again for as long as this is open.
+        Returns at once; `restored` is called when the channel stands, from a thread of ours. `listener` is kept alive
+        until `close`. A server that does not let us listen is warned of once (RuntimeWarning), and tried again for
+        as long as this is open.
         """
         self._nodes.check_open()
         prefix = self._prefix

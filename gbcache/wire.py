@@ -268,9 +268,8 @@ class Wire:
             raise redis.exceptions.ConnectionError(str(error)) from error
         except ValueError as error:
             raise redis.exceptions.InvalidResponse(f"no server of this kind: {error}") from error
-        if isinstance(reply, redis.exceptions.ConnectionError) and not isinstance(
-            reply, redis.exceptions.BusyLoadingError
-        ):
+        loading = isinstance(reply, redis.exceptions.BusyLoadingError)
+        if isinstance(reply, redis.exceptions.ConnectionError) and not loading:
             raise reply  # which is how redis-py sees NOAUTH and the like
         return reply
 

@@ -74,8 +74,9 @@ class Server:
         return self._process.pid
 
     def start(self) -> None:
+        env = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # a sanitizer's
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env
         )
         end = time.monotonic() + 20
         while not self._answers():

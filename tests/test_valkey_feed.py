@@ -20,6 +20,7 @@ from servers import Server, free_port, server_program, shared_server
 from gbcache.valkey import Valkey
 
 PROOF = Path(__file__).parent / "proof" / "valkey_stale.py"
+SHORT = os.environ.get("GB_SLICE") == "short"
 BEAT = 0.2
 
 
@@ -325,12 +326,14 @@ def proof(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.skipif(SHORT, reason="the proofs count in seconds")
 def test_no_copy_outlives_what_is_stated() -> None:
     ran = proof("--writes", "8000", "--cuts", "8", "--down", "0.3")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "all as stated" in ran.stdout
 
 
+@pytest.mark.skipif(SHORT, reason="the proofs count in seconds")
 @pytest.mark.parametrize(
     "options",
     [
