@@ -11,9 +11,12 @@ FUZZ_SECONDS ?= 60
 SEED ?= 1
 KILLS ?= 2000
 STATES ?= 100000
+WRITES ?= 1000000
+CUTS ?= 100
+DOWN ?= 10
 
 .NOTPARALLEL:
-.PHONY: help build demo test native tiny asan drift proof-kill proof-power fuzz fuzz-tools coverage bench lint format check clean
+.PHONY: help build demo test native tiny asan drift proof-kill proof-power proof-stale fuzz fuzz-tools servers coverage bench lint format check clean
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 14
@@ -21,7 +24,7 @@ help: ## this list
 $(VENV)/.made: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --upgrade pip
-	$(PY) -m pip install -q "setuptools>=77" wheel "Cython>=3.1" msgpack pytest hypothesis
+	$(PY) -m pip install -q "setuptools>=77" wheel "Cython>=3.1" msgpack redis pytest hypothesis
 	touch $@
 
 # One package directory a build: the normal one must never load another's extension.
@@ -70,11 +73,17 @@ proof-power: build ## what a power cut may leave of a save: STATES states, and e
 	PYTHONPATH=. $(PY) tests/proof/power.py --states $(STATES) --seed $(SEED)
 	PYTHONPATH=. $(PY) tests/test_files_corrupt.py
 
+proof-stale: build ## a copy behind its Valkey server: WRITES watched, CUTS of the channel, DOWN seconds without a server
+	PYTHONPATH=. $(PY) tests/proof/valkey_stale.py --writes $(WRITES) --cuts $(CUTS) --down $(DOWN) --seed $(SEED)
+
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)
 
 fuzz-tools: ## clang with libFuzzer, which fuzz then uses (Debian, as root)
 	apt-get update -q && apt-get install -y --no-install-recommends clang libclang-rt-dev llvm
+
+servers: ## redis-server, which the tests of Valkey then use (Debian, as root)
+	apt-get update -q && apt-get install -y --no-install-recommends redis-server
 
 coverage: $(VENV)/.made ## lines of csrc/ the native tests run
 	$(PY) tests/native/coverage.py --least 95
@@ -83,7 +92,7 @@ bench: build build/silent/.made $(VENV)/.peers ## every figure of the README, be
 	$(PY) -m bench all
 
 bench-events: build/silent/.made
-bench-%: build $(VENV)/.peers ## one bench: ops objects memo events memory budget traces latency expire persist
+bench-%: build $(VENV)/.peers ## one bench: ops objects memo events memory budget traces latency expire persist valkey
 	$(PY) -m bench $*
 
 $(VENV)/.peers: | $(VENV)/.made

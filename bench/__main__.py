@@ -1,10 +1,10 @@
-"""``python -m bench [ops objects memo events memory budget traces latency expire persist | all] [--quick]``"""
+"""``python -m bench [ops objects memo events memory budget traces latency expire persist valkey | all] [--quick]``"""
 
 from __future__ import annotations
 
 import argparse
 
-from bench import events, latency, memo, objects, ops, persist, space, traces
+from bench import events, latency, memo, objects, ops, persist, space, traces, valkey
 
 BENCHES = {
     "ops": ops.run,
@@ -17,6 +17,7 @@ BENCHES = {
     "latency": latency.run,
     "expire": latency.run_expire,
     "persist": persist.run,
+    "valkey": valkey.run,
 }
 
 
@@ -28,6 +29,9 @@ def main() -> int:
     )
     args = parser.parse_args()
     chosen = list(BENCHES) if "all" in args.which else args.which
+    if "all" in args.which and not valkey.possible():
+        print("no valkey: it needs a redis-server (make servers)")
+        chosen.remove("valkey")
     missed = []
     for name in chosen:
         report = BENCHES[name](args.quick)

@@ -1,0 +1,334 @@
+"""What a Valkey server tells of changes, and that it is known when it does not: `Channel`.
+
+One connection to each node that has keys, and a thread that reads it: CLIENT TRACKING in its broadcasting mode,
+which tells of every key that begins with our prefix, whoever writes it. Without NOLOOP: that leaves out what the
+connection itself wrote, and ours never writes; were it all one connection, a key that another wrote and we wrote
+within one turn of the server's loop would go untold, and with it the other's value.
+
+How long a change may go untold. Each `heartbeat` seconds the server is asked (PING; in a cluster CLUSTER SLOTS, so
+that a primary nobody is listening to is seen). The answer comes behind all that was told before it, so it measures
+the way, the server and our own backlog at once: once it is here, all that was changed before the question has been
+told. 2 x `heartbeat` after a question that was answered the next answer has to be here, or the channel is broken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from .errors import ClosedError
+from .far import Listener
+from .nodes import Nodes, backoff, is_refusal, slots_of
+from .wire import BROKEN, Address, Wire
+
+__all__ = ["Channel"]
+
+PATIENCE = 1.9
+"""Heartbeats after a question that was answered, until the next answer has to be here. What is stated is 2: the rest
+is for the thread to wake up in."""
+BATCH = 500
+"""Keys told of in one call, about: what lies ready is told together, but the first does not wait for all."""
+
+
+class _Silent(redis.exceptions.TimeoutError):
+    """A heartbeat was not answered in time."""
+
+
+class _Line:
+    """The way to one node, and its thread: connects, listens, and begins again until it is cut."""
+
+    def __init__(self, channel: Channel, address: Address) -> None:
+        self.channel, self.address = channel, address
+        self.up = False
+        self._heard = 0.0
+        self.view: set[Address] = set()
+        self._cut = threading.Event()
+        self._wire: Wire | None = None
+        name = f"gbcache-valkey-{address[0]}:{address[1]}"
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def cut(self) -> None:
+        """It ends: at once where it listens, else when what it tries is over."""
+        self._cut.set()
+        wire = self._wire
+        if wire is not None:
+            wire.wake()
+
+    def _run(self) -> None:
+        attempt = 0
+        while not self._cut.is_set():
+            try:
+                self._stand()
+                attempt = 0
+                self._listen()
+            except Exception as error:
+                # Whatever it is: were the thread to end here, copies would be kept that nobody tells of.
+                self.channel._down(self, error)
+            finally:
+                if self._wire is not None:
+                    self._wire.close()
+                    self._wire = None
+            if not self._cut.wait(backoff(attempt)):
+                attempt += 1
+                self.channel._look_around(self)
+
+    def _stand(self) -> None:
+        """TRACKING first, then all else: from its OK on nothing goes untold."""
+        nodes = self.channel.nodes
+        until = time.monotonic() + nodes.timeout
+        wire = self._wire = Wire(nodes.where, self.address, until, protocol=3)
+        wire.ask("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self.channel.prefix, until=until)
+        self._heard = time.monotonic()
+        self._ask(wire, until)
+        while not self._hear(wire, until):
+            pass
+
+    def _listen(self) -> None:
+        """Of what was changed up to `_heard`, all has been told. That moves on with each heartbeat's answer, or the
+        channel counts as broken, also where it is we who were late to ask."""
+        wire, beat = self._wire, self.channel.heartbeat
+        assert wire is not None
+        asked: float | None = None
+        while not self._cut.is_set():
+            end = self._heard + PATIENCE * beat
+            try:
+                answered = self._hear(
+                    wire, end if asked is not None else min(end, self._heard + beat)
+                )
+            except redis.exceptions.TimeoutError:
+                answered = False
+            now = time.monotonic()
+            if now >= end:
+                raise _Silent(f"what is told was behind by {PATIENCE * beat:g} s")
+            if answered and asked is not None:
+                self._heard, asked = asked, None
+            if asked is None and now >= self._heard + beat:
+                self._ask(wire, end)
+                asked = now
+
+    def _ask(self, wire: Wire, until: float) -> None:
+        wire.send([("CLUSTER", "SLOTS") if self.channel.nodes.where.cluster else ("PING",)], until)
+
+    def _hear(self, wire: Wire, until: float) -> bool:
+        """Waits for what the server says, and tells of all of it that has come. Whether an answer was among it."""
+        keys: list[bytes] = []
+        flushed, answer = False, None
+        try:
+            while answer is None and len(keys) < BATCH:
+                said = wire.read(until)
+                until = 0.0  # the rest only if it is here
+                if isinstance(said, Exception):
+                    raise said
+                if not isinstance(said, list) or not said or isinstance(said[0], list):
+                    answer = said
+                elif said[0] == b"invalidate":
+                    keys += said[1] or ()
+                    flushed = flushed or said[1] is None
+        except redis.exceptions.TimeoutError:
+            if until:
+                raise
+        if flushed or keys:
+            self.channel._changed(None if flushed else keys)
+        if answer is not None:
+            self._answered(answer)
+        return answer is not None
+
+    def _answered(self, answer: Any) -> None:
+        nodes = self.channel.nodes
+        if nodes.where.cluster:
+            slots = slots_of(answer, self.address, nodes.where)
+            self.view = {address for address in slots if address is not None}
+            if self.view:
+                nodes.adopt(slots)
+        self.channel._up(self)
+
+
+class Channel:
+    """Tells a `Listener` of every change below `prefix`, and when it can not.
+
+    The listener is called from the threads of the lines, by one at a time, in order, and under a lock that no call
+    of a user's waits for. What it raises is warned of, and it is told `restored` within the next heartbeat, since
+    it may have missed what it was told.
+    """
+
+    def __init__(self, nodes: Nodes, listener: Listener, prefix: bytes, heartbeat: float, max_staleness: float,
+                 key_of: Callable[[bytes], Any]) -> None:  # fmt: skip
+        self.nodes, self.prefix, self.heartbeat = nodes, prefix, heartbeat
+        self._listener, self._max_staleness, self._key_of = listener, max_staleness, key_of
+        self.trouble: Exception | None = None
+        self._closed = False
+        self._warned = False
+        self._owed = False  # the listener raised, so it is told `restored` anew
+        self._trusted = False  # `restored` was told, and no `lost` since
+        self._begin()
+        _all.add(self)
+
+    def _begin(self) -> None:
+        self._turn = threading.RLock()
+        self._whole = False
+        self._timer: threading.Timer | None = None
+        self._lines: dict[Address, _Line] = {}
+
+    def start(self) -> None:
+        """Begins to connect, and returns at once: the server may come later."""
+        with self._turn:
+            self._want(set(self.nodes.where.seeds))
+
+    def close(self) -> None:
+        """No call of the listener begins after this. Waits for the threads, unless it is called from one."""
+        if self._closed:
+            return
+        self._closed = True
+        timer = self._timer
+        if timer is not None:
+            timer.cancel()
+        lines = list(self._lines.values())
+        for line in lines:
+            line.cut()
+        end = time.monotonic() + self.nodes.timeout + 0.1
+        if threading.current_thread() not in [line.thread for line in lines]:
+            for line in lines:
+                line.thread.join(max(0.0, end - time.monotonic()))
+
+    # --- what the lines report ---------------------------------------------------------------
+
+    def _changed(self, keys: list[bytes] | None) -> None:
+        if keys is None:
+            self._tell(self._listener.changed, None)
+            return
+        ours = []
+        for key in dict.fromkeys(keys):
+            try:
+                ours.append(self._key_of(key))
+            except ValueError:  # a foreign key, which no copy can have
+                continue
+        if ours:
+            self._tell(self._listener.changed, ours)
+
+    def _up(self, line: _Line) -> None:
+        with self._turn:
+            line.up = self._lines.get(line.address) is line
+            if line.view:
+                self._want(self._views())
+            self._settle()
+
+    def _down(self, line: _Line, error: Exception) -> None:
+        with self._turn:
+            if self._closed or self._lines.get(line.address) is not line:
+                return
+            line.up = False
+            self.trouble = error
+            self._settle()
+            first = is_refusal(error) and not self._warned
+            self._warned = self._warned or first
+        if first:
+            at = f"{line.address[0]}:{line.address[1]}"
+            _warn(f"{at} does not tell of changes, so nothing is kept near: {error}; it takes Redis 6, or any "
+                  "Valkey, and a user that may call CLIENT TRACKING")  # fmt: skip
+
+    def _look_around(self, line: _Line) -> None:
+        """Of a line that is down: where every line is, it finds out who has the keys now."""
+        if not self.nodes.where.cluster or any(each.up for each in list(self._lines.values())):
+            return
+        try:
+            slots = self.nodes.refresh(time.monotonic() + self.nodes.timeout)
+        except (*BROKEN, ClosedError):
+            return
+        with self._turn:
+            self._want({address for address in slots if address is not None})
+
+    # --- what follows ------------------------------------------------------------------------
+
+    def _views(self) -> set[Address]:
+        return set().union(*(line.view for line in self._lines.values() if line.up))
+
+    def _want(self, wanted: set[Address]) -> None:
+        """One line to each of these, and no other: a node that is new is one that is not heard yet."""
+        if self._closed:
+            return
+        for address in [a for a in self._lines if a not in wanted]:
+            self._lines.pop(address).cut()
+        for address in wanted - set(self._lines):
+            line = self._lines[address] = _Line(self, address)
+            line.thread.start()
+
+    def _settle(self) -> None:
+        """From the state of the lines to that of the channel, and to what the listener is told."""
+        whole = bool(self._lines) and all(line.up for line in self._lines.values())
+        if whole == self._whole and not (whole and self._owed):
+            return
+        self._whole = whole
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if whole:
+            self._trusted, self._owed = True, False
+            self._tell(self._listener.restored)
+        elif self._max_staleness > 0:
+            self._timer = threading.Timer(self._max_staleness, self._overdue)
+            self._timer.daemon = True
+            self._timer.start()
+        else:
+            self._lose()
+
+    def _overdue(self) -> None:
+        with self._turn:
+            if not self._whole and threading.current_thread() is self._timer:
+                self._lose()
+
+    def _lose(self) -> None:
+        if self._trusted:
+            self._trusted = False
+            self._tell(self._listener.lost)
+
+    def _tell(self, call: Callable[..., None], *what: Any) -> None:
+        with self._turn:
+            if self._closed:
+                return
+            try:
+                call(*what)
+            except Exception as error:
+                self._owed = True  # at the next answer to a heartbeat
+                _warn(f"a Listener raised {error!r}")
+
+    # --- fork --------------------------------------------------------------------------------
+
+    def in_child(self) -> None:
+        """After a fork: no thread came along, and the connections are the parent's. A thread of our own says so,
+        for the listener may wait for locks; then all begins anew."""
+        for line in self._lines.values():
+            if line._wire is not None:
+                line._wire.close()
+        self._begin()
+        if not self._closed:
+            threading.Thread(target=self._anew, name="gbcache-valkey-forked", daemon=True).start()
+
+    def _anew(self) -> None:
+        with self._turn:
+            self._lose()
+        self.start()
+
+
+def _warn(text: str) -> None:
+    with contextlib.suppress(RuntimeWarning):  # a filter may make it an exception
+        warnings.warn(f"gbcache: {text}", RuntimeWarning, stacklevel=3)
+
+
+_all: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for channel in list(_all):
+        channel.in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
