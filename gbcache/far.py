@@ -20,6 +20,8 @@ class Far(Protocol):
     ``incr(key, delta, initial, ttl) -> int``: adds to an int, atomically; an absent one begins at `initial` +
     `delta` with `ttl`, one that is there keeps its TTL. TypeError where it is no int, OverflowError beyond 64 bits.
     ``add(key, value, ttl) -> bool``: stores if the key is absent, atomically.
+    ``touch(key, ttl) -> bool``: gives a key that is there another TTL; whether it was there.
+    ``codec``: what turns containers into bytes; with ``write="behind"`` they are kept so until they are written.
     ``count() -> int``, ``clear() -> int`` (how many there were): else by `scan`.
     ``feed``: as in `Feed`.
     """

@@ -56,6 +56,11 @@ else
 end
 return redis.call('GET', KEYS[1])"""
 
+_TOUCH = """\
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if ARGV[1] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+return 1"""
+
 
 class Valkey:
     """A `Far` that many processes and machines share, and a `Feed`: the server tells of every change.
@@ -115,7 +120,7 @@ class Valkey:
         retries: int = 5,
     ) -> None:
         self._prefix = _prefix(prefix)
-        self._codec = resolve(codec)
+        self.codec = resolve(codec)
         seconds = seconds_of(timeout, "timeout")
         self._heartbeat = seconds_of(heartbeat, "heartbeat")
         self._max_staleness = seconds_of(max_staleness, "max_staleness") if max_staleness else 0.0
@@ -235,6 +240,13 @@ class Valkey:
         words = ("SET", name, self._pack(key, value), *_px(ttl), "NX")
         return self._run([Job(name, words)], again=False)[0] is not None
 
+    def touch(self, key: Any, ttl: float | None) -> bool:
+        """Gives a key that is there another TTL (None: for ever); whether it was there. Raises as `put_many`."""
+        name, px = self._name(key), _px(ttl)
+        return self._run(
+            [Job(name, ("EVAL", _TOUCH, 1, name, px[1] if px else ""))], again=True
+        ) == [1]
+
     def count(self) -> int:
         """How many keys there are, by SCAN: it looks at every key of the servers, a round trip for each 1000.
 
@@ -294,7 +306,7 @@ class Valkey:
             raise ImageError(f"the server's key {name[:100]!r}", None, rule) from None
 
     def _pack(self, key: Any, value: Any) -> bytes:
-        data = pack_value(self._codec, value)
+        data = pack_value(self.codec, value)
         if len(data) > STRING_MAX:
             raise ValueError(
                 f"{key!r:.100}: a value of {len(data)} bytes: the protocol ends at {STRING_MAX}"
@@ -305,7 +317,7 @@ class Valkey:
         try:
             if isinstance(data, list):
                 raise ValueError(f"found a {data[0].decode()}")
-            return unpack_value(self._codec, data)
+            return unpack_value(self.codec, data)
         except Exception as error:  # a codec of the user's may raise anything
             rule = f"it holds a value of ours: {error}"
             raise ImageError(f"the server's key {name[:100]!r}", None, rule) from error

@@ -2,7 +2,7 @@
 
 `python tests/proof/valkey_stale.py --writes 1000000 --cuts 100 --down 10 --seed 1`, with a redis-server of its own.
 
-watch   One process writes, this one reads through copies that `Valkey.feed` keeps true. Of every write the writer
+watch   One process writes, this one reads through a `Tiered`. Of every write the writer
         notes when it was acknowledged; of every read that shows an older value, it is known how long since.
 cuts    The same through a proxy that resets all connections, lets nothing through on all of them or only on those
         that listen, or the server kills the listening one. Within 2 x heartbeat + max_staleness no copy is left.
@@ -31,11 +31,10 @@ from typing import Any
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent.parent.parent)]
 
-from near import Near  # noqa: E402
 from proxy import Proxy  # noqa: E402
 from servers import Server  # noqa: E402
 
-from gbcache.errors import FarError  # noqa: E402
+from gbcache import FarError, ObjectCache, Tiered  # noqa: E402
 from gbcache.valkey import Valkey  # noqa: E402
 
 KEYS = 1000
@@ -43,6 +42,21 @@ LIMIT = 0.050
 """Seconds: of a channel that is whole, no copy is older than that."""
 HEARTBEAT = 0.1
 NAMES = [f"key{i}" for i in range(KEYS)]
+
+
+class Deaf:
+    """A listener that is planted: as if changes were not told."""
+
+    def __init__(self, listener: Any) -> None:
+        self.lost, self.restored = listener.lost, listener.restored
+
+    def changed(self, keys: Any) -> None:
+        pass
+
+
+class Planted(Valkey):
+    def feed(self, listener: Any) -> None:
+        super().feed(Deaf(listener))
 
 
 class Ledger:
@@ -132,10 +146,9 @@ def until(met: Any, seconds: float = 20.0) -> float:
 def watch(place: Path, writes: int, seed: int, plant: bool) -> list[str]:
     server = Server()
     ledger, rng = Ledger(place / "watch", writes), random.Random(seed)
-    far = Valkey(server.url, timeout=10, heartbeat=2.0)
-    near = Near(far, deaf=plant)
-    far.feed(near)
-    until(lambda: near.trusted)
+    far = (Planted if plant else Valkey)(server.url, timeout=10, heartbeat=2.0)
+    tier = Tiered(ObjectCache(10 * KEYS), far)
+    until(lambda: tier.trusts)
     process = start_writer(server.url, place / "watch", writes, 0.0, seed)
     metronome = Metronome()
     reads, late, worst, behind = 0, 0, 0.0, 0
@@ -143,7 +156,7 @@ def watch(place: Path, writes: int, seed: int, plant: bool) -> list[str]:
         for _ in range(1000):
             key = int(rng.random() ** 2 * KEYS)
             began = time.monotonic()
-            age = ledger.age(near.read(NAMES[key]), key, began)
+            age = ledger.age(tier.get(NAMES[key]), key, began)
             if age:
                 behind += 1
                 worst = max(worst, age)
@@ -151,17 +164,18 @@ def watch(place: Path, writes: int, seed: int, plant: bool) -> list[str]:
             reads += 1
     machine = metronome.end()
     time.sleep(0.5)
-    wrong = sum(near.read(NAMES[i % KEYS]) != i for i in range(max(0, writes - KEYS), writes))
+    told, hits = tier.stats().invalidations, tier.near.stats().hits
+    wrong = sum(tier.get(NAMES[i % KEYS]) != i for i in range(max(0, writes - KEYS), writes))
     print(
-        f"watch: {writes} writes, {near.changes} told, {reads} reads, {near.hits} of copies; behind an acknowledged "
+        f"watch: {writes} writes, {told} told, {reads} reads, {hits} of copies; behind an acknowledged "
         f"write {behind}, by {worst * 1000:.2f} ms at most, over {LIMIT * 1000:.0f} ms {late}; wrong at the "
-        f"end {wrong}; told {Counter(near.told)}; the machine itself {machine * 1000:.1f} ms late",
+        f"end {wrong}; the machine itself {machine * 1000:.1f} ms late",
         flush=True,
     )
-    far.close()
+    tier.close()
     server.close()
     faults = []
-    if process.returncode or not near.hits or reads < 1000:
+    if process.returncode or not hits or reads < 1000:
         faults.append("watch: nothing was proved")
     if worst > LIMIT + 2 * machine or wrong:
         faults.append(f"watch: {late} reads were stale, {wrong} copies in the end")
@@ -190,20 +204,20 @@ def do_fault(kind: str, proxy: Proxy, server: Server, rng: random.Random) -> Non
 class Peeks(threading.Thread):
     """Looks at copies all the time, and at nothing else: a miss would wait for the server."""
 
-    def __init__(self, near: Near, ledger: Ledger, seed: int) -> None:
+    def __init__(self, tier: Tiered, ledger: Ledger, seed: int) -> None:
         super().__init__(daemon=True)
-        self.near, self.ledger, self.rng = near, ledger, random.Random(seed)
+        self.tier, self.ledger, self.rng = tier, ledger, random.Random(seed)
         self.over, self.seen, self.worst = False, 0, 0.0
 
     def run(self) -> None:
-        near, age = self.near, self.ledger.age
+        tier, age = self.tier, self.ledger.age
         while not self.over:
             for _ in range(200):
                 key = int(self.rng.random() * KEYS)
                 began = time.monotonic()
-                if not near.trusted:
+                if not tier.trusts:
                     continue
-                value = near.copies.get(NAMES[key], self)
+                value = tier.near.peek(NAMES[key], self)
                 if value is not self:
                     self.seen += 1
                     self.worst = max(self.worst, age(value, key, began))
@@ -219,18 +233,17 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
     far = Valkey(
         proxy.url, timeout=0.3, heartbeat=60 if plant else HEARTBEAT, max_staleness=max_staleness
     )
-    near = Near(far)
-    far.feed(near)
-    until(lambda: near.trusted)
+    tier = Tiered(ObjectCache(10 * KEYS), far)
+    until(lambda: tier.trusts)
     process = start_writer(server.url, path, writes, 0.001, seed)
-    peeks = Peeks(near, ledger, seed)
+    peeks = Peeks(tier, ledger, seed)
     peeks.start()
     stop = threading.Event()
 
     def fill() -> None:
         while not stop.is_set():
             with contextlib.suppress(FarError):
-                near.read(NAMES[int(rng.random() * KEYS)])
+                tier.get(NAMES[int(rng.random() * KEYS)])
 
     filler = threading.Thread(target=fill, daemon=True)
     filler.start()
@@ -243,7 +256,7 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
         kind = turns[n % 4]
         kinds[kind] += 1
         do_fault(kind, proxy, server, rng)
-        slowest = max(slowest, until(lambda: near.trusted, 10))
+        slowest = max(slowest, until(lambda: tier.trusts, 10))
     machine = metronome.end()
     stop.set()
     peeks.over = True
@@ -255,11 +268,11 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
     bound = 2 * HEARTBEAT + max_staleness
     print(
         f"cuts: {dict(kinds)}, max_staleness {max_staleness}: {peeks.seen} looks at copies, the oldest "
-        f"{peeks.worst * 1000:.1f} ms behind, bound {bound * 1000:.0f} ms; told {dict(Counter(near.told))}; "
+        f"{peeks.worst * 1000:.1f} ms behind, bound {bound * 1000:.0f} ms; "
         f"back after {slowest * 1000:.0f} ms at most; the machine itself {machine * 1000:.1f} ms late",
         flush=True,
     )
-    far.close()
+    tier.close()
     proxy.close()
     server.close()
     faults = []
@@ -277,9 +290,8 @@ def down(seconds: float, seed: int) -> list[str]:
     server = Server()
     timeout = 0.5
     far = Valkey(server.url, timeout=timeout, heartbeat=HEARTBEAT)
-    near = Near(far)
-    far.feed(near)
-    until(lambda: near.trusted)
+    tier = Tiered(ObjectCache(10 * KEYS), far)
+    until(lambda: tier.trusts)
     stop = threading.Event()
     metronome = Metronome()
     longest: list[float] = []
@@ -292,10 +304,10 @@ def down(seconds: float, seed: int) -> list[str]:
             began = time.monotonic()
             try:
                 [
-                    lambda k=key: far.get_many([k]),
-                    lambda k=key: far.put_many([(k, "x" * 1000, None)]),
-                    lambda: far.incr(f"n{n}"),
-                    lambda k=key: far.delete_many([k]),
+                    lambda k=key: tier.get(k),
+                    lambda k=key: tier.set(k, "x" * 1000),
+                    lambda: tier.incr(f"n{n}"),
+                    lambda k=key: tier.delete_many([k]),
                     lambda: far.scan(),
                 ][rng.randrange(5)]()  # fmt: skip
                 done["good"] += 1
@@ -314,7 +326,7 @@ def down(seconds: float, seed: int) -> list[str]:
         time.sleep(seconds)
         server.go_on() if how == "stop" else server.start()
         before = done["good"]
-        back.append(until(lambda b=before: near.trusted and done["good"] > b + 100))
+        back.append(until(lambda b=before: tier.trusts and done["good"] > b + 100))
     machine = metronome.end()
     stop.set()
     for thread in threads:
@@ -323,11 +335,11 @@ def down(seconds: float, seed: int) -> list[str]:
     print(
         f"down: {seconds} s stopped, {seconds} s killed: {dict(done)}; the longest call "
         f"{max(longest) * 1000:.0f} ms of {timeout * 1000:.0f} ms; well again after "
-        f"{back[0] * 1000:.0f} and {back[1] * 1000:.0f} ms; told {near.told}; "
+        f"{back[0] * 1000:.0f} and {back[1] * 1000:.0f} ms; "
         f"the machine itself {machine * 1000:.1f} ms late",
         flush=True,
     )
-    far.close()
+    tier.close()
     server.close()
     if stuck or max(longest) > timeout + 0.05 + 2 * machine:
         return [f"down: a call took {max(longest):.3f} s, {stuck} threads are stuck"]
