@@ -1,17 +1,37 @@
 # _disk.pyx - a Disk's inner loops: names and records, reading many, and the check of a file.
 # cython: language_level=3, binding=False, boundscheck=False, wraparound=False
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
 from cpython.ref cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.errno cimport EINTR, EIO, ENOSPC, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
+import threading
+from contextlib import contextmanager
 from hashlib import blake2b
+from os import strerror
 
 from .codec import decode_key, encode_key, pack_value, unpack_value
 from .errors import ImageError
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <unistd.h>
+    static int gb_datasync(int fd) {
+    #if defined(__APPLE__)
+        return fcntl(fd, F_FULLFSYNC);
+    #else
+        return fdatasync(fd);
+    #endif
+    }
+    """
+    int gb_datasync(int fd) nogil
+    Py_ssize_t pwrite(int fd, const void *data, size_t n, int64_t at) nogil
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
@@ -64,6 +84,35 @@ def digest_of(data):
     return blake2b(data, digest_size=32).digest()
 
 
+def write_through(int fd, bytes data, int64_t at, bint sync, int owner, bytes mark):
+    """Writes `data` at `at`, syncs if asked, then writes `mark` to the beginning of `owner`.
+
+    All of it with the GIL let go once: at each further time a leader would have to wait for its followers.
+    Raises OSError; then the mark is not written.
+    """
+    cdef const char *from_ = PyBytes_AS_STRING(data)
+    cdef const char *marked = PyBytes_AS_STRING(mark)
+    cdef Py_ssize_t left = PyBytes_GET_SIZE(data), size = PyBytes_GET_SIZE(mark), done
+    cdef int failed = 0
+    with nogil:
+        while left and not failed:
+            done = pwrite(fd, from_, <size_t>left, at)
+            if done > 0:
+                from_ += done
+                at += done
+                left -= done
+            elif done < 0 and errno != EINTR:
+                failed = errno
+            elif not done:
+                failed = ENOSPC
+        if not failed and sync and gb_datasync(fd):
+            failed = errno
+        if not failed and pwrite(owner, marked, <size_t>size, 0) != size:
+            failed = errno or EIO
+    if failed:
+        raise OSError(failed, strerror(failed))
+
+
 def store_record(bytes seed, uint64_t applied, bytes codec):
     """The store's own record."""
     cdef gb_pages_store s
@@ -94,6 +143,50 @@ def check_file(const uint8_t[::1] file, path):
     if not sound:
         raise ImageError(path, p.at, p.rule.decode())
     return PyBytes_FromStringAndSize(<char *>p.store.seed, 16), p.store.applied, p.store.codec, p.entries
+
+
+cdef class Gate:
+    """Many inside, or one alone: LMDB's map may only move while no transaction is open.
+
+    The numbers are under the GIL; the condition is for those who have to wait.
+    """
+
+    cdef Py_ssize_t inside
+    cdef bint shut
+    cdef object changed
+
+    def __init__(self):
+        self.changed = threading.Condition()
+
+    def enter(self):
+        if self.shut:
+            with self.changed:
+                while self.shut:
+                    self.changed.wait()
+                self.inside += 1
+        else:
+            self.inside += 1
+
+    def leave(self):
+        self.inside -= 1
+        if self.shut and not self.inside:
+            with self.changed:
+                self.changed.notify_all()
+
+    @contextmanager
+    def alone(self):
+        with self.changed:
+            while self.shut:
+                self.changed.wait()
+            self.shut = True
+            while self.inside:
+                self.changed.wait()
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.shut = False
+                self.changed.notify_all()
 
 
 cdef class Records:
@@ -192,19 +285,28 @@ cdef class Records:
         return <size_t>PyBytes_GET_SIZE(data) == n and not memcmp(PyBytes_AS_STRING(data),
                                                                   record + GB_RECORD_HEAD + 4, n)
 
+    cdef int _take(self, key, bytes name, const uint8_t *at, Py_ssize_t n, uint64_t now, dict found) except -1:
+        """Puts one record into `found` if it is not over; 1 if it is of another key of the same digest."""
+        cdef size_t begins = self._payload(name, at, n)
+        cdef uint64_t deadline = gb_record_deadline(at)
+        if PyBytes_AS_STRING(name)[0] & GB_RECORD_LONG and not self._is_key(key, name, at, begins):
+            return 1
+        if not deadline:
+            found[key] = (self._value(at + begins, n - <Py_ssize_t>begins), None)
+        elif deadline > now:
+            found[key] = (self._value(at + begins, n - <Py_ssize_t>begins), <double>(deadline - now) / 1000.0)
+        return 0
+
     def read(self, keys, list names, list records, uint64_t now, dict found, get):
         """Adds to `found` what is in `records` (or, where that is UNSET, what `get(name)` returns) and not over.
 
-        Returns the places of long keys that share their digest with another. The bytes may be LMDB's own: the
-        caller's transaction is open.
+        Returns the places of long keys that share their digest with another, or None. The bytes may be LMDB's own:
+        the caller's transaction is open.
         """
-        cdef Py_ssize_t i = -1, n
-        cdef const uint8_t[::1] view
-        cdef const uint8_t *at
+        cdef Py_ssize_t i = -1
+        cdef Py_buffer held
         cdef bytes name
-        cdef size_t begins
-        cdef uint64_t deadline
-        cdef list others = []
+        cdef list others = None
         for key in keys:
             i += 1
             name, record = names[i], records[i]
@@ -212,32 +314,17 @@ cdef class Records:
                 record = get(name)
             if record is None:
                 continue
-            if type(record) is bytes:
-                at, n = <uint8_t *>PyBytes_AS_STRING(record), PyBytes_GET_SIZE(record)
-            else:
-                view = record
-                at, n = &view[0], view.shape[0]
-            begins = self._payload(name, at, n)
-            if PyBytes_AS_STRING(name)[0] & GB_RECORD_LONG and not self._is_key(key, name, at, begins):
-                others.append(i)
-                continue
-            deadline = gb_record_deadline(at)
-            if deadline and deadline <= now:
-                continue
-            value = self._value(at + begins, n - <Py_ssize_t>begins)
-            found[key] = (value, <double>(deadline - now) / 1000.0 if deadline else None)
+            PyObject_GetBuffer(record, &held, PyBUF_SIMPLE)
+            try:
+                if self._take(key, name, <uint8_t *>held.buf, held.len, now, found):
+                    others = (others or []) + [i]
+            finally:
+                PyBuffer_Release(&held)
         return others
 
     def names(self, keys):
-        """Their names, and whether one of them is of a long key."""
-        cdef list made = []
-        cdef bytes name
-        cdef bint has_long = False
-        for key in keys:
-            name = self.name(key)
-            has_long |= (PyBytes_AS_STRING(name)[0] & GB_RECORD_LONG) != 0
-            made.append(name)
-        return made, has_long
+        """Their names."""
+        return [self.name(key) for key in keys]
 
 
 def pending(list names, dict active, dict frozen):

@@ -13,8 +13,9 @@ from . import files, units
 from ._disk import _UNSET, pending
 from .codec import Codec, encode_key, resolve
 from .engine import Engine, View
-from .errors import ClosedError
+from .errors import ImageError
 from .groups import Request
+from .lmdbstore import LMDBError
 
 __all__ = ["Disk", "DiskInfo"]
 
@@ -131,7 +132,7 @@ class _Clear(Request):
     alone, grows = True, False
 
     def run(self, engine: Engine) -> int:
-        entries = engine.entries
+        entries = engine.count()
         engine.settle(drop=True)
         return entries
 
@@ -210,7 +211,7 @@ class Disk:
         """
         engine = self._engine
         engine.check_open()
-        names, has_long = engine.records.names(keys)
+        names = engine.records.names(keys)
         held = pending(names, *engine.layers)  # before the transaction: see engine.py
         found: dict[Any, tuple[Any, float | None]] = {}
         store, now = engine.store, engine.now()
@@ -219,11 +220,13 @@ class Disk:
             txn = store.begin()
             try:
                 others = engine.records.read(keys, names, held, now, found, txn.get)
+            except LMDBError as error:
+                raise ImageError(store.path, None, f"LMDB can read it: {error}") from error
             finally:
                 txn.abort()
         finally:
             store.gate.leave()
-        for at in others if has_long else ():
+        for at in others or ():
             key = keys[at]
             name, record = engine.run(_Find(names[at], encode_key(key)[1]))
             engine.records.read([key], [name], [record], now, found, None)
@@ -251,7 +254,7 @@ class Disk:
         """Removes; for each, in order, whether it was there."""
         engine = self._engine
         engine.check_open()
-        names = [(name, _bytes_of(name, key)) for key, name in zip(keys, engine.records.names(keys)[0], strict=True)]
+        names = [(name, _bytes_of(name, key)) for key, name in zip(keys, engine.records.names(keys), strict=True)]
         if not names:
             return []
         result: list[bool] = engine.run(_Delete(names))
@@ -322,9 +325,10 @@ class Disk:
         return result
 
     def count(self) -> int:
-        """Entries; those that are over count until they are removed, up to some seconds later. Costs nothing."""
-        self._engine.check_open()
-        return self._engine.entries
+        """Entries; those that are over count until they are removed, up to some seconds later.
+
+        Cost: a look-up for each entry that waits to be written to LMDB."""
+        return self._engine.count()
 
     def clear(self) -> int:
         """Removes all; how many there were. One transaction."""
@@ -335,10 +339,9 @@ class Disk:
     def info(self) -> DiskInfo:
         """Figures of this moment."""
         engine = self._engine
-        engine.check_open()
         store = engine.store
         return DiskInfo(
-            entries=engine.entries,
+            entries=engine.count(),
             data_bytes=os.path.getsize(store.path),
             used_bytes=store.live,
             waiting_bytes=engine.active_size + engine.frozen_size,

@@ -46,13 +46,15 @@ class View:
         self.overlay: Changes = {}
         self._layers = (self.overlay, *engine.layers)  # before LMDB's transaction, which is taken when needed
         self._txn: Any = None
-        self._stack = contextlib.ExitStack()
-        self.added, self.expired, self.size = 0, 0, 0
+        self.expired, self.size = 0, 0
         self.borrowed = False
         """Whether what was read last was of this group, and is lost with it."""
 
     def close(self) -> None:
-        self._stack.close()
+        txn, self._txn = self._txn, None
+        if txn is not None:
+            txn.abort()
+            self.store.gate.leave()
 
     def get(self, name: bytes) -> Any:
         """The record under a name, or None; LMDB's own bytes, for as long as the view is open."""
@@ -61,7 +63,12 @@ class View:
                 self.borrowed |= layer is self.overlay
                 return layer[name]
         if self._txn is None:
-            self._txn = self._stack.enter_context(self.store.reading())
+            self.store.gate.enter()
+            try:
+                self._txn = self.store.begin()
+            except BaseException:
+                self.store.gate.leave()
+                raise
         return self._txn.get(name)
 
     def alive(self, record: Any) -> bool:
@@ -76,20 +83,17 @@ class View:
             record = self.get(name)
         return name, record
 
-    def put(self, name: bytes, record: bytes, old: Any) -> None:
-        """`old`: what `locate` found under that name."""
-        self.added += old is None
+    def put(self, name: bytes, record: bytes) -> None:
         self.size += len(name) + len(record)
         self.overlay[name] = record
 
     def store_at(self, name: bytes, record: bytes) -> None:
         """`record` was made for the first name its key may have."""
         if name[0] & LONG:
-            there, old = self.locate(name, self.records.long_key(name, record))
+            there, _ = self.locate(name, self.records.long_key(name, record))
             record = record if there == name else self.records.seal(there, record[8:])
-            self.put(there, record, old)
-        else:
-            self.put(name, record, self.get(name))
+            name = there
+        self.put(name, record)
 
     def remove(self, name: bytes) -> None:
         """A record that is there. The last of those with an equal digest takes its place: no gap."""
@@ -99,10 +103,9 @@ class View:
                 last = _next(last)
             if last != name:
                 moved = bytes(self.get(last))
-                self.put(name, self.records.seal(name, moved[8:]), moved)
+                self.put(name, self.records.seal(name, moved[8:]))
                 name = last
         self.overlay[name] = None
-        self.added -= 1
         self.size += len(name)
 
 
@@ -219,9 +222,7 @@ class Engine:
                 files.remove(path)
             self.seq = self.synced = found.seq
         self.number = int(self.journal.path.rpartition(".")[2])
-        self.entries = store.count()
         owner.write(self.seq)
-        owner.sync()
 
     # --- what others call --------------------------------------------------------------------
 
@@ -230,14 +231,26 @@ class Engine:
         return int((_running() + self._offset) * 1000)
 
     def check_open(self) -> None:
-        if self.process != os.getpid():
-            raise ClosedError(f"this Disk was opened by process {self.process}: open it anew after a fork, in one of the two")
         if self.closed:
+            if self.process != os.getpid():
+                raise ClosedError(f"this Disk was opened by process {self.process}, which forked: close it there, and "
+                                  "open it here")  # fmt: skip
             raise ClosedError("the Disk is closed")
 
     def run(self, request: Request) -> Any:
         self.check_open()
         return self.groups.run(request)
+
+    def count(self) -> int:
+        """What is in LMDB, and what waits and is not in it yet; less what is to go."""
+        self.check_open()
+        active, frozen = self.layers
+        waits = {**frozen, **active}
+        with self.store.reading() as txn:
+            entries = int(txn.stat(self.store.entries_db)["entries"])
+            for name, record in waits.items():
+                entries += (record is not None) - (txn.get(name) is not None)
+        return entries
 
     def flush(self) -> None:
         """What waits goes to LMDB."""
@@ -254,7 +267,7 @@ class Engine:
             self.run(_Flush())
 
     def close(self) -> None:
-        if self.closed or self.process != os.getpid():
+        if self.closed:
             return
         self._stopping = True
         self._wake.set()
@@ -329,21 +342,13 @@ class Engine:
     def _append(self, view: View) -> None:
         if self.suspect or self.active_size > 2 * self.layer:
             self._make_room()
-        seq, size = self.seq + 1, self.journal.size
-        try:
-            self.journal.append(seq, self.synced, view.overlay)
-            if self.sync_mode == "always":
-                self.journal.sync()
-            self.owner.write(seq)
-        except BaseException:
-            self.journal.cut(size)
-            raise
+        seq = self.seq + 1
+        self.journal.append(seq, self.synced, view.overlay, self.sync_mode == "always", self.owner)
         self.layers[0].update(view.overlay)
         self.seq = seq
         if self.sync_mode == "always":
             self.synced = seq
         self.active_size += view.size + 64 * len(view.overlay)
-        self.entries += view.added
         self.expired += view.expired
         if self.active_size > self.layer:
             self._wake.set()
@@ -365,7 +370,6 @@ class Engine:
             self._write(merged, self.seq, drop)
             self.layers = ({}, {})
             self.active_size = self.frozen_size = 0
-            self.entries = self.store.count()
             self._forget_frozen()
             try:
                 fresh = self._new_journal(True)
@@ -381,21 +385,9 @@ class Engine:
     def _write(self, changes: Changes, seq: int, drop: bool = False) -> None:
         try:
             self.store.write(changes, seq, drop)
-        except BaseException:
-            self._recount()
-            raise
         finally:
             self._settled = time.monotonic()
         self.trouble = None
-
-    def _recount(self) -> None:
-        """A write in pieces may have ended in the middle."""
-        with contextlib.suppress(FarError), self.store.reading() as txn:
-            active, frozen = self.layers
-            waits = {**frozen, **active}
-            self.entries = int(txn.stat(self.store.entries_db)["entries"]) + sum(
-                (record is not None) - (txn.get(name) is not None) for name, record in waits.items()
-            )
 
     def _forget_frozen(self) -> None:
         with self._files:
@@ -429,7 +421,6 @@ class Engine:
                     self.journal.sync()
                     raise
             self.owner.write(self.seq, clean=True)
-            self.owner.sync()
         finally:
             self.closed = True
             _OPEN.discard(self)
@@ -502,7 +493,8 @@ class Engine:
             self.synced = max(self.synced, seq)
 
     def after_fork(self) -> None:
-        """In the child: the lock is the parent's alone."""
+        """In the child: the lock is the parent's alone, and so is all else."""
+        self.closed = True
         self.owner.release()
         self.journal.close()
 

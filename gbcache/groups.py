@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from _thread import allocate_lock
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from .errors import FarError
 
 __all__ = ["Groups", "Request"]
+
+PATIENCE = 0.5
+"""Of the time the last commit took: how long a leader waits for others."""
 
 
 class Request:
@@ -45,13 +49,19 @@ class Groups:
         self._commit = commit
         self._lock = allocate_lock()
         self._waiting: list[Request] = []
-        self._led = False
+        self._led = self._gathers = False
+        self._expected, self._took = 1, 0.0
+        self._gathered = allocate_lock()
+        self._gathered.acquire()
 
     def run(self, request: Request) -> Any:
         """Has it done, here or by another thread; returns its result or raises its error."""
         with self._lock:
             self._waiting.append(request)
             follows, self._led = self._led, True
+            if len(self._waiting) == self._expected and self._gathers:
+                self._gathers = False
+                self._gathered.release()
         if follows:
             try:
                 request.gate.acquire()
@@ -64,9 +74,23 @@ class Groups:
             raise request.error
         return request.result
 
-    def _lead(self, own: Request | None) -> None:
+    def _gather(self) -> None:
+        """Those who were told together that they are done come back together: to go without them would be a sync for
+        one, and another for the rest. Waits for as many as there were, for a part of what a commit takes."""
+        with self._lock:
+            self._gathers = len(self._waiting) < self._expected
+        if self._gathers and not self._gathered.acquire(timeout=min(self._took * PATIENCE, 0.001)):
+            with self._lock:
+                if not self._gathers:
+                    self._gathered.acquire()  # it was released at the last moment
+                self._gathers = False
+
+    def _lead(self, own: Request) -> None:
+        if self._expected > 1:
+            self._gather()
         with self._lock:
             batch, self._waiting = self._waiting, []
+        begun = time.perf_counter()
         try:
             self._commit(batch)
         except BaseException as error:  # an interrupt of the thread that leads
@@ -76,15 +100,14 @@ class Groups:
                     request.error.__cause__ = error
             raise
         finally:
-            for request in batch:
-                request.done = True
+            self._took, self._expected = time.perf_counter() - begun, len(batch)
             self._hand_over()
             for request in batch:
+                request.done = True
                 if request is not own:
                     request.gate.release()
 
     def _hand_over(self) -> None:
-        """First of all: while the followers wake up, the next group is on its way."""
         with self._lock:
             self._led = bool(self._waiting)
             if self._led:

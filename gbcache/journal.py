@@ -18,7 +18,7 @@ import struct
 from typing import NamedTuple
 
 from . import files
-from ._disk import checksum
+from ._disk import checksum, write_through
 from .errors import ImageError
 
 __all__ = ["Changes", "Journal", "Mark", "Owner", "recover"]
@@ -86,8 +86,10 @@ class Journal:
             raise
         return cls(path, fd, _about(number, seed))
 
-    def append(self, seq: int, synced: int, changes: Changes) -> None:
-        """Writes one frame. If it raises, the file is as it was, or `doubtful`."""
+    def append(self, seq: int, synced: int, changes: Changes, sync: bool, owner: Owner) -> None:
+        """Writes one frame, syncs it if asked, and has `owner` note it. If it raises, the file is as it was, or
+        `doubtful`: no later sync can make up for one that failed, for the kernel tells of a page that could not be
+        written once, and forgets it."""
         parts = []
         for name, record in changes.items():
             if record is None:
@@ -97,23 +99,22 @@ class Journal:
         body = b"".join(parts)
         head = _sealed(_FRAME, _FRAMED, len(body), seq, synced, checksum(body, self.about))
         try:
-            _write_all(self.fd, head + body, self.size)
+            write_through(self.fd, head + body, self.size, sync, owner.fd, owner.mark_of(seq))
         except BaseException:
-            self.cut(self.size)
+            self.doubtful = self.doubtful or sync
+            self.cut()
             raise
         self.size += len(head) + len(body)
 
-    def cut(self, size: int) -> None:
-        """Takes away what lies behind the first `size` bytes."""
-        self.size = size
+    def cut(self) -> None:
+        """Takes away what lies behind the last frame."""
         try:
-            os.ftruncate(self.fd, size)
+            os.ftruncate(self.fd, self.size)
         except OSError:
             self.doubtful = True
 
     def sync(self) -> None:
-        """When it returns, all frames are on disk. If it raises, no later one can make up for it: the kernel tells
-        of a page that could not be written once, and forgets it."""
+        """When it returns, all frames are on disk; if it raises, the journal is `doubtful`."""
         try:
             datasync(self.fd)
         except OSError:
@@ -304,6 +305,7 @@ class Owner:
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, "owner")
+        self.process = os.getpid()
         self.fd = files.open_file(self.path, own=True, write=True, create=True)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -336,11 +338,13 @@ class Owner:
         assert isinstance(boot, bytes)
         return Mark(boot, int(seq), bool(clean), int(process))
 
-    def write(self, seq: int, clean: bool = False) -> None:
-        """Notes that frame `seq` is acknowledged. A microsecond or two."""
-        os.pwrite(self.fd, _sealed(_MARK, _OWNED, self.boot, seq, clean, os.getpid()), 0)
+    def mark_of(self, seq: int, clean: bool = False) -> bytes:
+        """What says that frame `seq` is acknowledged."""
+        return _sealed(_MARK, _OWNED, self.boot, seq, clean, self.process)
 
-    def sync(self) -> None:
+    def write(self, seq: int, clean: bool = False) -> None:
+        """Notes it, on disk."""
+        _write_all(self.fd, self.mark_of(seq, clean), 0)
         os.fsync(self.fd)
 
     def release(self) -> None:

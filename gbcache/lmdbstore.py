@@ -7,7 +7,6 @@ import errno
 import mmap
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,11 +16,13 @@ except ImportError:
     raise ImportError("gbcache.Disk needs the package lmdb: pip install gbcache[disk]") from None
 
 from . import files
-from ._disk import NAME_MAX, check_file, deadline_of, store_record
+from ._disk import NAME_MAX, Gate, check_file, deadline_of, store_record
 from .errors import ClosedError, FarError, ImageError
 from .journal import Changes
 
-__all__ = ["Gate", "Store", "failed"]
+__all__ = ["LMDBError", "Store", "failed"]
+
+LMDBError = lmdb.Error
 
 MAP_LEAST = 16 << 20
 PIECE = 16
@@ -41,43 +42,6 @@ def failed(error: BaseException, what: str) -> FarError:
     made = FarError(code, f"{what}: {error}")
     made.__cause__ = error
     return made
-
-
-class Gate:
-    """Many inside, or one alone: LMDB's map may only move while no transaction is open."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._inside = 0
-        self._shut = False
-
-    def enter(self) -> None:
-        with self._lock:
-            while self._shut:
-                self._changed.wait()
-            self._inside += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._shut and not self._inside:
-                self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._lock:
-            while self._shut:
-                self._changed.wait()
-            self._shut = True
-            while self._inside:
-                self._changed.wait()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._shut = False
-                self._changed.notify_all()
 
 
 class Store:
@@ -184,6 +148,8 @@ class Store:
             txn = self.begin()
             try:
                 yield txn
+            except lmdb.Error as error:
+                raise ImageError(self.path, None, f"LMDB can read it: {error}") from error
             finally:
                 txn.abort()
         finally:
@@ -294,11 +260,6 @@ class Store:
         stats = [txn.stat(db) for db in (self.entries_db, self.due_db)]
         pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
         self.live = (pages + 4) * self.page
-
-    def count(self) -> int:
-        """Entries in the file."""
-        with self.reading() as txn:
-            return int(txn.stat(self.entries_db)["entries"])
 
     def due(self, now: int, most: int) -> list[tuple[bytes, bytes]]:
         """Up to `most` (deadline, name) that are over."""
