@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from . import engine as _engine
 from . import files, units
-from ._disk import _UNSET, pending
+from ._disk import deadline_of, pending
 from .codec import Codec, encode_key, resolve
-from .engine import Engine, View
+from .engine import Engine
 from .errors import ImageError
 from .groups import Request
 from .lmdbstore import LMDBError
+from .view import LONG, View
 
 __all__ = ["Disk", "DiskInfo"]
 
@@ -118,9 +118,11 @@ class _Incr(Request):
         there, record = view.locate(self.name, _bytes_of(self.name, self.key))
         value, deadline = self.initial, self.deadline
         if record is not None and view.alive(record):
-            value, deadline = view.records.value(there, bytes(record)), _engine.deadline_of(record)
+            value, deadline = view.records.value(there, bytes(record)), deadline_of(record)
             if type(value) is not int or not INT_MIN <= value <= INT_MAX:
-                raise TypeError(f"incr({self.key!r}): its value is a {type(value).__name__}, not an int of 64 bits")
+                raise TypeError(
+                    f"incr({self.key!r}): its value is a {type(value).__name__}, not an int of 64 bits"
+                )
         value += self.by
         if not INT_MIN <= value <= INT_MAX:
             raise OverflowError(f"incr({self.key!r}, {self.by}): the result does not fit 64 bits")
@@ -154,7 +156,7 @@ class _Find(Request):
 
 def _bytes_of(name: bytes, key: Any) -> bytes:
     """Of a key that its name does not hold."""
-    return encode_key(key)[1] if name[0] & _engine.LONG else b""
+    return encode_key(key)[1] if name[0] & LONG else b""
 
 
 class Disk:
@@ -197,7 +199,9 @@ class Disk:
         seconds = units.seconds_of(interval, "interval")
         most = None if max_bytes is None else units.bytes_of(max_bytes)
         if most is not None and most < LEAST:
-            raise ValueError(f"max_bytes={max_bytes!r} is below {LEAST}, the least a Disk can work in")
+            raise ValueError(
+                f"max_bytes={max_bytes!r} is below {LEAST}, the least a Disk can work in"
+            )
         self._codec = resolve(codec)
         self.path = os.path.realpath(files.path_of(path))
         self._engine = Engine(self.path, sync, seconds, most, self._codec)
@@ -254,13 +258,18 @@ class Disk:
         """Removes; for each, in order, whether it was there."""
         engine = self._engine
         engine.check_open()
-        names = [(name, _bytes_of(name, key)) for key, name in zip(keys, engine.records.names(keys), strict=True)]
+        names = [
+            (name, _bytes_of(name, key))
+            for key, name in zip(keys, engine.records.names(keys), strict=True)
+        ]
         if not names:
             return []
         result: list[bool] = engine.run(_Delete(names))
         return result
 
-    def scan(self, cursor: bytes | None = None, count: int = 1000) -> tuple[list[Any], bytes | None]:
+    def scan(
+        self, cursor: bytes | None = None, count: int = 1000
+    ) -> tuple[list[Any], bytes | None]:
         """About `count` keys from a place on, and the place to go on from; None: that was all.
 
         No transaction stays open between two calls. The first call writes to LMDB what waits.
@@ -279,9 +288,9 @@ class Disk:
         for name, record in page:
             for layer in layers:
                 if name in layer:
-                    record = layer[name]  # type: ignore[assignment]
+                    record = layer[name]
                     break
-            if record is not None and not 0 < _engine.deadline_of(record) <= now:
+            if record is not None and not 0 < deadline_of(record) <= now:
                 keys.append(engine.records.key_of(name, record))
         return keys, page[-1][0] if len(page) == count else None
 
@@ -312,7 +321,9 @@ class Disk:
         engine = self._engine
         engine.check_open()
         deadline = 0 if ttl is None else self._deadline(engine.now(), ttl)
-        result: int = engine.run(_Incr(key, engine.records.name(key), int(delta), int(initial), deadline))
+        result: int = engine.run(
+            _Incr(key, engine.records.name(key), int(delta), int(initial), deadline)
+        )
         return result
 
     def add(self, key: Any, value: Any, ttl: float | None = None) -> bool:

@@ -20,14 +20,15 @@ from typing import Any
 import lmdb
 
 from . import files
-from ._disk import NAME_MAX, Records, deadline_of, digest_of
+from ._disk import Records, deadline_of, digest_of
 from .codec import Codec, name_of
 from .errors import ClosedError, FarError, ImageError
 from .groups import Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
 from .lmdbstore import Store, failed
+from .view import View
 
-__all__ = ["Engine", "View"]
+__all__ = ["Engine"]
 
 LAYER = 16 << 20
 """Bytes that wait in memory before they go to LMDB; twice as many, and writers wait for it."""
@@ -35,82 +36,6 @@ IDLE = 5.0
 """Seconds after which they go even if they are few."""
 SWEEP, BATCH = 0.5, 1000
 """Seconds between two looks for what is over, and entries taken at a time."""
-LONG = 0x80
-
-
-class View:
-    """What the leader sees while it does one group: everything, and the group's own changes before all."""
-
-    def __init__(self, engine: Engine, now: int) -> None:
-        self.records, self.store, self.now = engine.records, engine.store, now
-        self.overlay: Changes = {}
-        self._layers = (self.overlay, *engine.layers)  # before LMDB's transaction, which is taken when needed
-        self._txn: Any = None
-        self.expired, self.size = 0, 0
-        self.borrowed = False
-        """Whether what was read last was of this group, and is lost with it."""
-
-    def close(self) -> None:
-        txn, self._txn = self._txn, None
-        if txn is not None:
-            txn.abort()
-            self.store.gate.leave()
-
-    def get(self, name: bytes) -> Any:
-        """The record under a name, or None; LMDB's own bytes, for as long as the view is open."""
-        for layer in self._layers:
-            if name in layer:
-                self.borrowed |= layer is self.overlay
-                return layer[name]
-        if self._txn is None:
-            self.store.gate.enter()
-            try:
-                self._txn = self.store.begin()
-            except BaseException:
-                self.store.gate.leave()
-                raise
-        return self._txn.get(name)
-
-    def alive(self, record: Any) -> bool:
-        deadline = deadline_of(record)
-        return not deadline or deadline > self.now
-
-    def locate(self, name: bytes, key: bytes) -> tuple[bytes, Any]:
-        """(name, record or None) of a key; `key`: the bytes of one so long that its name is a digest."""
-        record = self.get(name)
-        while record is not None and name[0] & LONG and self.records.long_key(name, record) != key:
-            name = _next(name)
-            record = self.get(name)
-        return name, record
-
-    def put(self, name: bytes, record: bytes) -> None:
-        self.size += len(name) + len(record)
-        self.overlay[name] = record
-
-    def store_at(self, name: bytes, record: bytes) -> None:
-        """`record` was made for the first name its key may have."""
-        if name[0] & LONG:
-            there, _ = self.locate(name, self.records.long_key(name, record))
-            record = record if there == name else self.records.seal(there, record[8:])
-            name = there
-        self.put(name, record)
-
-    def remove(self, name: bytes) -> None:
-        """A record that is there. The last of those with an equal digest takes its place: no gap."""
-        if name[0] & LONG:
-            last = name
-            while self.get(_next(last)) is not None:
-                last = _next(last)
-            if last != name:
-                moved = bytes(self.get(last))
-                self.put(name, self.records.seal(name, moved[8:]))
-                name = last
-        self.overlay[name] = None
-        self.size += len(name)
-
-
-def _next(name: bytes) -> bytes:
-    return name[:-2] + (int.from_bytes(name[-2:], "big") + 1).to_bytes(2, "big")
 
 
 class _Flush(Request):
@@ -160,7 +85,9 @@ class _Shut(Request):
 class Engine:
     """One open directory."""
 
-    def __init__(self, path: str, sync: str, interval: float, max_bytes: int | None, codec: Codec) -> None:
+    def __init__(
+        self, path: str, sync: str, interval: float, max_bytes: int | None, codec: Codec
+    ) -> None:
         self.path, self.sync_mode, self.interval = path, sync, interval
         self.process = os.getpid()
         self.closed = False
@@ -178,20 +105,26 @@ class Engine:
         with contextlib.suppress(FileExistsError):
             os.makedirs(path, 0o700)
         if not os.path.isdir(path):
-            raise ImageError(path, None, "it is a directory, or there is nothing: a Disk makes its own")
+            raise ImageError(
+                path, None, "it is a directory, or there is nothing: a Disk makes its own"
+            )
         self.owner = Owner(path)
         self.store = Store(path, name_of(codec), self.most)
         try:
             self._open()
-        except BaseException:
+        except BaseException as error:
             self.store.close()
             self.owner.release()
+            if isinstance(error, (OSError, lmdb.Error)) and not isinstance(error, FarError):
+                raise failed(error, path) from error
             raise
         self.records = Records(self.store.seed, codec, path, digest_of)
         self._stopping, self._wake, self._stop = False, threading.Event(), threading.Event()
         self._settled = self._swept = time.monotonic()
         works = [self._tend_on, self._sync_on] if sync == "interval" else [self._tend_on]
-        self._threads = [threading.Thread(target=work, name="gbcache-disk", daemon=True) for work in works]
+        self._threads = [
+            threading.Thread(target=work, name="gbcache-disk", daemon=True) for work in works
+        ]
         for thread in self._threads:
             thread.start()
         _OPEN.add(self)
@@ -212,11 +145,8 @@ class Engine:
             store.check(store.path)
             found = recover(self.path, store.seed, store.applied, owner.mark, owner.boot)
             store.open()
-            try:
-                if found.seq > store.applied:
-                    store.write(found.changes, found.seq)
-            except (OSError, lmdb.Error) as error:
-                raise failed(error, self.path) from error
+            if found.seq > store.applied:
+                store.write(found.changes, found.seq)
             self.journal = Journal.create(self.path, found.number + 1, store.seed, found.seq, True)
             for path in found.paths:
                 files.remove(path)
@@ -328,8 +258,13 @@ class Engine:
         """Raises FarError where there is no room for so many more bytes."""
         waiting = self.active_size + self.frozen_size + size
         if self.active_size > 2 * self.layer and self.trouble is not None:
-            raise failed(self.trouble, f"{self.path}: {self.active_size} bytes wait, and cannot be written")
-        if self.most is not None and self.store.live + waiting * 3 // 2 > self.most - self.most // 8:
+            raise failed(
+                self.trouble, f"{self.path}: {self.active_size} bytes wait, and cannot be written"
+            )
+        if (
+            self.most is not None
+            and self.store.live + waiting * 3 // 2 > self.most - self.most // 8
+        ):
             raise failed(lmdb.MapFullError("max_bytes"), f"{self.path}: {self.store.live} bytes are in use, and "
                          f"{waiting} more to come: remove entries, or open it with a larger max_bytes")  # fmt: skip
 
@@ -396,7 +331,9 @@ class Engine:
                 old.remove()
 
     def _new_journal(self, first: bool) -> Journal:
-        made = Journal.create(self.path, self.number + 1, self.store.seed, self.store.applied, first)
+        made = Journal.create(
+            self.path, self.number + 1, self.store.seed, self.store.applied, first
+        )
         self.number += 1
         return made
 
@@ -448,7 +385,11 @@ class Engine:
         now = time.monotonic()
         if self.suspect:
             self.run(_Flush())
-        if self.active_size > self.layer or self.layers[1] or (self.layers[0] and now - self._settled > IDLE):
+        if (
+            self.active_size > self.layer
+            or self.layers[1]
+            or (self.layers[0] and now - self._settled > IDLE)
+        ):
             self._settle_behind()
         if now - self._swept > SWEEP:
             self._swept = now

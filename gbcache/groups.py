@@ -78,12 +78,12 @@ class Groups:
         """Those who were told together that they are done come back together: to go without them would be a sync for
         one, and another for the rest. Waits for as many as there were, for a part of what a commit takes."""
         with self._lock:
-            self._gathers = len(self._waiting) < self._expected
-        if self._gathers and not self._gathered.acquire(timeout=min(self._took * PATIENCE, 0.001)):
+            gathers = self._gathers = len(self._waiting) < self._expected
+        if gathers and not self._gathered.acquire(timeout=min(self._took * PATIENCE, 0.001)):
             with self._lock:
-                if not self._gathers:
-                    self._gathered.acquire()  # it was released at the last moment
-                self._gathers = False
+                came, self._gathers = not self._gathers, False
+            if came:  # at the last moment
+                self._gathered.acquire()
 
     def _lead(self, own: Request) -> None:
         if self._expected > 1:
@@ -96,7 +96,9 @@ class Groups:
         except BaseException as error:  # an interrupt of the thread that leads
             for request in batch:
                 if request is not own and request.error is None:
-                    request.error = FarError(errno.EINTR, "the thread that wrote for this one was interrupted")
+                    request.error = FarError(
+                        errno.EINTR, "the thread that wrote for this one was interrupted"
+                    )
                     request.error.__cause__ = error
             raise
         finally:

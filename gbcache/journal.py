@@ -250,7 +250,9 @@ def recover(folder: str, seed: bytes, applied: int, mark: Mark | None, boot: byt
         if one is not None:
             found.append(one)
     if not found:
-        raise ImageError(folder, None, "a journal is in it: one was removed, or never belonged to it")
+        raise ImageError(
+            folder, None, "a journal is in it: one was removed, or never belonged to it"
+        )
     begins = max((i for i, one in enumerate(found) if one.first), default=0)
     changes, seq = _replay(found[begins:], applied, strict)
     if strict and mark is not None and seq < mark.seq:
@@ -325,7 +327,13 @@ class Owner:
 
     def _who(self) -> str:
         mine = self.mark is not None and self.mark.process == os.getpid()
-        return "this process" if mine else f"process {self.mark.process}" if self.mark else "another process"
+        return (
+            "this process"
+            if mine
+            else f"process {self.mark.process}"
+            if self.mark
+            else "another process"
+        )
 
     def _read(self) -> Mark | None:
         data = os.pread(self.fd, _MARK.size + 1, 0)

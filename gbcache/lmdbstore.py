@@ -71,7 +71,9 @@ class Store:
         env = lmdb.open(beside, map_size=MAP_LEAST, max_dbs=2, mode=0o600)
         try:
             if env.max_key_size() < NAME_MAX + 8:
-                raise ImportError(f"this build of lmdb has keys of {env.max_key_size()} bytes at most, not 511")
+                raise ImportError(
+                    f"this build of lmdb has keys of {env.max_key_size()} bytes at most, not 511"
+                )
             for name in (b"entries", b"due"):
                 env.open_db(name)
             with env.begin(write=True) as txn:
@@ -162,7 +164,9 @@ class Store:
         try:
             return self.env.begin(self.entries_db, buffers=True)
         except lmdb.PanicError:
-            raise FarError(errno.EIO, f"{self.path}: its last write failed; the next one mends it") from None
+            raise FarError(
+                errno.EIO, f"{self.path}: its last write failed; the next one mends it"
+            ) from None
         except lmdb.Error as error:
             raise failed(error, self.path) from error
 
@@ -233,7 +237,11 @@ class Store:
             replace, pop = txn.replace, txn.pop
             for name in sorted(changes):
                 record = changes[name]
-                old = pop(name, self.entries_db) if record is None else replace(name, record, self.entries_db)
+                old = (
+                    pop(name, self.entries_db)
+                    if record is None
+                    else replace(name, record, self.entries_db)
+                )
                 self._due(txn, name, old, record)
             txn.put(_STORE, store_record(self.seed, applied, self.codec))
             self._measure(txn)

@@ -34,7 +34,9 @@ def content(dice: random.Random) -> dict[Any, Any]:
     """Keys and values of many kinds: leaves, branches, long values, long keys."""
     made: dict[Any, Any] = {}
     for i in range(1500):
-        made[dice.choice([f"key{i}", i, (i, "t"), f"k{i}" * 30])] = dice.randbytes(dice.randrange(300))
+        made[dice.choice([f"key{i}", i, (i, "t"), f"k{i}" * 30])] = dice.randbytes(
+            dice.randrange(300)
+        )
     for i in range(20):
         made[f"long{i}" * 150] = [i, "x" * i]
         made[f"big{i}"] = dice.randbytes(dice.randrange(3000, 40_000))
@@ -93,7 +95,9 @@ def swap(data: bytearray, dice: random.Random) -> str:
 
 
 def cut(data: bytearray, dice: random.Random) -> str:
-    del data[dice.choice([0, dice.randrange(len(data)), dice.randrange(len(data)) // 4096 * 4096]) :]
+    del data[
+        dice.choice([0, dice.randrange(len(data)), dice.randrange(len(data)) // 4096 * 4096]) :
+    ]
     return "cut"
 
 
@@ -110,7 +114,9 @@ def damage(folder: Path, dice: random.Random) -> str:
         path.unlink()
         return f"{path.name.partition('.')[0]} removed"
     data = bytearray(path.read_bytes())
-    how = dice.choice([flip, flip, flip_head, flip_head, smash, swap, cut, cut, lengthen])(data, dice)
+    how = dice.choice([flip, flip, flip_head, flip_head, smash, swap, cut, cut, lengthen])(
+        data, dice
+    )
     path.write_bytes(data)
     return f"{path.name.partition('.')[0]} {how}"
 
@@ -217,7 +223,9 @@ def main() -> int:
     for name, n in sorted(outcomes.items(), key=lambda pair: pair[0].startswith(" ")):
         print(f"{name}: {n}")
     print("\n".join(problems[:20]))
-    print(f"seed {args.seed}: {args.stores} damaged stores, {len(problems)} with a wrong value or a signal")
+    print(
+        f"seed {args.seed}: {args.stores} damaged stores, {len(problems)} with a wrong value or a signal"
+    )
     return bool(problems) != args.plant
 
 

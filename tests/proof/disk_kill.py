@@ -69,7 +69,15 @@ class Ledger:
 
 def key_of(slot: int) -> Any:
     kind = slot % 4
-    return f"key{slot}" if kind == 0 else slot if kind == 1 else ("t", slot) if kind == 2 else f"long{slot}" * 120
+    return (
+        f"key{slot}"
+        if kind == 0
+        else slot
+        if kind == 1
+        else ("t", slot)
+        if kind == 2
+        else f"long{slot}" * 120
+    )
 
 
 def state(slot: int, n: int) -> bytes | None:
@@ -92,7 +100,9 @@ def verify(disk: Disk, ledger: Ledger) -> None:
         elif value == state(slot, begun):
             ledger.end(slot, begun)
         else:
-            kind = "lost" if value is None else "resurrected" if state(slot, done) is None else "wrong"
+            kind = (
+                "lost" if value is None else "resurrected" if state(slot, done) is None else "wrong"
+            )
             said = None if value is None else (len(value), struct.unpack_from("<QQ", value))
             raise AssertionError(f"{kind}: slot {slot} is {said}, begun {begun}, done {done}")
     there = {key_of(slot) for slot in slots if found.get(key_of(slot))}
@@ -101,7 +111,9 @@ def verify(disk: Disk, ledger: Ledger) -> None:
         more, cursor = disk.scan(cursor, 50)
         keys += more
     if set(keys) != there or disk.count() != len(there):
-        raise AssertionError(f"wrong: scan has {len(keys)}, count is {disk.count()}, there are {len(there)}")
+        raise AssertionError(
+            f"wrong: scan has {len(keys)}, count is {disk.count()}, there are {len(there)}"
+        )
 
 
 def write(disk: Disk, ledger: Ledger, thread: int, seed: str, plant: bool) -> None:
@@ -125,11 +137,20 @@ def write(disk: Disk, ledger: Ledger, thread: int, seed: str, plant: bool) -> No
 def child(folder: Path, ledger: Ledger, seed: str, plant: bool) -> None:
     try:
         dice = random.Random(seed)
-        engine.LAYER, engine.SWEEP, engine.IDLE = dice.choice(LAYERS), 0.01, dice.choice([0.02, 5.0])
-        disk = Disk(folder, sync=dice.choice(MODES[:2] if dice.random() < 0.9 else MODES), interval=0.005)
+        engine.LAYER, engine.SWEEP, engine.IDLE = (
+            dice.choice(LAYERS),
+            0.01,
+            dice.choice([0.02, 5.0]),
+        )
+        disk = Disk(
+            folder, sync=dice.choice(MODES[:2] if dice.random() < 0.9 else MODES), interval=0.005
+        )
         verify(disk, ledger)
         ledger.set_opened(1)
-        work = [threading.Thread(target=guarded, args=(ledger, write, disk, ledger, t, seed, plant)) for t in range(THREADS)]
+        work = [
+            threading.Thread(target=guarded, args=(ledger, write, disk, ledger, t, seed, plant))
+            for t in range(THREADS)
+        ]
         for thread in work:
             thread.start()
         if dice.random() < 0.2:
