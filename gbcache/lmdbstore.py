@@ -247,7 +247,8 @@ class Store:
             self._measure(txn)
             txn.commit()
         except BaseException:
-            txn.abort()
+            with self.gate.alone():  # lmdb 3's abort waits until nobody reads, and does not keep new ones out
+                txn.abort()
             raise
         self.applied = applied
         self.commits += 1
