@@ -1,10 +1,10 @@
-"""``python -m bench [ops objects memo events memory budget traces latency expire persist | all] [--quick]``"""
+"""``python -m bench [ops objects memo events memory budget traces latency expire persist far | all] [--quick]``"""
 
 from __future__ import annotations
 
 import argparse
 
-from bench import events, latency, memo, objects, ops, persist, space, traces
+from bench import events, far, latency, memo, objects, ops, persist, space, traces
 
 BENCHES = {
     "ops": ops.run,
@@ -17,6 +17,7 @@ BENCHES = {
     "latency": latency.run,
     "expire": latency.run_expire,
     "persist": persist.run,
+    "far": far.run,
 }
 
 

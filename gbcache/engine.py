@@ -26,7 +26,7 @@ from .errors import ClosedError, FarError, ImageError
 from .groups import Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
 from .lmdbstore import Store, failed
-from .view import View
+from .view import View, running
 
 __all__ = ["Engine"]
 
@@ -49,7 +49,6 @@ class _Flush(Request):
 
 
 class _Rotate(Request):
-    """What waits is what the background writes next; a new journal begins."""
 
     alone, grows = True, False
 
@@ -100,7 +99,7 @@ class Engine:
         self.trouble: BaseException | None = None
         self._frozen_journal: Journal | None = None
         self._lmdb, self._files = threading.Lock(), threading.Lock()
-        self._offset = time.time() - _running()
+        self._offset = time.time() - running()
         self.groups = Groups(self._commit)
         with contextlib.suppress(FileExistsError):
             os.makedirs(path, 0o700)
@@ -158,7 +157,7 @@ class Engine:
 
     def now(self) -> int:
         """Milliseconds since 1970 by the clock when it was opened: it does not jump while we run."""
-        return int((_running() + self._offset) * 1000)
+        return int((running() + self._offset) * 1000)
 
     def check_open(self) -> None:
         if self.closed:
@@ -438,11 +437,6 @@ class Engine:
         self.closed = True
         self.owner.release()
         self.journal.close()
-
-
-def _running() -> float:
-    """Seconds that pass while the machine sleeps, too, where that can be had."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 _OPEN: weakref.WeakSet[Engine] = weakref.WeakSet()

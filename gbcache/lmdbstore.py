@@ -247,7 +247,9 @@ class Store:
             self._measure(txn)
             txn.commit()
         except BaseException:
-            with self.gate.alone():  # lmdb 3's abort waits until nobody reads, and does not keep new ones out
+            with (
+                self.gate.alone()
+            ):  # lmdb 3's abort waits until nobody reads, and does not keep new ones out
                 txn.abort()
             raise
         self.applied = applied

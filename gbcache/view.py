@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from ._disk import deadline_of
@@ -10,10 +11,15 @@ from .journal import Changes
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["LONG", "View"]
+__all__ = ["LONG", "View", "running"]
 
 LONG = 0x80
 """In a name's first byte: it is the digest of a key that is in the record."""
+
+
+def running() -> float:
+    """Seconds that pass while the machine sleeps, too, where that can be had."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class View:
