@@ -76,7 +76,11 @@ class BuildExt(build_ext):
 extensions = [Extension(f"gbcache.{name}", [f"gbcache/{name}.py"]) for name in PURE] + [
     Extension(
         f"gbcache.{name}",
-        [f"gbcache/{name}.pyx", *(SHARED if name in MODULES else SHARED[:1]), *(f"gbcache/{s}" for s in sources)],
+        [
+            f"gbcache/{name}.pyx",
+            *(SHARED if name in MODULES else SHARED[:1]),
+            *(f"gbcache/{s}" for s in sources),
+        ],
         include_dirs=["gbcache", "csrc"],
         depends=[*HEADERS, *(str(p.relative_to(HERE)) for p in HERE.glob("gbcache/*.pxi"))],
         extra_compile_args=FLAGS,

@@ -49,7 +49,6 @@ class _Flush(Request):
 
 
 class _Rotate(Request):
-
     alone, grows = True, False
 
     def run(self, engine: Engine) -> None:
@@ -182,7 +181,6 @@ class Engine:
         return entries
 
     def flush(self) -> None:
-        """What waits goes to LMDB."""
         if any(self.layers):
             self.run(_Flush())
 
