@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 # Not `python -m pytest`: that would put this directory, and so the normal build, before the others.
 PYTEST := $(VENV)/bin/python $(VENV)/bin/pytest
-SOURCES := $(filter-out gbcache/_packed.c gbcache/_object.c gbcache/flight.c gbcache/notify.c,$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
+SOURCES := $(filter-out gbcache/_packed.c gbcache/_object.c gbcache/_disk.c gbcache/flight.c gbcache/notify.c,$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
 STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 FUZZ_SECONDS ?= 60
@@ -24,7 +24,7 @@ help: ## this list
 $(VENV)/.made: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --upgrade pip
-	$(PY) -m pip install -q "setuptools>=77" wheel "Cython>=3.1" msgpack redis pytest hypothesis
+	$(PY) -m pip install -q "setuptools>=77" wheel "Cython>=3.1" msgpack lmdb redis pytest hypothesis
 	touch $@
 
 # One package directory a build: the normal one must never load another's extension.
@@ -92,11 +92,11 @@ bench: build build/silent/.made $(VENV)/.peers ## every figure of the README, be
 	$(PY) -m bench all
 
 bench-events: build/silent/.made
-bench-%: build $(VENV)/.peers ## one bench: ops objects memo events memory budget traces latency expire persist valkey
+bench-%: build $(VENV)/.peers ## one bench: ops objects memo events memory budget traces latency expire persist far valkey tier
 	$(PY) -m bench $*
 
 $(VENV)/.peers: | $(VENV)/.made
-	$(PY) -m pip install -q cachebox lru-dict cachetools theine moka-py
+	$(PY) -m pip install -q cachebox lru-dict cachetools theine moka-py diskcache
 	touch $@
 
 $(VENV)/.lint: | $(VENV)/.made
@@ -116,4 +116,4 @@ check: lint test tiny asan coverage ## what CI runs: lint, test, tiny, asan, cov
 	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
 
 clean: ## remove everything made here
-	rm -rf build $(VENV) *.egg-info gbcache/_packed.c gbcache/_object.c gbcache/flight.c gbcache/notify.c gbcache/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build $(VENV) *.egg-info gbcache/_packed.c gbcache/_object.c gbcache/_disk.c gbcache/flight.c gbcache/notify.c gbcache/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

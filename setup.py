@@ -1,4 +1,4 @@
-"""Builds the two extension modules: each Cython's file, a hand-written C-API part, and the core.
+"""Builds the extension modules: each Cython's file, a hand-written C-API part, and the core.
 
 GB_CFLAGS and GB_LDFLAGS are appended; GB_TINY=1 builds with tiny constants and deep checks; GB_WERROR=1
 makes every warning of ours an error.
@@ -44,10 +44,11 @@ MODULES = {
         "_refs.c",
     ],
 }
+LEAN = {"_disk": ["_pages.c"]}  # with the core alone
 PURE = ["flight", "notify"]  # Python as it stands, compiled: fewer frames, half the time
 HEADERS = sorted(
     str(p.relative_to(HERE)) for room in ("csrc", "gbcache") for p in (HERE / room).glob("*.[ch]")
-    if p.stem not in {*MODULES, *PURE}
+    if p.stem not in {*MODULES, *LEAN, *PURE}
 )  # fmt: skip
 STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes"]
 FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", *os.environ.get("GB_CFLAGS", "").split()]
@@ -64,7 +65,7 @@ class BuildExt(build_ext):
         plain = self.compiler._compile
 
         def compile_one(obj, src, suffix, cc_args, postargs, pp_opts):
-            own = Path(src).stem not in {*MODULES, *PURE}
+            own = Path(src).stem not in {*MODULES, *LEAN, *PURE}
             plain(obj, src, suffix, cc_args, [*postargs, *(STRICT if own else ["-w"])], pp_opts)
 
         self.compiler._compile = compile_one
@@ -77,12 +78,16 @@ class BuildExt(build_ext):
 extensions = [Extension(f"gbcache.{name}", [f"gbcache/{name}.py"]) for name in PURE] + [
     Extension(
         f"gbcache.{name}",
-        [f"gbcache/{name}.pyx", *SHARED, *(f"gbcache/{source}" for source in sources)],
+        [
+            f"gbcache/{name}.pyx",
+            *(SHARED if name in MODULES else SHARED[:1]),
+            *(f"gbcache/{s}" for s in sources),
+        ],
         include_dirs=["gbcache", "csrc"],
         depends=[*HEADERS, *(str(p.relative_to(HERE)) for p in HERE.glob("gbcache/*.pxi"))],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread", *os.environ.get("GB_LDFLAGS", "").split()],
     )
-    for name, sources in MODULES.items()
+    for name, sources in (MODULES | LEAN).items()
 ]
 setup(ext_modules=cythonize(extensions, build_dir=None), cmdclass={"build_ext": BuildExt})

@@ -1,10 +1,10 @@
-"""``python -m bench [ops objects memo events memory budget traces latency expire persist valkey | all] [--quick]``"""
+"""``python -m bench [NAME ... | all] [--quick]``; names: those of BENCHES below."""
 
 from __future__ import annotations
 
 import argparse
 
-from bench import events, latency, memo, objects, ops, persist, space, traces, valkey
+from bench import events, far, latency, memo, objects, ops, persist, space, tier, traces, valkey
 
 BENCHES = {
     "ops": ops.run,
@@ -17,7 +17,9 @@ BENCHES = {
     "latency": latency.run,
     "expire": latency.run_expire,
     "persist": persist.run,
+    "far": far.run,
     "valkey": valkey.run,
+    "tier": tier.run,
 }
 
 

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .cache import Cache, ObjectCache
 from .codec import Codec
 from .errors import BudgetError, ClosedError, FarError, GbError, ImageError
@@ -49,4 +51,22 @@ __all__ = [
     "Watch",
     "memoize",
 ]
+if TYPE_CHECKING:
+    from .disk import Disk as Disk
+    from .valkey import Valkey as Valkey
+
+
+def __getattr__(name: str) -> Any:
+    """`Disk` and `Valkey`, which need packages of their own: not imported before they are asked for."""
+    if name == "Disk":
+        from .disk import Disk
+
+        return Disk
+    if name == "Valkey":
+        from .valkey import Valkey
+
+        return Valkey
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __version__ = "0.1.0"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Mapping
+from sys import getsizeof
 from typing import Any, NamedTuple
 
 from .codec import Codec, encode_key
@@ -20,7 +21,7 @@ __all__ = ["AtRisk", "Behind", "Pending"]
 _ATOMS = frozenset({bytes, str, int, float, bool, type(None)})
 _EACH = 250
 """Bytes a pending write takes beside key and value."""
-_BATCH = 20_000
+_BATCH = 10_000
 """Writes given to the far side at once, at most."""
 _PLAIN_KEYS = frozenset({str, bytes})
 _NEVER = float("inf")
@@ -37,20 +38,15 @@ class AtRisk(NamedTuple):
     """Age of the oldest."""
 
 
-class Pending:
-    """A write under way: the last one of its key."""
-
-    __slots__ = ("encoded", "since", "size", "until", "value")
-
-    def __init__(
-        self, value: Any, encoded: bool, until: float | None, since: float, size: int
-    ) -> None:
-        self.value, self.encoded, self.until, self.since = value, encoded, until, since
-        self.size = size
-
-
+Pending = tuple[Any, bool, "float | None", float, int]
+"""A write under way: value, whether that is encoded, deadline (on `time.monotonic`), when it came, bytes it takes. A
+plain tuple: of one of atoms the collector soon lets go, and there may be many."""
 REMOVED = object()
 """The value of a delete."""
+
+
+def _size(generation: dict[Any, Pending]) -> int:
+    return sum([write[4] for write in generation.values()])
 
 
 class Behind:
@@ -63,6 +59,9 @@ class Behind:
 
     def __init__(self, far: Far, codec: Codec | None, max_bytes: int, interval: float) -> None:
         self.far, self.codec, self.max_bytes, self.interval = far, codec, max_bytes, interval
+        self._late = (
+            interval * 0.7
+        )  # the oldest is that old: writers wait, and what is being written has the rest
         self.refused = self.written = 0
         self.error: FarError | None = None
         """Why the last attempt failed, if it did."""
@@ -82,55 +81,72 @@ class Behind:
 
     # --- writers ---------------------------------------------------------------------------------
 
-    def put(self, key: Any, value: Any, until: float | None) -> Pending | None:
-        """Queues a write, as the value is now: what is changed in a container later does not get there. Waits for room.
-
-        None: it is too long for the buffer. Raises what the far side would (TypeError, ValueError), and FarError if
-        there is no room, and the far side is failing.
-        """
-        encoded, size = False, _EACH
+    def _frozen(self, key: Any, value: Any, until: float | None, now: float) -> Pending:
+        """A write of the value as it is now: what is changed in a container later does not get there."""
+        encoded = False
         if type(key) not in _PLAIN_KEYS:
             encode_key(key)
         if type(value) not in _ATOMS and value is not REMOVED and self.codec is not None:
             value, encoded = self.codec.encode(value), True
-        size += sys.getsizeof(key) + sys.getsizeof(value)
+        return value, encoded, until, now, _EACH + getsizeof(key) + getsizeof(value)
+
+    def put(self, key: Any, value: Any, until: float | None) -> Pending | None:
+        """Queues a write; waits for room.
+
+        None: it is too long for the buffer. Raises what the far side would (TypeError, ValueError), and FarError if
+        there is no room, and the far side is failing.
+        """
+        write = self._frozen(key, value, until, time.monotonic())
+        size = write[4]
         if size * 2 > self.max_bytes:
             return None
-        now = time.monotonic()
-        write = Pending(value, encoded, until, now, size)
         with self._change:
-            if self._bytes + size > self.max_bytes or now > self._since + self.interval:
-                self._wait_for_room(size)
-            if self._over:
-                raise ClosedError("the tier is closed")
-            self._add(key, write)
-            if self._thread is None:
-                self._start()
-            elif self._bytes * 2 > self.max_bytes:
-                self._change.notify_all()
-        return write
+            self._make_room(size, write[3])
+            return self._add(key, write)
 
-    def _add(self, key: Any, write: Pending) -> None:
+    def put_many(self, items: Mapping[Any, Any], until: float | None) -> list[Pending] | None:
+        """`put` for some at once; None: they are too long together, and nothing was done."""
+        now, frozen = time.monotonic(), self._frozen
+        writes = [frozen(key, value, until, now) for key, value in items.items()]
+        size = sum([write[4] for write in writes])
+        if size * 2 > self.max_bytes:
+            return None
+        with self._change:
+            self._make_room(size, now)
+            return [self._add(key, write) for key, write in zip(items, writes, strict=True)]
+
+    def _make_room(self, size: int, now: float) -> None:
+        if self._bytes + size > self.max_bytes or now > self._since + self._late:
+            self._wait_for_room(size)
+        if self._over:
+            raise ClosedError("the tier is closed")
+        if self._thread is None:
+            self._start()
+        elif self._bytes * 2 > self.max_bytes:
+            self._change.notify_all()
+
+    def _add(self, key: Any, write: Pending) -> Pending:
         newest = self._generations[-1]
         old = newest.get(key)
         if old is not None:  # its place in the row is the older one's, and so is its age
-            write.since = old.since
-            self._bytes -= old.size
+            write = (*write[:3], old[3], write[4])
+            self._bytes -= old[4]
         elif len(newest) >= _BATCH:
             newest = {}
             self._generations.append(newest)
         if self._since == _NEVER:
-            self._since = write.since
+            self._since = write[3]
             self._change.notify_all()  # the thread waits for a first one
         newest[key] = write
-        self._bytes += write.size
+        self._bytes += write[4]
+        return write
 
     def _age(self) -> None:
         """The oldest is another one now: the first of the first generation that is not empty."""
         self._since = _NEVER
         for generation in self._generations:
             for write in generation.values():
-                self._since = write.since
+                self._since = write[3]
                 return
 
     def _wait_for_room(self, size: int) -> None:
@@ -165,10 +181,10 @@ class Behind:
 
     def value_of(self, write: Pending) -> Any:
         """A copy of what is written."""
-        if write.encoded:
+        if write[1]:
             assert self.codec is not None
-            return self.codec.decode(write.value)
-        return write.value
+            return self.codec.decode(write[0])
+        return write[0]
 
     def at_risk(self) -> AtRisk:
         with self._change:
@@ -199,7 +215,7 @@ class Behind:
             kept = deque([flying] if flying else [])
             kept.append({})
             self._generations = kept
-            self._bytes = sum(write.size for write in (flying or {}).values())
+            self._bytes = _size(flying or {})
             self._age()
             while flying and self._flying is flying and self._failed == failed:
                 self._change.wait(0.1)
@@ -207,7 +223,7 @@ class Behind:
                 self._generations[0] is flying
             ):  # it failed, and would be tried again after the clear
                 self._generations.popleft()
-                self._bytes -= sum(write.size for write in flying.values())
+                self._bytes -= _size(flying)
             self._age()
 
     def close(self) -> None:
@@ -265,7 +281,7 @@ class Behind:
             self.written += len(generation)
             if self._generations[0] is generation:
                 self._generations.popleft()
-                self._bytes -= sum(write.size for write in generation.values())
+                self._bytes -= _size(generation)
                 self._age()
             self._change.notify_all()
 
@@ -283,11 +299,12 @@ class Behind:
     def _send(self, batch: dict[Any, Pending]) -> None:
         now, items, gone = time.monotonic(), [], []
         for key, write in batch.items():
-            left = None if write.until is None else write.until - now
-            if write.value is REMOVED or (left is not None and left <= 0):
+            value, encoded, until, _, _ = write
+            if value is REMOVED or (until is not None and until <= now):
                 gone.append(key)
             else:
-                items.append((key, self.value_of(write), left))
+                value = self.value_of(write) if encoded else value
+                items.append((key, value, None if until is None else until - now))
         if items:
             self.far.put_many(items)
         if gone:

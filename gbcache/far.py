@@ -22,6 +22,7 @@ class Far(Protocol):
     ``add(key, value, ttl) -> bool``: stores if the key is absent, atomically.
     ``touch(key, ttl) -> bool``: gives a key that is there another TTL; whether it was there.
     ``codec``: what turns containers into bytes; with ``write="behind"`` they are kept so until they are written.
+    ``scans_once``: true where `scan` never gives a key twice.
     ``count() -> int``, ``clear() -> int`` (how many there were): else by `scan`.
     ``feed``: as in `Feed`.
     """

@@ -161,6 +161,18 @@ class NearSide:
         except BudgetError:  # it will be read from the far side
             return False
 
+    def keep(self, items: dict[Any, Any], until: float | None) -> bool:
+        """Writes what is on its way to the far side; False: it is over. BudgetError, and then any may be here."""
+        ttl = UNSET if until is None else self._ttl(until)
+        if ttl is None:
+            return False
+        if len(items) == 1:
+            ((key, value),) = items.items()
+            self.cache.set(key, value, *(() if ttl is UNSET else (ttl,)))
+        else:
+            self.cache.set_many(items, *(() if ttl is UNSET else (ttl,)))
+        return True
+
     # --- what others changed ---------------------------------------------------------------------
 
     def forget(self, key: Any) -> None:

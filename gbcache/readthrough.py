@@ -163,9 +163,10 @@ class ReadThrough(Front):
 
     def _of_pending(self, write: Pending) -> Found:
         assert self._behind is not None
-        if write.value is REMOVED or (write.until is not None and write.until <= time.monotonic()):
+        value, until = write[0], write[2]
+        if value is REMOVED or (until is not None and until <= time.monotonic()):
             return Found(ABSENT)
-        return Found(self._behind.value_of(write), write.until)
+        return Found(self._behind.value_of(write), until)
 
     def _loaded(self, key: Any, load: Callable[[Any], Any]) -> Found:
         try:

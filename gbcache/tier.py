@@ -14,6 +14,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from ._object import FRONT
@@ -31,6 +32,8 @@ from .units import bytes_of, seconds_of
 __all__ = ["TierStats", "Tiered"]
 
 _ERRORS = ("raise", "serve_stale", "near_only")
+_QUEUED = 200
+"""Of many writes behind, those that are queued in one go."""
 _VERBS = ("get_many", "put_many", "delete_many", "scan", "sync", "close")
 
 
@@ -169,8 +172,9 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         if self._behind is None:
             self._put(list(given), list(given.values()), seconds)
         else:
-            for key, value in given.items():
-                self._queue(key, value, seconds)
+            pairs = iter(given.items())
+            while some := dict(islice(pairs, _QUEUED)):
+                self._queue_many(some, seconds)
 
     def update(self, *args: Any, **more: Any) -> None:
         """As a dict's; in one call of the far side, as `set_many`."""
@@ -207,17 +211,32 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
                 self._put([key], [value], ttl)
             return
         if value is not REMOVED:
-            keep = UNSET if until is None else self._side._ttl(until)
             with suppress(BudgetError):  # it will be read from where it is going
-                if keep is UNSET:
-                    self.near.set(key, value)
-                elif keep is not None:
-                    self.near.set(key, value, keep)
-                kept = keep is not None
+                kept = self._side.keep({key: value}, until)
         if not kept or behind.last(key) is not write:  # or a later one, or it is there already
             self._side.forget(key)
         elif self._side.absent is not None:
             self._side.absent.pop(key, None)
+
+    def _queue_many(self, items: dict[Any, Any], ttl: float | None) -> None:
+        """`_queue` for some at once, or else for one after the other."""
+        behind = self._behind
+        assert behind is not None
+        until = None if ttl is None else time.monotonic() + ttl
+        writes = behind.put_many(items, until)
+        kept = False
+        if writes is not None:
+            with suppress(BudgetError):
+                kept = self._side.keep(items, until)
+        if writes is None or not kept:
+            for key, value in items.items():
+                self._queue(key, value, ttl)
+            return
+        for key, write in zip(items, writes, strict=True):
+            if behind.last(key) is not write:
+                self._side.forget(key)
+        if self._side.absent is not None:
+            self._side.absent.delete_many(items)
 
     def add(self, key: Any, value: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
         """Writes a value only if `key` is absent; True if it was written. Atomic at the far side, which must have

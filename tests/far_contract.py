@@ -77,7 +77,7 @@ def in_threads(n: int, work: Callable[[int], object]) -> None:
 
 
 def same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and a == b and repr(a) == repr(b)
+    return type(a) is type(b) and a == b and (type(a) is not float or repr(a) == repr(b))
 
 
 def value_of(far: Far, key: Any) -> Any:
@@ -321,6 +321,15 @@ class FarContract:
             far.incr("k", delta, initial, None)
         assert far.get_many(["k"]) == {}
 
+    def test_touch(self, far: Any) -> None:
+        far.put_many([("a", "x" * 5000, None), ("b", [1], 500.0)])
+        assert far.touch("a", 50.0) and far.touch("b", None) and not far.touch("c", 5.0)
+        got = far.get_many(["a", "b"])
+        assert got["a"][0] == "x" * 5000 and 49 < got["a"][1] <= 50 and got["b"] == ([1], None)
+        assert far.touch("a", 0.05)
+        time.sleep(0.1)
+        assert far.get_many(["a"]) == {} and not far.touch("a", 5.0)
+
     def test_count_and_clear(self, far: Any) -> None:
         assert (far.count(), far.clear()) == (0, 0)
         far.put_many([(i, b"x" * 100, None if i % 2 else 60) for i in range(500)])
@@ -392,6 +401,7 @@ class FarContract:
             far.scan, far.sync, far.count, far.clear,
             lambda: far.add("k", 1, None),
             lambda: far.incr("k", 1, 0, None),
+            lambda: far.touch("k", None),
         ]  # fmt: skip
         for call in calls:
             with pytest.raises(ClosedError):

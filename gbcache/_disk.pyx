@@ -1,0 +1,344 @@
+# _disk.pyx - a Disk's inner loops: names and records, reading many, and the check of a file.
+# cython: language_level=3, binding=False, boundscheck=False, wraparound=False
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
+from cpython.ref cimport PyObject
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.errno cimport EINTR, EIO, ENOSPC, errno
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
+
+import threading
+from contextlib import contextmanager
+from hashlib import blake2b
+from os import strerror
+
+from .codec import decode_key, encode_key, pack_value, unpack_value
+from .errors import ImageError
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <unistd.h>
+    static int gb_datasync(int fd) {
+    #if defined(__APPLE__)
+        return fcntl(fd, F_FULLFSYNC);
+    #else
+        return fdatasync(fd);
+    #endif
+    }
+    """
+    int gb_datasync(int fd) nogil
+    Py_ssize_t pwrite(int fd, const void *data, size_t n, int64_t at) nogil
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+    char *PyUnicode_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    int64_t PyLong_AsLongLongAndOverflow(object number, int *overflow)
+
+cdef extern from "_pages.h" nogil:
+    enum: GB_RECORD_NAME, GB_RECORD_LONG, GB_RECORD_HEAD, GB_PAGES_CODEC
+    struct gb_digest:
+        pass
+    struct gb_sum:
+        pass
+    struct gb_pages_store:
+        uint64_t sum, version, applied
+        uint64_t seed[2]
+        char codec[64]
+    struct gb_pages:
+        const uint8_t *file
+        uint64_t size, entries, at, next, page
+        uint8_t *seen
+        gb_pages_store store
+        const char *rule
+    void gb_digest_seed(gb_digest *d, const uint64_t *seed)
+    void gb_digest_sum_begin(gb_sum *s, uint64_t about)
+    void gb_digest_sum_add(gb_sum *s, const void *data, size_t n)
+    uint64_t gb_digest_sum_end(gb_sum *s)
+    uint64_t gb_record_sum(const gb_digest *d, const uint8_t *name, size_t n, const uint8_t *record, size_t m)
+    size_t gb_record_payload(const gb_digest *d, const uint8_t *name, size_t n, const uint8_t *record, size_t m)
+    uint64_t gb_record_deadline(const uint8_t *record)
+    bint gb_pages_check(gb_pages *p)
+    uint64_t gb_pages_store_sum(const gb_pages_store *s)
+
+NAME_MAX = GB_RECORD_NAME
+_UNSET = object()
+cdef object UNSET = _UNSET
+cdef uint8_t NOTHING = 0
+
+
+def checksum(const uint8_t[::1] data, uint64_t about):
+    """Of a file's piece: another one for any change of one word, and for another `about`."""
+    cdef gb_sum s
+    gb_digest_sum_begin(&s, about)
+    gb_digest_sum_add(&s, &data[0] if data.shape[0] else &NOTHING, <size_t>data.shape[0])
+    return gb_digest_sum_end(&s)
+
+
+def digest_of(data):
+    """What stands for a long key in its name."""
+    return blake2b(data, digest_size=32).digest()
+
+
+def write_through(int fd, bytes data, int64_t at, bint sync, int owner, bytes mark):
+    """Writes `data` at `at`, syncs if asked, then writes `mark` to the beginning of `owner`.
+
+    All of it with the GIL let go once: at each further time a leader would have to wait for its followers.
+    Raises OSError; then the mark is not written.
+    """
+    cdef const char *from_ = PyBytes_AS_STRING(data)
+    cdef const char *marked = PyBytes_AS_STRING(mark)
+    cdef Py_ssize_t left = PyBytes_GET_SIZE(data), size = PyBytes_GET_SIZE(mark), done
+    cdef int failed = 0
+    with nogil:
+        while left and not failed:
+            done = pwrite(fd, from_, <size_t>left, at)
+            if done > 0:
+                from_ += done
+                at += done
+                left -= done
+            elif done < 0 and errno != EINTR:
+                failed = errno
+            elif not done:
+                failed = ENOSPC
+        if not failed and sync and gb_datasync(fd):
+            failed = errno
+        if not failed and pwrite(owner, marked, <size_t>size, 0) != size:
+            failed = errno or EIO
+    if failed:
+        raise OSError(failed, strerror(failed))
+
+
+def store_record(bytes seed, uint64_t applied, bytes codec):
+    """The store's own record."""
+    cdef gb_pages_store s
+    memset(&s, 0, sizeof(s))
+    s.version = 1
+    s.applied = applied
+    memcpy(s.seed, PyBytes_AS_STRING(seed), 16)
+    memcpy(s.codec, PyBytes_AS_STRING(codec), <size_t>min(len(codec), GB_PAGES_CODEC - 1))
+    s.sum = gb_pages_store_sum(&s)
+    return PyBytes_FromStringAndSize(<char *>&s, sizeof(s))
+
+
+def check_file(const uint8_t[::1] file, path):
+    """(seed, applied, codec, entries) of a sound data file; ImageError for any other."""
+    cdef gb_pages p
+    cdef bint sound
+    memset(&p, 0, sizeof(p))
+    if not file.shape[0]:
+        raise ImageError(path, 0, "it is as long as LMDB's two heads")
+    p.file = &file[0]
+    p.size = <uint64_t>file.shape[0]
+    p.seen = <uint8_t *>calloc(p.size // 256 // 8 + 1, 1)
+    if not p.seen:
+        raise MemoryError
+    with nogil:
+        sound = gb_pages_check(&p)
+    free(p.seen)
+    if not sound:
+        raise ImageError(path, p.at, p.rule.decode())
+    return PyBytes_FromStringAndSize(<char *>p.store.seed, 16), p.store.applied, p.store.codec, p.entries
+
+
+cdef class Gate:
+    """Many inside, or one alone: LMDB's map may only move while no transaction is open.
+
+    The numbers are under the GIL; the condition is for those who have to wait.
+    """
+
+    cdef Py_ssize_t inside
+    cdef bint shut
+    cdef object changed
+
+    def __init__(self):
+        self.changed = threading.Condition()
+
+    def enter(self):
+        if self.shut:
+            with self.changed:
+                while self.shut:
+                    self.changed.wait()
+                self.inside += 1
+        else:
+            self.inside += 1
+
+    def leave(self):
+        self.inside -= 1
+        if self.shut and not self.inside:
+            with self.changed:
+                self.changed.notify_all()
+
+    @contextmanager
+    def alone(self):
+        with self.changed:
+            while self.shut:
+                self.changed.wait()
+            self.shut = True
+            while self.inside:
+                self.changed.wait()
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.shut = False
+                self.changed.notify_all()
+
+
+cdef class Records:
+    """Keys and values as names and records, by one store's seed and codec."""
+
+    cdef gb_digest digest
+    cdef object path, codec, digest_of
+
+    def __init__(self, bytes seed, codec, path, long_digest):
+        cdef uint64_t words[2]
+        memcpy(words, PyBytes_AS_STRING(seed), 16)
+        gb_digest_seed(&self.digest, words)
+        self.codec, self.path, self.digest_of = codec, path, long_digest
+
+    cpdef bytes name(self, key):
+        """The name of a key; of a long one the first it may have."""
+        cdef int overflow = 0
+        cdef int64_t number
+        cdef Py_ssize_t n
+        cdef bytes made
+        if type(key) is str and PyUnicode_IS_COMPACT_ASCII(key):
+            n = PyUnicode_GET_LENGTH(key)
+            if n < GB_RECORD_NAME:
+                made = PyBytes_FromStringAndSize(NULL, n + 1)
+                PyBytes_AS_STRING(made)[0] = 0
+                memcpy(PyBytes_AS_STRING(made) + 1, PyUnicode_DATA(key), <size_t>n)
+                return made
+        elif type(key) is int:
+            number = PyLong_AsLongLongAndOverflow(key, &overflow)
+            if not overflow:
+                made = PyBytes_FromStringAndSize(NULL, 9)
+                PyBytes_AS_STRING(made)[0] = 2
+                memcpy(PyBytes_AS_STRING(made) + 1, &number, 8)
+                return made
+        kind, data = encode_key(key)
+        if len(data) < GB_RECORD_NAME:
+            return bytes((kind,)) + data
+        return bytes((GB_RECORD_LONG | kind,)) + self.digest_of(data) + b"\0\0"
+
+    def seal(self, bytes name, bytes rest):
+        """A record: its sum, then `rest`."""
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(rest)
+        cdef bytes made = PyBytes_FromStringAndSize(NULL, n + 8)
+        cdef uint8_t *at = <uint8_t *>PyBytes_AS_STRING(made)
+        cdef uint64_t total
+        memcpy(at + 8, PyBytes_AS_STRING(rest), <size_t>n)
+        total = gb_record_sum(&self.digest, <uint8_t *>PyBytes_AS_STRING(name), <size_t>PyBytes_GET_SIZE(name),
+                            at, <size_t>n + 8)
+        memcpy(at, &total, 8)
+        return made
+
+    def pack(self, key, value, uint64_t deadline):
+        """(name, record) of an entry. Raises what `encode_key` and `pack_value` do."""
+        cdef bytes name = self.name(key)
+        cdef bytes head = PyBytes_FromStringAndSize(<char *>&deadline, 8)
+        if PyBytes_AS_STRING(name)[0] & GB_RECORD_LONG:
+            data = encode_key(key)[1]
+            head = head + len(data).to_bytes(4, "little") + data
+        return name, self.seal(name, head + pack_value(self.codec, value))
+
+    cdef size_t _payload(self, bytes name, const uint8_t *record, Py_ssize_t n) except 0:
+        cdef size_t at = gb_record_payload(&self.digest, <uint8_t *>PyBytes_AS_STRING(name),
+                                           <size_t>PyBytes_GET_SIZE(name), record, <size_t>n)
+        if not at:
+            raise ImageError(self.path, None, f"the record of {name[:60]!r} has its checksum: it was damaged")
+        return at
+
+    cdef object _value(self, const uint8_t *at, Py_ssize_t n):
+        if at[0] == c"b":
+            return PyBytes_FromStringAndSize(<char *>at + 1, n - 1)
+        if at[0] == c"s":
+            return PyUnicode_DecodeUTF8(<char *>at + 1, n - 1, "surrogatepass")
+        return unpack_value(self.codec, PyBytes_FromStringAndSize(<char *>at, n))
+
+    def key_of(self, bytes name, const uint8_t[::1] record):
+        """The key of a sound record."""
+        cdef size_t at = self._payload(name, &record[0], record.shape[0])
+        if PyBytes_AS_STRING(name)[0] & GB_RECORD_LONG:
+            return decode_key(name[0] & 3, bytes(record[GB_RECORD_HEAD + 4:at]))
+        return decode_key(name[0], name[1:])
+
+    def long_key(self, bytes name, const uint8_t[::1] record):
+        """The bytes of the key of a sound record with a long one."""
+        return bytes(record[GB_RECORD_HEAD + 4:self._payload(name, &record[0], record.shape[0])])
+
+    def value(self, bytes name, bytes record):
+        """The value of a sound record."""
+        cdef const uint8_t *at = <uint8_t *>PyBytes_AS_STRING(record)
+        cdef size_t begins = self._payload(name, at, PyBytes_GET_SIZE(record))
+        return self._value(at + begins, PyBytes_GET_SIZE(record) - <Py_ssize_t>begins)
+
+    cdef bint _is_key(self, key, bytes name, const uint8_t *record, size_t begins) except -1:
+        """Whether a record with a long key is of this one."""
+        cdef bytes data = encode_key(key)[1]
+        cdef size_t n = begins - GB_RECORD_HEAD - 4
+        return <size_t>PyBytes_GET_SIZE(data) == n and not memcmp(PyBytes_AS_STRING(data),
+                                                                  record + GB_RECORD_HEAD + 4, n)
+
+    cdef int _take(self, key, bytes name, const uint8_t *at, Py_ssize_t n, uint64_t now, dict found) except -1:
+        """Puts one record into `found` if it is not over; 1 if it is of another key of the same digest."""
+        cdef size_t begins = self._payload(name, at, n)
+        cdef uint64_t deadline = gb_record_deadline(at)
+        if PyBytes_AS_STRING(name)[0] & GB_RECORD_LONG and not self._is_key(key, name, at, begins):
+            return 1
+        if not deadline:
+            found[key] = (self._value(at + begins, n - <Py_ssize_t>begins), None)
+        elif deadline > now:
+            found[key] = (self._value(at + begins, n - <Py_ssize_t>begins), <double>(deadline - now) / 1000.0)
+        return 0
+
+    def read(self, keys, list names, list records, uint64_t now, dict found, get):
+        """Adds to `found` what is in `records` (or, where that is UNSET, what `get(name)` returns) and not over.
+
+        Returns the places of long keys that share their digest with another, or None. The bytes may be LMDB's own:
+        the caller's transaction is open.
+        """
+        cdef Py_ssize_t i = -1
+        cdef Py_buffer held
+        cdef bytes name
+        cdef list others = None
+        for key in keys:
+            i += 1
+            name, record = names[i], records[i]
+            if record is UNSET:
+                record = get(name)
+            if record is None:
+                continue
+            PyObject_GetBuffer(record, &held, PyBUF_SIMPLE)
+            try:
+                if self._take(key, name, <uint8_t *>held.buf, held.len, now, found):
+                    others = (others or []) + [i]
+            finally:
+                PyBuffer_Release(&held)
+        return others
+
+    def names(self, keys):
+        """Their names."""
+        return [self.name(key) for key in keys]
+
+
+def pending(list names, dict active, dict frozen):
+    """For each name what waits to be written: a record, None where it is to go, UNSET where nothing waits."""
+    cdef list held = []
+    cdef PyObject *there
+    for name in names:
+        there = PyDict_GetItem(active, name)
+        if there is NULL:
+            there = PyDict_GetItem(frozen, name)
+        held.append(UNSET if there is NULL else <object>there)
+    return held
+
+
+def deadline_of(const uint8_t[::1] record):
+    """Milliseconds since 1970; 0: none."""
+    return gb_record_deadline(&record[0])

@@ -1,0 +1,407 @@
+"""The far side that is a directory on disk: every entry, of any size, there after a kill and after a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from . import files, units
+from ._disk import deadline_of, pending
+from .codec import Codec, encode_key, resolve
+from .engine import Engine
+from .errors import ImageError
+from .groups import Request
+from .lmdbstore import LMDBError
+from .view import LONG, View
+
+__all__ = ["Disk", "DiskInfo"]
+
+VALUE_MOST = (1 << 30) + 64
+BIG = 1 << 20
+"""Bytes of one call from which on they go to LMDB at once, and not through the journal."""
+INT_MIN, INT_MAX = -(2**63), 2**63 - 1
+LEAST = 4 << 20
+SYNCS = ("always", "interval", "never")
+
+
+class DiskInfo(NamedTuple):
+    """What a Disk says of itself; sizes in bytes."""
+
+    entries: int
+    """Those that are over count until they are removed, up to some seconds later."""
+    data_bytes: int
+    """The data file; it does not shrink, but what is free in it is used again."""
+    used_bytes: int
+    """Of it, what is in use."""
+    waiting_bytes: int
+    """In the journal and in memory, on their way to the data file."""
+    map_bytes: int
+    commits: int
+    """Transactions of LMDB's since it was opened."""
+    groups: int
+    """Groups of writes since it was opened, one append to the journal (and one sync) each."""
+    grouped: int
+    """Calls that wrote; `grouped / groups` of them shared one sync."""
+    expired: int
+    """Entries removed because they were over."""
+
+
+class _Put(Request):
+    __slots__ = ("items",)
+
+    def __init__(self, items: list[tuple[bytes, bytes]], size: int) -> None:
+        super().__init__(size)
+        self.items = items
+
+    def do(self, view: View) -> None:
+        for name, record in self.items:
+            view.store_at(name, record)
+
+
+class _PutBig(_Put):
+    alone = True
+
+    def run(self, engine: Engine) -> None:
+        engine.admit(self.size)
+        with contextlib.closing(View(engine, engine.now())) as view:
+            self.do(view)
+        engine.settle(view.overlay)
+
+
+class _Delete(Request):
+    __slots__ = ("names",)
+    grows = False
+
+    def __init__(self, names: list[tuple[bytes, bytes]]) -> None:
+        super().__init__()
+        self.names = names
+
+    def do(self, view: View) -> list[bool]:
+        return [self._one(view, *name) for name in self.names]
+
+    @staticmethod
+    def _one(view: View, name: bytes, key: bytes) -> bool:
+        name, record = view.locate(name, key)
+        if record is None:
+            return False
+        alive = view.alive(record)
+        view.remove(name)
+        return alive
+
+
+class _Add(Request):
+    __slots__ = ("key", "name", "record")
+
+    def __init__(self, name: bytes, key: bytes, record: bytes) -> None:
+        super().__init__(len(record))
+        self.name, self.key, self.record = name, key, record
+
+    def do(self, view: View) -> bool:
+        _, there = view.locate(self.name, self.key)
+        if there is not None and view.alive(there):
+            return False
+        view.store_at(self.name, self.record)
+        return True
+
+
+class _Incr(Request):
+    __slots__ = ("by", "deadline", "initial", "key", "name")
+
+    def __init__(self, key: Any, name: bytes, by: int, initial: int, deadline: int) -> None:
+        super().__init__(64)
+        self.key, self.name, self.by, self.initial, self.deadline = key, name, by, initial, deadline
+
+    def do(self, view: View) -> int:
+        there, record = view.locate(self.name, _bytes_of(self.name, self.key))
+        value, deadline = self.initial, self.deadline
+        if record is not None and view.alive(record):
+            value, deadline = view.records.value(there, bytes(record)), deadline_of(record)
+            if type(value) is not int or not INT_MIN <= value <= INT_MAX:
+                raise TypeError(
+                    f"incr({self.key!r}): its value is a {type(value).__name__}, not an int of 64 bits"
+                )
+        value += self.by
+        if not INT_MIN <= value <= INT_MAX:
+            raise OverflowError(f"incr({self.key!r}, {self.by}): the result does not fit 64 bits")
+        view.store_at(*view.records.pack(self.key, value, deadline))
+        return value
+
+
+class _Touch(Request):
+    __slots__ = ("deadline", "key", "name")
+
+    def __init__(self, key: Any, name: bytes, deadline: int) -> None:
+        super().__init__(64)
+        self.key, self.name, self.deadline = key, name, deadline
+
+    def do(self, view: View) -> bool:
+        there, record = view.locate(self.name, _bytes_of(self.name, self.key))
+        if record is None or not view.alive(record):
+            return False
+        value = view.records.value(there, bytes(record))
+        view.store_at(*view.records.pack(self.key, value, self.deadline))
+        return True
+
+
+class _Clear(Request):
+    alone, grows = True, False
+
+    def run(self, engine: Engine) -> int:
+        entries = engine.count()
+        engine.settle(drop=True)
+        return entries
+
+
+class _Find(Request):
+    """The record of a long key whose digest is another's, too: the leader sees all in one state."""
+
+    __slots__ = ("key", "name")
+    grows = False
+
+    def __init__(self, name: bytes, key: bytes) -> None:
+        super().__init__()
+        self.name, self.key = name, key
+
+    def do(self, view: View) -> tuple[bytes, bytes | None]:
+        name, record = view.locate(self.name, self.key)
+        return name, None if record is None else bytes(record)
+
+
+def _bytes_of(name: bytes, key: Any) -> bytes:
+    """Of a key that its name does not hold."""
+    return encode_key(key)[1] if name[0] & LONG else b""
+
+
+class Disk:
+    """A `Far` in a directory, on LMDB. Safe from any number of threads; one process at a time, held by a lock.
+
+    `path`: the directory, made if it is not there (mode 0700). `sync` is what an acknowledgement means:
+
+    - ``"always"``: it is on disk. Many threads that write at once share one fdatasync.
+    - ``"interval"``: the kernel has it, so a killed process loses nothing; it is on disk at most `interval` seconds
+      later, which is what a power cut may cost. Never a part of one call's entries out of order.
+    - ``"never"``: the same, but on disk only some time after (within about 5 s of the last write), or by `sync`.
+
+    `max_bytes`: of all its files, from 4 MiB; beyond about two thirds of it writes are refused with FarError (ENOSPC)
+    until enough is removed. None: as the disk has it. `codec`: as for a `Cache`.
+
+    Opening reads and checks all of the data file, about a second a GB: afterwards damage at rest has been found
+    (ImageError), and LMDB is handed a file it can walk. Each value read has its checksum looked at. What changes the
+    files while they are open cannot be guarded against. Of a journal's last frame, torn by a power cut, and the same
+    frame damaged afterwards, nobody can tell which it is: that frame is dropped; no other is.
+
+    Keys may have any length, values up to 1 GiB; calls that bring a MiB or more are one transaction of LMDB's, and
+    synced, whatever `sync` says. Deadlines are by the wall clock, which is not followed while it is open.
+
+    Raises BlockingIOError where another process (or another Disk) has it open, ImageError for what is no sound
+    store, FarError where the disk fails: it stays usable, and what failed is not there. After a fork the child's is
+    closed.
+    """
+
+    def __init__(
+        self,
+        path: files.Path,
+        *,
+        sync: str = "always",
+        interval: float | timedelta = 0.1,
+        max_bytes: int | str | None = None,
+        codec: str | Codec = "typed",
+    ) -> None:
+        if sync not in SYNCS:
+            raise ValueError(f"sync={sync!r} is none of {', '.join(map(repr, SYNCS))}")
+        seconds = units.seconds_of(interval, "interval")
+        most = None if max_bytes is None else units.bytes_of(max_bytes)
+        if most is not None and most < LEAST:
+            raise ValueError(
+                f"max_bytes={max_bytes!r} is below {LEAST}, the least a Disk can work in"
+            )
+        self.codec = resolve(codec)
+        self.scans_once = True  # by name, so no key comes twice
+        self.path = os.path.realpath(files.path_of(path))
+        self._engine = Engine(self.path, sync, seconds, most, self.codec)
+
+    # --- the protocol ------------------------------------------------------------------------
+
+    def get_many(self, keys: Sequence[Any]) -> dict[Any, tuple[Any, float | None]]:
+        """Of the keys that are there: the value, and the seconds left (None: it does not expire).
+
+        Raises ImageError where a record is damaged. Cost: about a microsecond a key, two for the first.
+        """
+        engine = self._engine
+        engine.check_open()
+        names = engine.records.names(keys)
+        held = pending(names, *engine.layers)  # before the transaction: see engine.py
+        found: dict[Any, tuple[Any, float | None]] = {}
+        store, now = engine.store, engine.now()
+        store.gate.enter()
+        try:
+            txn = store.begin()
+            try:
+                others = engine.records.read(keys, names, held, now, found, txn.get)
+            except LMDBError as error:
+                raise ImageError(store.path, None, f"LMDB can read it: {error}") from error
+            finally:
+                txn.abort()
+        finally:
+            store.gate.leave()
+        for at in others or ():
+            key = keys[at]
+            name, record = engine.run(_Find(names[at], encode_key(key)[1]))
+            engine.records.read([key], [name], [record], now, found, None)
+        return found
+
+    def put_many(self, items: Sequence[tuple[Any, Any, float | None]]) -> None:
+        """Stores (key, value, TTL) in their order. When it returns, all are acknowledged, in the strength of `sync`.
+
+        If it raises FarError nothing of it is there; with `max_bytes`, some of more than a MiB may be.
+        TypeError and ValueError are raised before anything is stored.
+        """
+        engine = self._engine
+        engine.check_open()
+        pack, now, size, packed = engine.records.pack, engine.now(), 0, []
+        for key, value, ttl in items:
+            entry = pack(key, value, 0 if ttl is None else self._deadline(now, ttl))
+            size += len(entry[0]) + len(entry[1])
+            if len(entry[1]) > VALUE_MOST:
+                raise ValueError(f"a value of {len(entry[1])} bytes is longer than 1 GiB")
+            packed.append(entry)
+        if packed:
+            engine.run((_PutBig if size >= min(BIG, engine.layer // 4) else _Put)(packed, size))
+
+    def delete_many(self, keys: Sequence[Any]) -> list[bool]:
+        """Removes; for each, in order, whether it was there."""
+        engine = self._engine
+        engine.check_open()
+        names = [
+            (name, _bytes_of(name, key))
+            for key, name in zip(keys, engine.records.names(keys), strict=True)
+        ]
+        if not names:
+            return []
+        result: list[bool] = engine.run(_Delete(names))
+        return result
+
+    def scan(
+        self, cursor: bytes | None = None, count: int = 1000
+    ) -> tuple[list[Any], bytes | None]:
+        """About `count` keys from a place on, and the place to go on from; None: that was all.
+
+        No transaction stays open between two calls. The first call writes to LMDB what waits.
+        """
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"count={count!r} is not an int above 0")
+        if cursor is not None and (not isinstance(cursor, bytes) or not cursor):
+            raise TypeError(f"cursor={cursor!r} is none that scan returned")
+        engine = self._engine
+        engine.check_open()
+        if cursor is None:
+            engine.flush()
+        now, layers = engine.now(), engine.layers
+        page = engine.store.page_of(cursor or b"", count)
+        keys = []
+        for name, record in page:
+            for layer in layers:
+                if name in layer:
+                    record = layer[name]
+                    break
+            if record is not None and not 0 < deadline_of(record) <= now:
+                keys.append(engine.records.key_of(name, record))
+        return keys, page[-1][0] if len(page) == count else None
+
+    def sync(self) -> None:
+        """When it returns, all that was acknowledged before survives a power cut."""
+        self._engine.sync()
+
+    def close(self) -> None:
+        """Writes what waits, syncs, and gives everything back. Twice is allowed.
+
+        If it raises FarError it is closed all the same; what could not be written to LMDB is in the journal, from
+        which it is taken at the next opening.
+        """
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.close()
+
+    # --- what a Tiered uses where it is ------------------------------------------------------
+
+    def incr(self, key: Any, delta: int = 1, initial: int = 0, ttl: float | None = None) -> int:
+        """Adds to an int, atomically. An absent one begins at `initial` with `ttl`; another keeps its deadline.
+
+        Raises TypeError where value, `delta` or `initial` is no int, OverflowError beyond 64 bits.
+        """
+        for what, number in (("delta", delta), ("initial", initial)):
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise TypeError(f"{what}={number!r} is a {type(number).__name__}, not an int")
+        engine = self._engine
+        engine.check_open()
+        deadline = 0 if ttl is None else self._deadline(engine.now(), ttl)
+        result: int = engine.run(
+            _Incr(key, engine.records.name(key), int(delta), int(initial), deadline)
+        )
+        return result
+
+    def add(self, key: Any, value: Any, ttl: float | None = None) -> bool:
+        """Stores if the key is absent, atomically; whether it did."""
+        engine = self._engine
+        engine.check_open()
+        deadline = 0 if ttl is None else self._deadline(engine.now(), ttl)
+        name, record = engine.records.pack(key, value, deadline)
+        result: bool = engine.run(_Add(name, _bytes_of(name, key), record))
+        return result
+
+    def touch(self, key: Any, ttl: float | None) -> bool:
+        """Gives an entry that is there another TTL (None: for ever), atomically; whether it was there. Cost: the
+        value is written anew."""
+        engine = self._engine
+        engine.check_open()
+        deadline = 0 if ttl is None else self._deadline(engine.now(), ttl)
+        result: bool = engine.run(_Touch(key, engine.records.name(key), deadline))
+        return result
+
+    def count(self) -> int:
+        """Entries; those that are over count until they are removed, up to some seconds later.
+
+        Cost: a look-up for each entry that waits to be written to LMDB."""
+        return self._engine.count()
+
+    def clear(self) -> int:
+        """Removes all; how many there were. One transaction."""
+        self._engine.check_open()
+        result: int = self._engine.run(_Clear())
+        return result
+
+    def info(self) -> DiskInfo:
+        """Figures of this moment."""
+        engine = self._engine
+        store = engine.store
+        return DiskInfo(
+            entries=engine.count(),
+            data_bytes=os.path.getsize(store.path),
+            used_bytes=store.live,
+            waiting_bytes=engine.active_size + engine.frozen_size,
+            map_bytes=store.map_size,
+            commits=store.commits,
+            groups=engine.groups_done,
+            grouped=engine.grouped,
+            expired=engine.expired,
+        )
+
+    @staticmethod
+    def _deadline(now: int, ttl: float) -> int:
+        return now + max(1, int(units.seconds_of(ttl) * 1000))
+
+    def __enter__(self) -> Disk:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Disk({self.path!r})"
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()

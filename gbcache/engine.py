@@ -1,0 +1,447 @@
+"""A Disk's engine: writes go to the journal in groups, and from memory to LMDB in the background.
+
+A record is in up to three places: what waits (`active`, in the newest journal), what is being written (`frozen`, in the
+journal before), and LMDB. Whoever reads looks in this order, and takes LMDB's transaction after it has looked in the
+other two: a record leaves a layer only when LMDB has it.
+
+The lock `_lmdb` is held by who writes to LMDB, and in it `_files` by who takes a journal away; `_files` also by who
+syncs them. Otherwise only the leader changes layers and journals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from typing import Any
+
+from . import files
+from ._disk import Records, deadline_of, digest_of
+from .codec import Codec, name_of
+from .errors import ClosedError, FarError, ImageError
+from .groups import Groups, Request
+from .journal import Changes, Journal, Owner, numbered, recover
+from .lmdbstore import LMDBError, MapFullError, Store, failed
+from .view import View, running
+
+__all__ = ["Engine"]
+
+LAYER = 16 << 20
+"""Bytes that wait in memory before they go to LMDB; twice as many, and writers wait for it."""
+IDLE = 5.0
+"""Seconds after which they go even if they are few."""
+SWEEP, BATCH = 0.5, 1000
+"""Seconds between two looks for what is over, and entries taken at a time."""
+
+
+class _Flush(Request):
+    """All that waits is in LMDB then."""
+
+    alone, grows = True, False
+
+    def run(self, engine: Engine) -> None:
+        if any(engine.layers) or engine.suspect:
+            engine.settle()
+
+
+class _Rotate(Request):
+    alone, grows = True, False
+
+    def run(self, engine: Engine) -> None:
+        engine.rotate()
+
+
+class _Expire(Request):
+    """Removes what is still as it was found, and over."""
+
+    __slots__ = ("found",)
+    grows = False
+
+    def __init__(self, found: list[tuple[bytes, bytes]]) -> None:
+        super().__init__()
+        self.found = found
+
+    def do(self, view: View) -> None:
+        for deadline, name in self.found:
+            record = view.get(name)
+            if record is not None and deadline_of(record) == int.from_bytes(deadline, "big"):
+                view.remove(name)
+                view.expired += 1
+
+
+class _Shut(Request):
+    alone, grows = True, False
+
+    def run(self, engine: Engine) -> None:
+        engine.shut()
+
+
+class Engine:
+    """One open directory."""
+
+    def __init__(
+        self, path: str, sync: str, interval: float, max_bytes: int | None, codec: Codec
+    ) -> None:
+        self.path, self.sync_mode, self.interval = path, sync, interval
+        self.process = os.getpid()
+        self.closed = False
+        self.layer = LAYER if max_bytes is None else min(LAYER, max_bytes // 16)
+        self.most = None if max_bytes is None else max_bytes - 4 * self.layer
+        self.layers: tuple[Changes, Changes] = ({}, {})
+        self.active_size = self.frozen_size = 0
+        self.seq = self.synced = self._frozen_seq = 0
+        self.groups_done = self.grouped = self.expired = 0
+        self.trouble: BaseException | None = None
+        self._frozen_journal: Journal | None = None
+        self._lmdb, self._files = threading.Lock(), threading.Lock()
+        self._offset = time.time() - running()
+        self.groups = Groups(self._commit)
+        with contextlib.suppress(FileExistsError):
+            os.makedirs(path, 0o700)
+        if not os.path.isdir(path):
+            raise ImageError(
+                path, None, "it is a directory, or there is nothing: a Disk makes its own"
+            )
+        self.owner = Owner(path)
+        self.store = Store(path, name_of(codec), self.most)
+        try:
+            self._open()
+        except BaseException as error:
+            self.store.close()
+            self.owner.release()
+            if isinstance(error, (OSError, LMDBError)) and not isinstance(error, FarError):
+                raise failed(error, path) from error
+            raise
+        self.records = Records(self.store.seed, codec, path, digest_of)
+        self._stopping, self._wake, self._stop = False, threading.Event(), threading.Event()
+        self._settled = self._swept = time.monotonic()
+        works = [self._tend_on, self._sync_on] if sync == "interval" else [self._tend_on]
+        self._threads = [
+            threading.Thread(target=work, name="gbcache-disk", daemon=True) for work in works
+        ]
+        for thread in self._threads:
+            thread.start()
+        _OPEN.add(self)
+
+    def _open(self) -> None:
+        store, owner = self.store, self.owner
+        if not os.path.lexists(store.path):
+            if owner.mark is not None:
+                raise ImageError(store.path, None, "the data file is there: it was removed")
+            for _, path in numbered(self.path):  # of one that was killed while it was made
+                files.remove(path)
+            store.make()
+            self.journal = Journal.create(self.path, 1, store.seed, 0, True)
+            store.put_in_place()
+            store.open()
+        else:
+            store.make()
+            store.check(store.path)
+            found = recover(self.path, store.seed, store.applied, owner.mark, owner.boot)
+            store.open()
+            if found.seq > store.applied:
+                store.write(found.changes, found.seq)
+            self.journal = Journal.create(self.path, found.number + 1, store.seed, found.seq, True)
+            for path in found.paths:
+                files.remove(path)
+            self.seq = self.synced = found.seq
+        self.number = int(self.journal.path.rpartition(".")[2])
+        owner.write(self.seq)
+
+    # --- what others call --------------------------------------------------------------------
+
+    def now(self) -> int:
+        """Milliseconds since 1970 by the clock when it was opened: it does not jump while we run."""
+        return int((running() + self._offset) * 1000)
+
+    def check_open(self) -> None:
+        if self.closed:
+            if self.process != os.getpid():
+                raise ClosedError(f"this Disk was opened by process {self.process}, which forked: close it there, and "
+                                  "open it here")  # fmt: skip
+            raise ClosedError("the Disk is closed")
+
+    def run(self, request: Request) -> Any:
+        self.check_open()
+        return self.groups.run(request)
+
+    def count(self) -> int:
+        """What is in LMDB, and what waits and is not in it yet; less what is to go."""
+        self.check_open()
+        active, frozen = self.layers
+        waits = {**frozen, **active}
+        with self.store.reading() as txn:
+            entries = int(txn.stat(self.store.entries_db)["entries"])
+            for name, record in waits.items():
+                entries += (record is not None) - (txn.get(name) is not None)
+        return entries
+
+    def flush(self) -> None:
+        if any(self.layers):
+            self.run(_Flush())
+
+    def sync(self) -> None:
+        """The journal, or what waits, is on disk."""
+        self.check_open()
+        if not self.suspect and self.synced < self.seq:
+            with contextlib.suppress(FarError):
+                self._sync_journals()
+        if self.suspect:
+            self.run(_Flush())
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self._stopping = True
+        self._wake.set()
+        self._stop.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        with contextlib.suppress(ClosedError):
+            self.run(_Shut())
+
+    # --- the leader --------------------------------------------------------------------------
+
+    def _commit(self, batch: list[Request]) -> None:
+        group: list[Request] = []
+        for request in batch:
+            if not request.alone:
+                group.append(request)
+                continue
+            self._write_group(group)
+            group = []
+            try:
+                self.check_open()
+                request.result = request.run(self)
+            except (OSError, LMDBError) as error:
+                request.error = error if isinstance(error, FarError) else failed(error, self.path)
+            except Exception as error:
+                request.error = error
+        self._write_group(group)
+
+    def _write_group(self, group: list[Request]) -> None:
+        if not group:
+            return
+        view = View(self, self.now())
+        try:
+            for request in group:
+                view.borrowed, before = False, len(view.overlay) + view.size
+                try:
+                    self.check_open()
+                    if request.grows:
+                        self.admit(request.size + view.size)
+                    request.result = request.do(view)
+                except Exception as error:
+                    request.error = error
+                request.wrote = view.borrowed or len(view.overlay) + view.size != before
+            view.close()  # the map may have to move
+            if view.overlay:
+                self._append(view)
+                self.groups_done += 1
+                self.grouped += sum(request.wrote for request in group)
+        except (OSError, LMDBError) as error:
+            for request in group:
+                if request.wrote and request.error is None:
+                    request.error = failed(error, self.path)
+        finally:
+            view.close()
+
+    def admit(self, size: int) -> None:
+        """Raises FarError where there is no room for so many more bytes."""
+        waiting = self.active_size + self.frozen_size + size
+        if self.active_size > 2 * self.layer and self.trouble is not None:
+            raise failed(
+                self.trouble, f"{self.path}: {self.active_size} bytes wait, and cannot be written"
+            )
+        if (
+            self.most is not None
+            and self.store.live + waiting * 3 // 2 > self.most - self.most // 8
+        ):
+            raise failed(MapFullError("max_bytes"), f"{self.path}: {self.store.live} bytes are in use, and "
+                         f"{waiting} more to come: remove entries, or open it with a larger max_bytes")  # fmt: skip
+
+    @property
+    def suspect(self) -> bool:
+        """The journal may not hold what it was given: before anything else LMDB gets all, and a new one begins."""
+        frozen = self._frozen_journal
+        return self.journal.doubtful or (frozen is not None and frozen.doubtful)
+
+    def _append(self, view: View) -> None:
+        if self.suspect or self.active_size > 2 * self.layer:
+            self._make_room()
+        seq = self.seq + 1
+        self.journal.append(seq, self.synced, view.overlay, self.sync_mode == "always", self.owner)
+        self.layers[0].update(view.overlay)
+        self.seq = seq
+        if self.sync_mode == "always":
+            self.synced = seq
+        self.active_size += view.size + 64 * len(view.overlay)
+        self.expired += view.expired
+        if self.active_size > self.layer:
+            self._wake.set()
+
+    def _make_room(self) -> None:
+        try:
+            self.settle()
+        except (OSError, LMDBError) as error:
+            self.trouble = error
+            if self.suspect or self.active_size > 8 * self.layer:
+                raise
+
+    def settle(self, overlay: Changes | None = None, drop: bool = False) -> None:
+        """Leader: all that waits, and `overlay`, into LMDB; with `drop`, only that, and all else is gone."""
+        with self._lmdb:
+            active, frozen = self.layers
+            merged: Changes = {} if drop else {**frozen, **active}
+            merged.update(overlay or {})
+            self._write(merged, self.seq, drop)
+            self.layers = ({}, {})
+            self.active_size = self.frozen_size = 0
+            self._forget_frozen()
+            try:
+                fresh = self._new_journal(True)
+            except OSError:
+                if self.suspect:
+                    raise
+                return  # it goes on in the old one: its frames are known by their numbers
+            with self._files:
+                old, self.journal = self.journal, fresh
+                self.synced = self.seq
+                old.remove()
+
+    def _write(self, changes: Changes, seq: int, drop: bool = False) -> None:
+        try:
+            self.store.write(changes, seq, drop)
+        finally:
+            self._settled = time.monotonic()
+        self.trouble = None
+
+    def _forget_frozen(self) -> None:
+        with self._files:
+            old, self._frozen_journal = self._frozen_journal, None
+            if old is not None:
+                old.remove()
+
+    def _new_journal(self, first: bool) -> Journal:
+        made = Journal.create(
+            self.path, self.number + 1, self.store.seed, self.store.applied, first
+        )
+        self.number += 1
+        return made
+
+    def rotate(self) -> None:
+        """Leader."""
+        active, frozen = self.layers
+        if frozen or not active or self.suspect:
+            return
+        fresh = self._new_journal(False)
+        self._frozen_journal, self.journal = self.journal, fresh
+        self._frozen_seq = self.seq
+        self.frozen_size, self.active_size = self.active_size, 0
+        self.layers = ({}, active)
+
+    def shut(self) -> None:
+        """Leader: the end. What cannot be written to LMDB is still in the journal."""
+        try:
+            if any(self.layers) or self.suspect:
+                try:
+                    self.settle()
+                except BaseException:
+                    self.journal.sync()
+                    raise
+            self.owner.write(self.seq, clean=True)
+        finally:
+            self.closed = True
+            _OPEN.discard(self)
+            self.store.close()
+            for journal in (self.journal, self._frozen_journal):
+                if journal is not None:
+                    journal.close()
+            self.owner.release()
+
+    # --- the background ----------------------------------------------------------------------
+
+    def _tend_on(self) -> None:
+        while not self._stopping:
+            self._wake.wait(SWEEP)
+            self._wake.clear()
+            try:
+                self._tend()
+            except ClosedError:
+                return
+            except Exception as error:
+                self.trouble = error
+                self._stop.wait(SWEEP)
+
+    def _tend(self) -> None:
+        now = time.monotonic()
+        if self.suspect:
+            self.run(_Flush())
+        if (
+            self.active_size > self.layer
+            or self.layers[1]
+            or (self.layers[0] and now - self._settled > IDLE)
+        ):
+            self._settle_behind()
+        if now - self._swept > SWEEP:
+            self._swept = now
+            self._sweep()
+
+    def _sync_on(self) -> None:
+        while not self._stop.wait(self.interval):
+            if self.synced < self.seq and not self.suspect:
+                with contextlib.suppress(FarError):  # it is suspect then, and that is seen to
+                    self._sync_journals()
+
+    def _settle_behind(self) -> None:
+        """While others write on."""
+        self.run(_Rotate())
+        with self._lmdb:
+            frozen = self.layers[1]
+            if not frozen:
+                return
+            self._write(frozen, self._frozen_seq)
+            self.layers = (self.layers[0], {})
+            self.frozen_size = 0
+            self._forget_frozen()
+
+    def _sweep(self) -> None:
+        while not self._stopping:
+            found = self.store.due(self.now(), BATCH)
+            if found:
+                self.run(_Expire(found))
+                self._settle_behind()
+            if len(found) < BATCH:
+                return
+
+    def _sync_journals(self) -> None:
+        with self._files:
+            seq = self.seq  # before the journals, and the newest first: what they lack is above it
+            try:
+                for journal in (self.journal, self._frozen_journal):
+                    if journal is not None:
+                        journal.sync()
+            except OSError as error:
+                raise failed(error, self.path) from error
+            self.synced = max(self.synced, seq)
+
+    def after_fork(self) -> None:
+        """In the child: the lock is the parent's alone, and so is all else."""
+        self.closed = True
+        self.owner.release()
+        self.journal.close()
+
+
+_OPEN: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for engine in list(_OPEN):
+        engine.after_fork()
+    _OPEN.clear()
+
+
+os.register_at_fork(after_in_child=_forked)

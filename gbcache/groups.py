@@ -1,0 +1,129 @@
+"""Group commit: of many threads that write at once one leads, and commits for all that wait."""
+
+from __future__ import annotations
+
+import errno
+import time
+from _thread import allocate_lock
+from collections.abc import Callable
+from typing import Any
+
+from .errors import FarError
+
+__all__ = ["Groups", "Request"]
+
+PATIENCE = 0.5
+"""Of the time the last commit took: how long a leader waits for others."""
+
+
+class Request:
+    """What one thread wants done. Its result, or its own error, is filled in by who leads."""
+
+    __slots__ = ("done", "error", "gate", "promoted", "result", "size", "wrote")
+    alone = False
+    """It is done by itself, between two groups, by `run`; else with others, by `do`."""
+    grows = True
+    """It takes room, and may be refused where there is none."""
+
+    def __init__(self, size: int = 0) -> None:
+        self.gate = allocate_lock()
+        self.gate.acquire()
+        self.done = self.promoted = self.wrote = False
+        self.error: BaseException | None = None
+        self.result: Any = None
+        self.size = size
+
+    def do(self, view: Any) -> Any:
+        """Reads and changes `view`; raises before it changes anything."""
+        raise NotImplementedError
+
+    def run(self, engine: Any) -> Any:
+        """What `alone` ones do."""
+        raise NotImplementedError
+
+
+class Groups:
+    """The queue, and who leads. Cost of a request: two locks; of waiting: one wake-up."""
+
+    def __init__(self, commit: Callable[[list[Request]], None]) -> None:
+        self._commit = commit
+        self._lock = allocate_lock()
+        self._waiting: list[Request] = []
+        self._led = self._gathers = False
+        self._expected, self._took = 1, 0.0
+        self._gathered = allocate_lock()
+        self._gathered.acquire()
+
+    def run(self, request: Request) -> Any:
+        """Has it done, here or by another thread; returns its result or raises its error."""
+        with self._lock:
+            self._waiting.append(request)
+            follows, self._led = self._led, True
+            if len(self._waiting) == self._expected and self._gathers:
+                self._gathers = False
+                self._gathered.release()
+        if follows:
+            try:
+                request.gate.acquire()
+            except BaseException:  # an interrupt
+                self._abandon(request)
+                raise
+        if not request.done:
+            self._lead(request)
+        if request.error is not None:
+            raise request.error
+        return request.result
+
+    def _gather(self) -> None:
+        """Those who were told together that they are done come back together: to go without them would be a sync for
+        one, and another for the rest. Waits for as many as there were, for a part of what a commit takes."""
+        with self._lock:
+            gathers = self._gathers = len(self._waiting) < self._expected
+        if gathers and not self._gathered.acquire(timeout=min(self._took * PATIENCE, 0.001)):
+            with self._lock:
+                came, self._gathers = not self._gathers, False
+            if came:  # at the last moment
+                self._gathered.acquire()
+
+    def _lead(self, own: Request) -> None:
+        if self._expected > 1:
+            self._gather()
+        with self._lock:
+            batch, self._waiting = self._waiting, []
+        begun = time.perf_counter()
+        try:
+            self._commit(batch)
+        except BaseException as error:  # an interrupt of the thread that leads
+            for request in batch:
+                if request is not own and request.error is None:
+                    request.error = FarError(
+                        errno.EINTR, "the thread that wrote for this one was interrupted"
+                    )
+                    request.error.__cause__ = error
+            raise
+        finally:
+            self._took, self._expected = time.perf_counter() - begun, len(batch)
+            self._hand_over()
+            for request in batch:
+                request.done = True
+                if request is not own:
+                    request.gate.release()
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            self._led = bool(self._waiting)
+            if self._led:
+                self._waiting[0].promoted = True
+                self._waiting[0].gate.release()
+
+    def _abandon(self, request: Request) -> None:
+        """Whoever waited is gone; if it was to lead, it still does."""
+        with self._lock:
+            if request.promoted:
+                leads = request in self._waiting
+            else:
+                leads = False
+                if request in self._waiting:
+                    self._waiting.remove(request)
+        if leads:
+            self._lead(request)

@@ -1,0 +1,286 @@
+"""A Disk's data file: LMDB, looked at before it is opened, grown when it is full, written in whole transactions."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+try:
+    import lmdb
+except ImportError:
+    raise ImportError("gbcache.Disk needs the package lmdb: pip install gbcache[disk]") from None
+
+from . import files
+from ._disk import NAME_MAX, Gate, check_file, deadline_of, store_record
+from .errors import ClosedError, FarError, ImageError
+from .journal import Changes
+
+__all__ = ["LMDBError", "MapFullError", "Store", "failed"]
+
+LMDBError, MapFullError = lmdb.Error, lmdb.MapFullError
+
+MAP_LEAST = 16 << 20
+PIECE = 16
+"""Changes in one transaction where the file is nearly as large as it may be: what they replace is free again after
+the next one."""
+READERS = 4096
+_STORE = b"gbcache"
+
+
+def failed(error: BaseException, what: str) -> FarError:
+    """The FarError of what LMDB or the system raised."""
+    code = getattr(error, "errno", None) or getattr(error, "code", 0) or 0
+    if isinstance(error, lmdb.MapFullError):
+        code = errno.ENOSPC
+    if not 0 < code < 4096:
+        code = errno.EIO
+    made = FarError(code, f"{what}: {error}")
+    made.__cause__ = error
+    return made
+
+
+class Store:
+    """The environment. One thread at a time may `write` or `sweep`; any may read, inside `gate`."""
+
+    env: Any = None
+    entries_db: Any
+    due_db: Any
+
+    def __init__(self, folder: str, codec: str, most: int | None) -> None:
+        self.folder, self.codec, self.most = folder, codec.encode(), most
+        self.path = os.path.join(folder, "data.mdb")
+        self.gate = Gate()
+        self.seed, self.applied, self.entries = b"", 0, 0
+        self.commits, self.live = 0, 0
+
+    # --- opening -----------------------------------------------------------------------------
+
+    def make(self) -> bool:
+        """Makes the data file if there is none, whole or not at all; whether it did."""
+        beside = os.path.join(self.folder, "new")
+        if os.path.lexists(self.path):
+            shutil.rmtree(beside, ignore_errors=True)
+            return False
+        shutil.rmtree(beside, ignore_errors=True)
+        os.mkdir(beside, 0o700)
+        env = lmdb.open(beside, map_size=MAP_LEAST, max_dbs=2, mode=0o600)
+        try:
+            if env.max_key_size() < NAME_MAX + 8:
+                raise ImportError(
+                    f"this build of lmdb has keys of {env.max_key_size()} bytes at most, not 511"
+                )
+            for name in (b"entries", b"due"):
+                env.open_db(name)
+            with env.begin(write=True) as txn:
+                txn.put(_STORE, store_record(os.urandom(16), 0, self.codec))
+            env.sync(True)
+        finally:
+            env.close()
+        self.check(os.path.join(beside, "data.mdb"))
+        return True
+
+    def put_in_place(self) -> None:
+        """The last step of a new store: from here on it is one."""
+        beside = os.path.join(self.folder, "new")
+        os.rename(os.path.join(beside, "data.mdb"), self.path)
+        files.sync_directory(self.path)
+        shutil.rmtree(beside, ignore_errors=True)
+
+    def check(self, path: str) -> None:
+        """Looks at every page of the file. Raises ImageError; cost: about a second a GB."""
+        fd = files.open_file(path, own=True)
+        try:
+            size, at = os.fstat(fd).st_size, 0
+            while at < size:  # an unreadable sector is an error here, and a SIGBUS in a map
+                at += len(os.pread(fd, 8 << 20, at)) or size
+            if not size:
+                raise ImageError(path, 0, "it is as long as LMDB's two heads")
+            with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapped:
+                self.seed, self.applied, codec, self.entries = check_file(mapped, path)
+        finally:
+            os.close(fd)
+        if codec != self.codec:
+            rule = (f"its values are of codec={self.codec.decode()!r}: they were written with {codec.decode()!r}; name "
+                    "that one to open it (pickle runs what the file says: only for files you trust)")  # fmt: skip
+            raise ImageError(path, None, rule)
+
+    def open(self) -> None:
+        """Opens the file that was checked. LMDB's lock file is made anew: we are alone, and it may be damaged."""
+        lock = os.path.join(self.folder, "lock.mdb")
+        if os.path.isdir(lock) and not os.path.islink(lock):
+            raise ImageError(lock, None, "it is a file")
+        files.remove(lock)
+        size = os.path.getsize(self.path)
+        room = max(MAP_LEAST, size * 2)
+        if self.most is not None:
+            room = max(min(room, self.most), size)
+        self.env = lmdb.open(self.folder, map_size=room // mmap.PAGESIZE * mmap.PAGESIZE, max_dbs=2, mode=0o600,
+                             create=False, max_readers=READERS, max_spare_txns=16)  # fmt: skip
+        self.map_size = room
+        self.entries_db = self.env.open_db(b"entries", create=False)
+        self.due_db = self.env.open_db(b"due", create=False)
+        with self.env.begin() as txn:
+            self.page = self.env.stat()["psize"]
+            self._measure(txn)
+
+    def reopen(self) -> None:
+        """A new environment, where LMDB says that the old one is lost."""
+        with self.gate.alone():
+            self.env.close()
+            self.open()
+
+    def close(self) -> None:
+        with self.gate.alone():
+            env, self.env = self.env, None
+            if env is not None:
+                env.close()
+
+    # --- reading -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Any]:
+        """A transaction whose `get` gives views of LMDB's own bytes; not for longer than one call of ours."""
+        self.gate.enter()
+        try:
+            txn = self.begin()
+            try:
+                yield txn
+            except lmdb.Error as error:
+                raise ImageError(self.path, None, f"LMDB can read it: {error}") from error
+            finally:
+                txn.abort()
+        finally:
+            self.gate.leave()
+
+    def begin(self) -> Any:
+        """Inside the gate: a transaction on the entries, to be aborted."""
+        if self.env is None:
+            raise ClosedError("the Disk is closed")
+        try:
+            return self.env.begin(self.entries_db, buffers=True)
+        except lmdb.PanicError:
+            raise FarError(
+                errno.EIO, f"{self.path}: its last write failed; the next one mends it"
+            ) from None
+        except lmdb.Error as error:
+            raise failed(error, self.path) from error
+
+    def page_of(self, after: bytes, count: int) -> list[tuple[bytes, Any]]:
+        """Up to `count` (name, record) behind a name; records are copies."""
+        found: list[tuple[bytes, Any]] = []
+        with self.reading() as txn, txn.cursor() as cursor:
+            more = cursor.set_range(after + b"\0") if after else cursor.first()
+            while more and len(found) < count:
+                name, record = cursor.item()
+                found.append((bytes(name), bytes(record)))
+                more = cursor.next()
+        return found
+
+    # --- writing -----------------------------------------------------------------------------
+
+    def write(self, changes: Changes, applied: int, drop: bool = False) -> None:
+        """All of it, or an exception and nothing of it (or, beside `most`, some): then it is to be tried again.
+
+        `applied` is the last frame of the journal that is in it.
+        """
+        try:
+            try:
+                self._growing(changes, applied, drop)
+            except lmdb.PanicError:  # an earlier write of a head failed
+                self.reopen()
+                self._growing(changes, applied, drop)
+        except lmdb.MapFullError:
+            self._in_pieces(changes, applied, drop)
+
+    def _growing(self, changes: Changes, applied: int, drop: bool) -> None:
+        while True:
+            try:
+                return self._transaction(changes, applied, drop)
+            except lmdb.MapFullError:
+                if not self._grow():
+                    raise
+            except lmdb.MapResizedError:
+                with self.gate.alone():
+                    self.env.set_mapsize(0)
+
+    def _grow(self) -> bool:
+        larger = self.map_size * 2
+        if self.most is not None:
+            larger = min(larger, self.most // mmap.PAGESIZE * mmap.PAGESIZE)
+        if larger <= self.map_size:
+            return False
+        with self.gate.alone():
+            self.env.set_mapsize(larger)
+        self.map_size = larger
+        return True
+
+    def _in_pieces(self, changes: Changes, applied: int, drop: bool) -> None:
+        """Removals first, in transactions so small that what they free is soon used again."""
+        ordered = sorted(changes.items(), key=lambda change: change[1] is not None)
+        if drop:
+            self._transaction({}, self.applied, True)
+        for at in range(0, len(ordered), PIECE):
+            self._transaction(dict(ordered[at : at + PIECE]), self.applied, False)
+        self._transaction({}, applied, False)
+
+    def _transaction(self, changes: Changes, applied: int, drop: bool) -> None:
+        txn = self.env.begin(write=True, buffers=False)
+        try:
+            if drop:
+                txn.drop(self.entries_db, delete=False)
+                txn.drop(self.due_db, delete=False)
+            replace, pop = txn.replace, txn.pop
+            for name in sorted(changes):
+                record = changes[name]
+                old = (
+                    pop(name, self.entries_db)
+                    if record is None
+                    else replace(name, record, self.entries_db)
+                )
+                self._due(txn, name, old, record)
+            txn.put(_STORE, store_record(self.seed, applied, self.codec))
+            self._measure(txn)
+            txn.commit()
+        except BaseException:
+            with (
+                self.gate.alone()
+            ):  # lmdb 3's abort waits until nobody reads, and does not keep new ones out
+                txn.abort()
+            raise
+        self.applied = applied
+        self.commits += 1
+
+    def _due(self, txn: Any, name: bytes, old: bytes | None, new: bytes | None) -> None:
+        """Keeps the index of deadlines with the entries."""
+        before = deadline_of(old) if old is not None else 0
+        after = deadline_of(new) if new is not None else 0
+        if before == after:
+            return
+        if before:
+            txn.delete(before.to_bytes(8, "big") + name, db=self.due_db)
+        if after:
+            txn.put(after.to_bytes(8, "big") + name, b"", db=self.due_db)
+
+    def _measure(self, txn: Any) -> None:
+        """Pages in use, in bytes, without those that are free."""
+        stats = [txn.stat(db) for db in (self.entries_db, self.due_db)]
+        pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        self.live = (pages + 4) * self.page
+
+    def due(self, now: int, most: int) -> list[tuple[bytes, bytes]]:
+        """Up to `most` (deadline, name) that are over."""
+        found: list[tuple[bytes, bytes]] = []
+        with self.reading() as txn, txn.cursor(self.due_db) as cursor:
+            more = cursor.first()
+            while more and len(found) < most:
+                key = bytes(cursor.key())
+                if int.from_bytes(key[:8], "big") > now:
+                    break
+                found.append((key[:8], key[8:]))
+                more = cursor.next()
+        return found

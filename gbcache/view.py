@@ -1,0 +1,100 @@
+"""What the leader of a group sees: memory, LMDB, and before both what the group itself has changed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ._disk import deadline_of
+from .journal import Changes
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = ["LONG", "View", "running"]
+
+LONG = 0x80
+"""In a name's first byte: it is the digest of a key that is in the record."""
+
+
+def running() -> float:
+    """Seconds that pass while the machine sleeps, too, where that can be had."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class View:
+    """What the leader sees while it does one group: everything, and the group's own changes before all."""
+
+    def __init__(self, engine: Engine, now: int) -> None:
+        self.records, self.store, self.now = engine.records, engine.store, now
+        self.overlay: Changes = {}
+        self._layers = (
+            self.overlay,
+            *engine.layers,
+        )  # before LMDB's transaction, which is taken when needed
+        self._txn: Any = None
+        self.expired, self.size = 0, 0
+        self.borrowed = False
+        """Whether what was read last was of this group, and is lost with it."""
+
+    def close(self) -> None:
+        txn, self._txn = self._txn, None
+        if txn is not None:
+            txn.abort()
+            self.store.gate.leave()
+
+    def get(self, name: bytes) -> Any:
+        """The record under a name, or None; LMDB's own bytes, for as long as the view is open."""
+        for layer in self._layers:
+            if name in layer:
+                self.borrowed |= layer is self.overlay
+                return layer[name]
+        if self._txn is None:
+            self.store.gate.enter()
+            try:
+                self._txn = self.store.begin()
+            except BaseException:
+                self.store.gate.leave()
+                raise
+        return self._txn.get(name)
+
+    def alive(self, record: Any) -> bool:
+        deadline = deadline_of(record)
+        return not deadline or deadline > self.now
+
+    def locate(self, name: bytes, key: bytes) -> tuple[bytes, Any]:
+        """(name, record or None) of a key; `key`: the bytes of one so long that its name is a digest."""
+        record = self.get(name)
+        while record is not None and name[0] & LONG and self.records.long_key(name, record) != key:
+            name = _next(name)
+            record = self.get(name)
+        return name, record
+
+    def put(self, name: bytes, record: bytes) -> None:
+        self.size += len(name) + len(record)
+        self.overlay[name] = record
+
+    def store_at(self, name: bytes, record: bytes) -> None:
+        """`record` was made for the first name its key may have."""
+        if name[0] & LONG:
+            there, _ = self.locate(name, self.records.long_key(name, record))
+            record = record if there == name else self.records.seal(there, record[8:])
+            name = there
+        self.put(name, record)
+
+    def remove(self, name: bytes) -> None:
+        """A record that is there. The last of those with an equal digest takes its place: no gap."""
+        if name[0] & LONG:
+            last = name
+            while self.get(_next(last)) is not None:
+                last = _next(last)
+            if last != name:
+                moved = bytes(self.get(last))
+                self.put(name, self.records.seal(name, moved[8:]))
+                name = last
+        self.overlay[name] = None
+        self.size += len(name)
+
+
+def _next(name: bytes) -> bytes:
+    return name[:-2] + (int.from_bytes(name[-2:], "big") + 1).to_bytes(2, "big")

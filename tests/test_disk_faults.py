@@ -1,0 +1,366 @@
+"""A Disk whose disk fails, whose writer is interrupted, whose files are damaged, torn by a power cut, or foreign."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lmdb", reason="a Disk needs lmdb: pip install gbcache[disk]")
+
+import lmdb
+from far_contract import in_threads, scanned
+
+from gbcache import files, groups, journal
+from gbcache.disk import Disk
+from gbcache.errors import FarError, ImageError
+
+PROOF = Path(__file__).parent / "proof"
+SHORT = os.environ.get("GB_SLICE") == "short"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    with Disk(tmp_path / "d") as made:
+        yield made
+
+
+def reopened(disk: Disk) -> dict[Any, Any]:
+    disk.close()
+    with Disk(disk.path) as again:
+        return {key: value for key, (value, _) in again.get_many(scanned(again)).items()}
+
+
+# --- the disk fails ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("after", [False, True], ids=["nothing written", "all written"])
+def test_the_journal_fails(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, code: int, after: bool
+) -> None:
+    """The call says so, nothing of it is there, and the next one finds all in order."""
+    real, fails = journal.write_through, [False]
+
+    def write(*args: Any) -> None:
+        if after or not fails[0]:
+            real(*args)
+        if fails[0]:
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(journal, "write_through", write)
+    disk.put_many([("a", 1, None)])
+    fails[0] = True
+    calls: list[Callable[[], object]] = [
+        lambda: disk.put_many([("b", 1, None), ("a", 2, None)]),
+        lambda: disk.delete_many(["a"]),
+        lambda: disk.incr("n"),
+        lambda: disk.add("c", 1),
+    ]
+    for call in calls:
+        with pytest.raises(FarError) as failed:
+            call()
+        assert failed.value.errno == code and isinstance(failed.value.__cause__, OSError)
+        assert disk.get_many("abcn") == {"a": (1, None)}
+        assert disk.delete_many(["none"]) == [False]
+    fails[0] = False
+    disk.put_many([("d", 4, None)])
+    assert disk.count() == 2
+    assert reopened(disk) == {"a": 1, "d": 4}
+
+
+def test_lmdb_fails_in_the_background(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was acknowledged waits; it is written when the disk is well again."""
+    real, fails = disk._engine.store._transaction, [True]
+
+    def transaction(*args: Any) -> None:
+        if fails[0]:
+            raise lmdb.DiskError("planted", errno.ENOSPC)
+        real(*args)
+
+    monkeypatch.setattr(disk._engine.store, "_transaction", transaction)
+    disk.put_many([(i, i, None) for i in range(10)])
+    with pytest.raises(FarError) as failed:
+        scanned(disk)
+    assert failed.value.errno in (errno.ENOSPC, errno.EIO)
+    assert len(disk.get_many(range(10))) == 10 == disk.count()
+    assert disk.delete_many([3]) == [True]
+    fails[0] = False
+    assert len(scanned(disk)) == 9
+    assert reopened(disk) == {i: i for i in range(10) if i != 3}
+
+
+def test_closed_where_lmdb_fails(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed all the same, and the journal has everything."""
+
+    def transaction(*args: Any) -> None:
+        raise lmdb.DiskError("planted", errno.EIO)
+
+    disk.put_many([(i, i, None) for i in range(10)])
+    monkeypatch.setattr(disk._engine.store, "_transaction", transaction)
+    with pytest.raises(FarError):
+        disk.close()
+    assert reopened(disk) == {i: i for i in range(10)}
+
+
+FAILING = """
+import sys
+from gbcache import engine
+from gbcache.disk import Disk
+from gbcache.errors import FarError
+engine.LAYER = 2000
+try:
+    disk = Disk(sys.argv[1])
+except FarError:
+    sys.exit(0)
+known, failed = {}, 0
+for i in range(40):
+    key, value = i % 13, b"%d" % i * 40
+    try:
+        if i % 5 == 4:
+            disk.delete_many([key]); value = None
+        elif i % 11 == 10:
+            disk.scan(); continue
+        else:
+            disk.put_many([(key, value, None)])
+    except FarError as error:
+        failed += 1
+    else:
+        known[key] = value
+    there = {k: v for k, (v, _) in disk.get_many(range(13)).items()}
+    assert there == {k: v for k, v in known.items() if v is not None}, (i, there, known)
+try:
+    disk.close()
+except FarError:
+    failed += 1
+try:
+    disk = Disk(sys.argv[1])
+except FarError:
+    disk = Disk(sys.argv[1])
+there = {k: v for k, (v, _) in disk.get_many(range(13)).items()}
+assert there == {k: v for k, v in known.items() if v is not None}, (there, known)
+assert disk.count() == len(there)
+disk.close()
+"""
+
+
+@pytest.mark.skipif(
+    SHORT or not sys.platform.startswith("linux"), reason="needs a preloaded library, and seconds"
+)
+@pytest.mark.parametrize("how", [f"pwrite:{n}:{code}" for n in range(2, 60, 7) for code in (errno.EIO, errno.ENOSPC)]
+                         + [f"fsync:{n}:{errno.EIO}" for n in range(1, 12, 2)])  # fmt: skip
+def test_one_call_of_the_system_fails(tmp_path: Path, how: str) -> None:
+    """The journal's, LMDB's pages' or its head's: memory and disk agree, and it goes on."""
+    library = tmp_path / "shim.so"
+    shim = Path(__file__).parent / "fault" / "shim.c"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-O1", str(shim), "-o", str(library), "-ldl"], check=True
+    )
+    env = {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "SHIM_ROOT": str(tmp_path / "d"),
+        "SHIM_FAIL": how,
+    }
+    ran = subprocess.run([sys.executable, "-c", FAILING, str(tmp_path / "d")], env=env, capture_output=True, text=True,
+                         timeout=60)  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+
+
+# --- groups --------------------------------------------------------------------------------------
+
+
+def test_an_error_is_for_whom_it_concerns(disk: Disk) -> None:
+    disk.put_many([("text", "x", None)])
+
+    def work(t: int) -> None:
+        for i in range(30):
+            if t % 2:
+                disk.put_many([((t, i), i, None)])
+            else:
+                with pytest.raises(TypeError, match="str"):
+                    disk.incr("text")
+
+    in_threads(8, work)
+    assert disk.count() == 4 * 30 + 1
+    info = disk.info()
+    assert info.grouped >= info.groups > 0
+
+
+def test_the_leader_is_interrupted() -> None:
+    """Those who waited for it are told; the next group has another leader."""
+    interrupts = [True]
+
+    def commit(batch: list[groups.Request]) -> None:
+        if len(batch) == 1 and not made._waiting:
+            started.set()
+            gate.wait(10)
+        if interrupts[0] and len(batch) > 1:
+            interrupts[0] = False
+            raise KeyboardInterrupt
+        for request in batch:
+            request.result = "done"
+
+    made, gate, started = groups.Groups(commit), threading.Event(), threading.Event()
+    said: list[Any] = []
+
+    def work() -> None:
+        try:
+            said.append(made.run(groups.Request()))
+        except BaseException as error:
+            said.append(type(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads[0].start()
+    started.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    while len(made._waiting) < 3:
+        pass
+    gate.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert sorted(map(str, said)) == sorted(
+        map(str, ["done", KeyboardInterrupt, FarError, FarError])
+    )
+    assert made.run(groups.Request()) == "done"
+
+
+# --- torn, foreign, old ----------------------------------------------------------------------------
+
+
+def killed(folder: Path, sync: str = "always", n: int = 20) -> None:
+    """A store whose process ended without a word, with all in the journal."""
+    pid = os.fork()
+    if not pid:
+        disk = Disk(folder, sync=sync, interval=60)
+        for i in range(n):
+            disk.put_many([(i, bytes([i]) * 100, None)])
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def the_journal(folder: Path) -> Path:
+    (found,) = folder.glob("journal.*")
+    return found
+
+
+@pytest.mark.parametrize("sync", ["always", "interval"])
+def test_a_power_cut_tears_the_last_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str
+) -> None:
+    """What had not been synced may be missing, from the end; what had been is there, or it is an error."""
+    killed(tmp_path / "d", sync)
+    data = the_journal(tmp_path / "d").read_bytes()
+    monkeypatch.setattr(files, "boot_id", lambda: b"another machine.")
+    outcomes = set()
+    for cut in range(57, len(data), 61):
+        for torn in (
+            data[:cut],
+            data[:cut] + bytes(len(data) - cut),
+            data[: cut - 1] + b"\xff" + data[cut:],
+        ):
+            shutil.copytree(tmp_path / "d", tmp_path / "e")
+            the_journal(tmp_path / "e").write_bytes(torn)
+            try:
+                with Disk(tmp_path / "e") as disk:
+                    keys = sorted(scanned(disk))
+                    assert keys == list(range(len(keys)))
+                    assert disk.get_many(keys) == {i: (bytes([i]) * 100, None) for i in keys}
+                    outcomes.add(len(keys))
+            except ImageError as error:
+                assert sync == "always" and "synced" in error.rule
+                outcomes.add(-1)
+            shutil.rmtree(tmp_path / "e")
+    assert outcomes == {*range(20), *([-1] if sync == "always" else [])} | outcomes & {20}
+
+
+def test_after_a_kill_nothing_may_be_missing(tmp_path: Path) -> None:
+    killed(tmp_path / "d", "interval")
+    data = the_journal(tmp_path / "d").read_bytes()
+    for cut in range(0, len(data) - 1, 97):
+        shutil.copytree(tmp_path / "d", tmp_path / "e")
+        the_journal(tmp_path / "e").write_bytes(data[:cut])
+        with pytest.raises(ImageError):
+            Disk(tmp_path / "e")
+        shutil.rmtree(tmp_path / "e")
+    with Disk(tmp_path / "d") as disk:
+        assert disk.count() == 20
+
+
+@pytest.mark.parametrize("gone", ["data.mdb", "journal.00000001"])
+def test_a_file_is_gone(tmp_path: Path, gone: str) -> None:
+    killed(tmp_path / "d")
+    (tmp_path / "d" / gone).unlink()
+    with pytest.raises(ImageError, match=r"is there|is in it"):
+        Disk(tmp_path / "d")
+
+
+def test_no_store_of_ours(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path / "d"), map_size=1 << 20) as env, env.begin(write=True) as txn:
+        txn.put(b"k", b"v")
+    with pytest.raises(ImageError, match="a store of GbCache's"):
+        Disk(tmp_path / "d")
+    (tmp_path / "d" / "data.mdb").write_bytes(b"hello" * 1000)
+    with pytest.raises(ImageError, match=r"two heads|page size"):
+        Disk(tmp_path / "d")
+
+
+def test_an_older_data_file(tmp_path: Path) -> None:
+    """One that was put back, with the journal of a later time."""
+    Disk(tmp_path / "d").close()
+    old = (tmp_path / "d" / "data.mdb").read_bytes()
+    with Disk(tmp_path / "d") as disk:
+        disk.put_many([("k", 1, None)])
+    (tmp_path / "d" / "data.mdb").write_bytes(old)
+    with pytest.raises(ImageError, match=r"older than its journal|as it was closed"):
+        Disk(tmp_path / "d")
+
+
+def test_a_record_damaged_while_it_is_open(tmp_path: Path) -> None:
+    """Its checksum is looked at by each read."""
+    with Disk(tmp_path / "d") as disk:
+        disk.put_many([("k", b"needle" * 5, None), ("l", 1, None)])
+        disk._engine.flush()
+        with open(tmp_path / "d" / "data.mdb", "r+b") as file:
+            data = file.read()
+            while (at := data.find(b"needleneedle")) >= 0:
+                file.seek(at)
+                file.write(b"x")
+                data = data[:at] + b"x" + data[at + 1 :]
+        with pytest.raises(ImageError, match="checksum"):
+            disk.get_many(["k"])
+        assert disk.get_many(["l"]) == {"l": (1, None)}
+
+
+# --- slices of the campaigns -----------------------------------------------------------------------
+
+
+def campaign(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: it forks, and no thread of other tests may be there."""
+    command = [sys.executable, str(PROOF / name), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("plant", [[], ["--plant"]], ids=["", "plant"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("disk_kill.py", ["--kills", "25"]), ("disk_damage.py", ["--stores", "60"])],
+)
+def test_a_slice_of_the_campaign(name: str, options: list[str], plant: list[str]) -> None:
+    """And that it finds what it is there to find."""
+    ran = campaign(name, *options, *plant)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    if "(kept: " in ran.stdout:
+        shutil.rmtree(ran.stdout.split("(kept: ")[1].split(")")[0])
+    assert plant or "0 lost" in ran.stdout or " 0 with a wrong value" in ran.stdout
