@@ -158,7 +158,7 @@ cdef class Gate:
     def __init__(self):
         self.changed = threading.Condition()
 
-    def enter(self):
+    cpdef enter(self):
         if self.shut:
             with self.changed:
                 while self.shut:
@@ -167,7 +167,7 @@ cdef class Gate:
         else:
             self.inside += 1
 
-    def leave(self):
+    cpdef leave(self):
         self.inside -= 1
         if self.shut and not self.inside:
             with self.changed:
@@ -322,12 +322,25 @@ cdef class Records:
                 PyBuffer_Release(&held)
         return others
 
+    def fetch(self, keys, list names, tuple layers, Gate gate, begin, uint64_t now, dict found):
+        """`read` of what is in memory or in LMDB: within the gate, in a transaction of its own, ``begin()``."""
+        cdef list held = pending(names, layers[0], layers[1])  # before the transaction: see engine.py
+        gate.enter()
+        try:
+            txn = begin()
+            try:
+                return self.read(keys, names, held, now, found, txn.get)
+            finally:
+                txn.abort()
+        finally:
+            gate.leave()
+
     def names(self, keys):
         """Their names."""
         return [self.name(key) for key in keys]
 
 
-def pending(list names, dict active, dict frozen):
+cdef list pending(list names, dict active, dict frozen):
     """For each name what waits to be written: a record, None where it is to go, UNSET where nothing waits."""
     cdef list held = []
     cdef PyObject *there

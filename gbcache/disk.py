@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from . import files, units
-from ._disk import deadline_of, pending
+from ._disk import deadline_of
 from .codec import Codec, encode_key, resolve
 from .engine import Engine
 from .errors import ImageError
@@ -232,21 +232,13 @@ class Disk:
         """
         engine = self._engine
         engine.check_open()
-        names = engine.records.names(keys)
-        held = pending(names, *engine.layers)  # before the transaction: see engine.py
+        records, store, now = engine.records, engine.store, engine.now()
+        names = records.names(keys)
         found: dict[Any, tuple[Any, float | None]] = {}
-        store, now = engine.store, engine.now()
-        store.gate.enter()
         try:
-            txn = store.begin()
-            try:
-                others = engine.records.read(keys, names, held, now, found, txn.get)
-            except LMDBError as error:
-                raise ImageError(store.path, None, f"LMDB can read it: {error}") from error
-            finally:
-                txn.abort()
-        finally:
-            store.gate.leave()
+            others = records.fetch(keys, names, engine.layers, store.gate, store.begin, now, found)
+        except LMDBError as error:
+            raise ImageError(store.path, None, f"LMDB can read it: {error}") from error
         for at in others or ():
             key = keys[at]
             name, record = engine.run(_Find(names[at], encode_key(key)[1]))

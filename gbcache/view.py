@@ -17,9 +17,12 @@ LONG = 0x80
 """In a name's first byte: it is the digest of a key that is in the record."""
 
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def running() -> float:
     """Seconds that pass while the machine sleeps, too, where that can be had."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return time.clock_gettime(_CLOCK)
 
 
 class View:
