@@ -54,13 +54,13 @@ native: build ## the C tests alone, normal and tiny, under ASan and UBSan
 	PYTHONPATH=. $(PYTEST) tests/test_native.py
 
 tiny: build/tiny/.made ## the Python tests where every constant is small
-	PYTHONPATH=build/tiny GB_EXPECT=tiny GB_SLICE=short $(PYTEST) tests \
+	PYTHONPATH=build/tiny GB_EXPECT=tiny GB_SLICE=short $(PYTEST) tests --ignore-glob="tests/test_valkey*" \
 	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
 
 asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
 	PYTHONPATH=build/asan GB_EXPECT=asan GB_SLICE=short ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    $(PYTEST) tests --ignore=tests/test_native.py --ignore=tests/test_architecture.py
+	    $(PYTEST) tests --ignore=tests/test_native.py --ignore=tests/test_architecture.py --ignore-glob="tests/test_valkey*"
 
 drift: build ## references every call leaves behind, under a debug interpreter (Debian)
 	$(PY) tests/drift.py

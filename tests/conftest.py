@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -36,6 +41,37 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"expected {wanted}, but gbcache is {gbcache.__file__}")
     if (expect == "tiny" and not BUILD["tiny"]) or (expect == "normal" and BUILD["tiny"]):
         raise pytest.UsageError(f"expected the {expect} build, but it says {BUILD}")
+
+
+# --- the C tests, beside the others -------------------------------------------------------------------
+
+NATIVE = pytest.StashKey[tuple["subprocess.Popen[bytes]", Path]]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begins those that were asked for: gcc and they have a core of their own while Python's tests run."""
+    wanted = []
+    for item in session.items:
+        found = re.search(r"test_native\.py::(test_native|test_a_kill)\w*\[(.+)\]", item.nodeid)
+        if found:
+            wanted.append(found[2] if found[1] == "test_native" else f"kill-{found[2]}")
+    if not wanted or session.config.option.collectonly:
+        return
+    assert shutil.which("gcc"), "the native tests need gcc"
+    out = Path(tempfile.mkdtemp(prefix="gbcache-native-"))
+    workers = "1" if len(session.items) > 3 * len(wanted) else "2"
+    run = str(Path(__file__).parent / "native" / "run.py")
+    runner = subprocess.Popen([sys.executable, run, str(out), workers, *wanted])
+    session.config.stash[NATIVE] = runner, out
+    session.config.native_key = NATIVE  # type: ignore[attr-defined]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if NATIVE in config.stash:
+        runner, out = config.stash[NATIVE]
+        runner.kill()
+        runner.wait()
+        shutil.rmtree(out, ignore_errors=True)
 
 
 class Clock:
