@@ -13,10 +13,11 @@ KILLS ?= 2000
 STATES ?= 100000
 WRITES ?= 1000000
 CUTS ?= 100
+STORES ?= 500
 DOWN ?= 10
 
 .NOTPARALLEL:
-.PHONY: help build demo test native tiny asan drift proof-kill proof-power proof-stale fuzz fuzz-tools servers coverage bench lint format check clean
+.PHONY: help build demo test native tiny asan drift proof-kill proof-power proof-disk proof-stale fuzz fuzz-tools servers coverage bench lint format check clean
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 14
@@ -72,6 +73,10 @@ proof-kill: build ## a live file's writers killed KILLS times, and before any st
 proof-power: build ## what a power cut may leave of a save: STATES states, and every bit flip of a snapshot
 	PYTHONPATH=. $(PY) tests/proof/power.py --states $(STATES) --seed $(SEED)
 	PYTHONPATH=. $(PY) tests/test_files_corrupt.py
+
+proof-disk: build ## a Disk's writers killed KILLS times, and STORES damaged stores
+	PYTHONPATH=. $(PY) tests/proof/disk_kill.py --kills $(KILLS) --seed $(SEED)
+	PYTHONPATH=. $(PY) tests/proof/disk_damage.py --stores $(STORES) --seed $(SEED)
 
 proof-stale: build ## a copy behind its Valkey server: WRITES watched, CUTS of the channel, DOWN seconds without a server
 	PYTHONPATH=. $(PY) tests/proof/valkey_stale.py --writes $(WRITES) --cuts $(CUTS) --down $(DOWN) --seed $(SEED)

@@ -31,6 +31,14 @@ for i in range(int(sys.argv[2])):
     far.put_many([(time.monotonic_ns(), 0, 1)])
 """
 
+FLOOD = """
+import sys
+from gbcache.valkey import Valkey
+far = Valkey(sys.argv[1], timeout=10)
+for n in range(0, int(sys.argv[2]), 1000):
+    far.put_many([(f"key{i:09d}", 1, None) for i in range(n, n + 1000)])
+"""
+
 
 def possible() -> bool:
     return bool(shutil.which("valkey-server") or shutil.which("redis-server"))
@@ -129,6 +137,28 @@ def told(report: Report, url: str, writes: int) -> None:
     far.close()
 
 
+def absorbed(report: Report, url: str, writes: int) -> None:
+    """What one process can be told: CPU time of a Tiered that hears of others' writes at full speed."""
+    from gbcache import Cache, Tiered
+    from gbcache.valkey import Valkey
+
+    tier = Tiered(Cache("64MB"), Valkey(url, timeout=10, heartbeat=30))
+    while not tier.trusts:
+        time.sleep(0.01)
+    before = time.process_time()
+    subprocess.run([sys.executable, "-c", FLOOD, url, str(writes)], check=True)
+    while tier.stats().invalidations < writes:
+        time.sleep(0.001)
+    spent = time.process_time() - before
+    report.row(
+        "changes a process can hear of, of one core",
+        writes / spent / 1e3,
+        "k/s",
+        us=spent / writes * 1e6,
+    )
+    tier.close()
+
+
 def run(quick: bool) -> Report:
     sys.path.insert(0, str(TESTS))
     from servers import Server, server_program
@@ -141,5 +171,6 @@ def run(quick: bool) -> Report:
     print(f"redis-py {importlib.metadata.version('redis')}; {version.strip()}")
     batches(report, server.url, 300 if quick else 2000)
     told(report, server.url, 500 if quick else 10_000)
+    absorbed(report, server.url, 20_000 if quick else 300_000)
     server.close()
     return report
