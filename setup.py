@@ -23,6 +23,7 @@ MODULES = {
     "_packed": [
         "_box.c",
         "_door.c",
+        "_front.c",
         "_hot.c",
         "_load.c",
         "_many.c",

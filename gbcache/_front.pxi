@@ -10,10 +10,10 @@ cdef PyObject *read_packed(PyObject *near, PyObject *key) noexcept:
 cdef class Front:
     """What is found in memory is returned from here; for the rest it asks ``_missed(key, default)``."""
 
-    cdef readonly object near
+    cdef readonly object near  # first, and in this order: _front.h knows
     """The cache in memory."""
     cdef gb_front_read read
-    cdef bint trusted
+    cdef int trusted
 
     def _face(self, near, capsule):
         """Reads `near` from now on; `capsule`: how, None for a packed one."""
@@ -32,25 +32,8 @@ cdef class Front:
     @property
     def trusts(self):
         """Whether memory is believed now: not while the far side cannot tell what changes."""
-        return self.trusted
+        return self.trusted != 0
 
     def __getitem__(self, key):
-        cdef PyObject *value
-        if self.trusted:
-            value = self.read(<PyObject *>self.near, <PyObject *>key)
-            if not is_miss(value):
-                return owned(value)
-        return self._missed(key, UNSET)
+        return gb_front_find(<PyObject *>self, <PyObject *>key, <PyObject *>UNSET)
 
-    def get(self, key, default=None):
-        """The value of `key`, from memory or from the far side; `default` if it is in neither.
-
-        One flight per key: of all threads that miss it, one asks the far side. Cost of a hit: the near
-        side's, and some 15 ns.
-        """
-        cdef PyObject *value
-        if self.trusted:
-            value = self.read(<PyObject *>self.near, <PyObject *>key)
-            if not is_miss(value):
-                return owned(value)
-        return self._missed(key, default)

@@ -281,6 +281,10 @@ cdef extern from "_hot.h":
 cdef extern from "_front.h":
     ctypedef PyObject *(*gb_front_read)(PyObject *near, PyObject *key) noexcept
     const char *GB_FRONT_CAPSULE
+    ctypedef struct gb_front:
+        pass
+    object gb_front_find(PyObject *self, PyObject *key, PyObject *absent)
+    int gb_front_install(void *type, size_t size) except -1
 
 cdef extern from "_args.h":
     void gb_args_key_error(PyObject *key) except *

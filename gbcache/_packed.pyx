@@ -238,6 +238,7 @@ cdef install():
     gb_door_names.decode_key = <PyObject *>decode_key
     gb_door_names.keep = <PyObject *>keep
     gb_hot_install(<void *>PackedStore, sizeof(gb_hot_store))
+    gb_front_install(<void *>Front, Front.__basicsize__)
     gb_event_install()
 
 
