@@ -102,7 +102,8 @@ def record_lives(library: Path, root: Path) -> list[Recording]:
     for old in root.iterdir():
         old.unlink()
     made = [record(library, root, "first"), record(library, root, "second")]
-    assert all(sum(e.what == "page" for e in r.events) > 50 for r in made), "no pages were recorded"
+    pages = [sum(e.what == "page" for e in r.events) for r in made]
+    assert min(pages) > 20, f"too few pages were recorded: {pages}"
     return made
 
 
