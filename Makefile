@@ -7,6 +7,8 @@ PYTEST := $(VENV)/bin/python $(VENV)/bin/pytest
 SOURCES := $(filter-out gbcache/_packed.c gbcache/_object.c gbcache/_disk.c gbcache/flight.c gbcache/notify.c,$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
 STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+# What the other builds of the C have no part in, or little for its time.
+PYTHON_ALONE := --ignore-glob="tests/test_valkey*" --ignore-glob="tests/test_tier_*" --ignore=tests/test_lru_cache.py --ignore=tests/test_power.py
 FUZZ_SECONDS ?= 60
 SEED ?= 1
 KILLS ?= 2000
@@ -55,13 +57,13 @@ native: build ## the C tests alone, normal and tiny, under ASan and UBSan
 	PYTHONPATH=. $(PYTEST) tests/test_native.py
 
 tiny: build/tiny/.made ## the Python tests where every constant is small
-	PYTHONPATH=build/tiny GB_EXPECT=tiny GB_SLICE=short $(PYTEST) tests --ignore-glob="tests/test_valkey*" \
+	PYTHONPATH=build/tiny GB_EXPECT=tiny GB_SLICE=short $(PYTEST) tests $(PYTHON_ALONE) \
 	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
 
 asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
 	PYTHONPATH=build/asan GB_EXPECT=asan GB_SLICE=short ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    $(PYTEST) tests --ignore=tests/test_native.py --ignore=tests/test_architecture.py --ignore-glob="tests/test_valkey*"
+	    $(PYTEST) tests --ignore=tests/test_native.py --ignore=tests/test_architecture.py $(PYTHON_ALONE)
 
 drift: build ## references every call leaves behind, under a debug interpreter (Debian)
 	$(PY) tests/drift.py
