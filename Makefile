@@ -72,7 +72,7 @@ proof-kill: build ## a live file's writers killed KILLS times, and before any st
 	PYTHONPATH=. $(PY) tests/proof/kill.py --kills $(KILLS) --seed $(SEED)
 	KILL_ROUNDS=40 SEED=$(SEED) PYTHONPATH=. $(PYTEST) tests/test_native.py -k kill
 
-proof-power: build ## what a power cut may leave of a save: STATES states, and every bit flip of a snapshot
+proof-power: build ## what a power cut may leave of files: STATES states, and every bit flip of a snapshot
 	PYTHONPATH=. $(PY) tests/proof/power.py --states $(STATES) --seed $(SEED)
 	PYTHONPATH=. $(PY) tests/test_files_corrupt.py
 

@@ -71,13 +71,13 @@ def large(report: Report, folder: Path, entries: int, reads: int) -> None:
     drawn = random.Random(2).choices(keys, cum_weights=weights, k=reads)
     for key in drawn[: reads // 3]:
         tier[key]
-    before, times = tier.near.stats(), []
+    before, times, missing = tier.near.stats(), [], 0
     for key in drawn[reads // 3 :]:
         asked = tier.stats().far_hits
         begun = time.perf_counter_ns()
         value = tier.get(key)
         taken = time.perf_counter_ns() - begun
-        assert value == VALUE, key
+        missing += value != VALUE
         if tier.stats().far_hits > asked:
             times.append(taken / 1e3)
     after = tier.near.stats()
@@ -90,7 +90,7 @@ def large(report: Report, folder: Path, entries: int, reads: int) -> None:
     )
     report.row("    a far read, median", times[len(times) // 2], "us")
     report.row("    a far read, p99", times[len(times) * 99 // 100], "us")
-    report.row("    entries that were missing", 0, "")
+    report.row("    entries that were missing", missing, "", at_most=0)
     tier.close()
 
 

@@ -19,6 +19,16 @@
 /* Fills `out` (all NULL) from positional and keyword arguments; the first `least` must be given. */
 bool gb_args_take(const char *verb, const char *const *names, int least, int most,
                   PyObject *const *args, Py_ssize_t n, PyObject *kwnames, PyObject **out);
+/* `get`'s (key, default=None): the fast way in for what is given by position. */
+static inline bool gb_args_get(PyObject *const *args, Py_ssize_t n, PyObject *kwnames, PyObject **out) {
+    static const char *const names[] = {"key", "default"};
+    if (GB_ARGS_LIKELY(!kwnames && (n == 1 || n == 2))) {
+        out[0] = args[0];
+        out[1] = n == 2 ? args[1] : NULL;
+        return true;
+    }
+    return gb_args_take("get", names, 1, 2, args, n, kwnames, out);
+}
 /* A list of the items of a mapping, or of an iterable. */
 PyObject *gb_args_pairs(PyObject *items);
 /* A new tuple of two; ValueError naming the place if item `i` is none. */

@@ -13,14 +13,8 @@ PyObject *gb_front_find(PyObject *self, PyObject *key, PyObject *absent) {
 }
 
 static PyObject *front_get(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
-    static const char *const names[] = {"key", "default"};
     PyObject *a[2] = {NULL, NULL};
-    if (GB_ARGS_LIKELY(!kwnames && (n == 1 || n == 2))) {
-        a[0] = args[0];
-        a[1] = n == 2 ? args[1] : NULL;
-    } else if (!gb_args_take("get", names, 1, 2, args, n, kwnames, a)) {
-        return NULL;
-    }
+    if (!gb_args_get(args, n, kwnames, a)) return NULL;
     return gb_front_find(self, a[0], a[1] ? a[1] : Py_None);
 }
 

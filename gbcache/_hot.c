@@ -158,8 +158,7 @@ int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *tt
 int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
                 uint32_t stale, bool over) {
     const char *byte = gb_args_mark(mark);
-    if (!byte || (over && !gb_args_void(d->flights, key))) return -1;
-    return write_key(d, key, value, ttl, !over, byte, stale);
+    return byte ? write_key(d, key, value, ttl, !over, byte, stale) : -1;
 }
 
 int gb_hot_remove(struct gb_door *d, PyObject *key, enum gb_cause cause) {
@@ -197,14 +196,8 @@ int gb_hot_has(struct gb_door *d, PyObject *key) {
 }
 
 static PyObject *hot_get(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
-    static const char *const names[] = {"key", "default"};
     PyObject *a[2] = {NULL, NULL};
-    if (GB_LIKELY(!kwnames && (n == 1 || n == 2))) {
-        a[0] = args[0];
-        a[1] = n == 2 ? args[1] : NULL;
-    } else if (!gb_args_take("get", names, 1, 2, args, n, kwnames, a)) {
-        return NULL;
-    }
+    if (!gb_args_get(args, n, kwnames, a)) return NULL;
     PyObject *value = gb_hot_read(&((gb_hot_store *)self)->door, a[0], GB_HOT_READ);
     if (value || PyErr_Occurred()) return value;
     return Py_NewRef(a[1] ? a[1] : Py_None);

@@ -53,8 +53,8 @@ PyObject *gb_hot_read(struct gb_door *d, PyObject *key, enum gb_hot_how how);
 PyObject *gb_hot_item(PyObject *self, PyObject *key);
 /* 1 written, 0 there already (add), -1 exception. `ttl` NULL: the cache's own. */
 int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add);
-/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. `stale`: ms. `over`: of a write, which
- * replaces what is there, and voids flights; without it a later write stays. */
+/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. `stale`: ms. `over`: also over
+ * what is there; without it a later write stays. */
 int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
                 uint32_t stale, bool over);
 /* 1 removed, 0 was not there, -1 exception. */

@@ -174,8 +174,7 @@ int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *
 int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl,
                   PyObject *mark, uint32_t stale, bool over) {
     const char *byte = gb_args_mark(mark);
-    if (!byte || (over && !gb_args_void(r->flights, key))) return -1;
-    return write_key(r, key, value, ttl, !over, byte, stale);
+    return byte ? write_key(r, key, value, ttl, !over, byte, stale) : -1;
 }
 
 int gb_quick_remove(struct gb_refs *r, PyObject *key, enum gb_cause cause) {
@@ -298,14 +297,8 @@ PyObject *gb_quick_oldest(struct gb_refs *r) {
 
 /* ---- methods ---- */
 static PyObject *quick_get(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
-    static const char *const names[] = {"key", "default"};
     PyObject *a[2] = {NULL, NULL};
-    if (GB_LIKELY(!kwnames && (n == 1 || n == 2))) {
-        a[0] = args[0];
-        a[1] = n == 2 ? args[1] : NULL;
-    } else if (!gb_args_take("get", names, 1, 2, args, n, kwnames, a)) {
-        return NULL;
-    }
+    if (!gb_args_get(args, n, kwnames, a)) return NULL;
     struct gb_refs *r = refs_of(self);
     uint64_t hash, now;
     bool failed; /* so that a miss need not ask whether there is an exception */

@@ -44,8 +44,8 @@ PyObject *gb_quick_hit(struct gb_refs *r, PyObject *key, uint64_t hash);
 PyObject *gb_quick_item(PyObject *self, PyObject *key);
 /* 1 written, 0 there already (add), -1 exception. `ttl` NULL: the cache's own. */
 int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add);
-/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. `stale`: ms. `over`: of a write, which
- * replaces what is there, and voids flights; without it a later write stays. */
+/* The end of a flight: 1 written, 0 voided by `mark`, -1 exception. `stale`: ms. `over`: also over
+ * what is there; without it a later write stays. */
 int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
                   uint32_t stale, bool over);
 /* 1 removed, 0 was not there, -1 exception. */

@@ -13,7 +13,7 @@ from sys import getsizeof
 from typing import Any, NamedTuple
 
 from .codec import Codec, encode_key
-from .errors import ClosedError, FarError
+from .errors import ClosedError, FarError, ImageError
 from .far import Far
 
 __all__ = ["AtRisk", "Behind", "Pending"]
@@ -54,15 +54,15 @@ class Behind:
 
     Writes lie in generations, in the order they came; within one, a later write to a key takes the place of the one
     before. So those of one key keep their order. `put` waits while the buffer is full or its oldest write is older than
-    `interval`; it raises the far side's error only if that keeps failing too. Nothing is dropped.
+    0.7 `interval`; it raises the far side's error only if that keeps failing too. Nothing is dropped but what the far
+    side refuses for good (a TypeError, say), which is reported and counted.
     """
 
     def __init__(self, far: Far, codec: Codec | None, max_bytes: int, interval: float) -> None:
         self.far, self.codec, self.max_bytes, self.interval = far, codec, max_bytes, interval
-        self._late = (
-            interval * 0.7
-        )  # the oldest is that old: writers wait, and what is being written has the rest
-        self.refused = self.written = 0
+        self._late = interval * 0.7
+        """Seconds: the oldest write is that old, and writers wait. What is being written has the rest."""
+        self.refused = 0
         self.error: FarError | None = None
         """Why the last attempt failed, if it did."""
         self._failed = 0  # attempts, ever
@@ -116,7 +116,7 @@ class Behind:
             return [self._add(key, write) for key, write in zip(items, writes, strict=True)]
 
     def _make_room(self, size: int, now: float) -> None:
-        if self._bytes + size > self.max_bytes or now > self._since + self._late:
+        if self._is_crowded(size, now):
             self._wait_for_room(size)
         if self._over:
             raise ClosedError("the tier is closed")
@@ -149,14 +149,14 @@ class Behind:
                 self._since = write[3]
                 return
 
+    def _is_crowded(self, size: int, now: float) -> bool:
+        return self._bytes + size > self.max_bytes or now > self._since + self._late
+
     def _wait_for_room(self, size: int) -> None:
         self._hurried += 1
         failed = self._failed
         try:
-            while (
-                self._bytes + size > self.max_bytes
-                or time.monotonic() > self._since + self.interval
-            ):
+            while self._is_crowded(size, time.monotonic()):
                 if self._over:
                     return
                 if self._failed > failed and self.error is not None:
@@ -272,13 +272,13 @@ class Behind:
         try:
             self._send(generation)
         except FarError as error:
+            self._flying = None
             self._rest(error)
             return
         except Exception as error:
             self._apart(generation, error)
         with self._change:
             self.error, self._row, self._flying = None, 0, None
-            self.written += len(generation)
             if self._generations[0] is generation:
                 self._generations.popleft()
                 self._bytes -= _size(generation)
@@ -288,7 +288,7 @@ class Behind:
     def _rest(self, error: FarError) -> None:
         """It failed: tells who waits, and gives the far side a while."""
         with self._change:
-            self.error, self._flying = error, None
+            self.error = error
             self._failed += 1
             self._row += 1
             self._change.notify_all()
@@ -305,10 +305,13 @@ class Behind:
             else:
                 value = self.value_of(write) if encoded else value
                 items.append((key, value, None if until is None else until - now))
-        if items:
-            self.far.put_many(items)
-        if gone:
-            self.far.delete_many(gone)
+        try:
+            if items:
+                self.far.put_many(items)
+            if gone:
+                self.far.delete_many(gone)
+        except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
+            raise FarError(str(error)) from error
 
     def _apart(self, batch: dict[Any, Pending], error: Exception) -> None:
         """One of them cannot be stored: the others are, and that one is told of."""

@@ -320,7 +320,7 @@ class Disk:
     # --- what a Tiered uses where it is ------------------------------------------------------
 
     def incr(self, key: Any, delta: int = 1, initial: int = 0, ttl: float | None = None) -> int:
-        """Adds to an int, atomically. An absent one begins at `initial` with `ttl`; another keeps its deadline.
+        """Adds to an int, atomically. An absent one begins at `initial` + `delta`, with `ttl`; another keeps its own.
 
         Raises TypeError where value, `delta` or `initial` is no int, OverflowError beyond 64 bits.
         """

@@ -49,7 +49,8 @@ class Far(Protocol):
 
 
 class Listener(Protocol):
-    """What a far side with others writing to it tells its near side. Never called under a lock of the far side's."""
+    """What a far side with others writing to it tells its near side. Called under no lock
+    that a call of the far side's waits for."""
 
     def changed(self, keys: Sequence[Any] | None) -> None:
         """Somebody wrote or removed these keys (None: any): copies of them are out of date."""

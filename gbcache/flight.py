@@ -271,13 +271,16 @@ def fill_many(
 ) -> dict[Any, Any]:
     """The values of keys that were just missed. Those that nobody is loading are loaded by one ``fn(keys)``, which
     returns a value for each; the others are waited for after that, so that nobody waits for us meanwhile."""
-    led: dict[Any, tuple[Flight, Token[Any]]] = {}
+    led: dict[Any, Flight] = {}
     found: dict[Any, Any] = {}
     others = []
+    before = _leading.set(
+        _leading.get()
+    )  # what is led here is let go of at once, whatever its order
     try:
         for key in keys:
             mine, token = _start()
-            led[key] = mine, token
+            led[key] = mine
             if _join(cache, key, mine) is not mine:
                 del led[key]
                 others.append(key)
@@ -287,21 +290,16 @@ def fill_many(
                 found[key] = value
                 cache._leave(key, mine, False, False)
                 _settle(mine, value)
-                _ended(token)
-        if led:
-            loaded = fn(list(led))
-            for key in list(led):
-                mine, token = led.pop(key)
-                found[key] = loaded[key]
-                try:
-                    _landed(cache, key, mine, loaded[key], None, 0)
-                finally:
-                    _ended(token)
+        loaded = fn(list(led)) if led else {}
+        for key in list(led):
+            found[key] = loaded[key]
+            _landed(cache, key, led.pop(key), loaded[key], None, 0)
     except BaseException as error:
-        for key, (mine, token) in reversed(led.items()):
+        for key, mine in led.items():
             _failed(cache, key, mine, error, False)
-            _ended(token)
         raise
+    finally:
+        _ended(before)
     for key in others:
         found[key] = fill(cache, key, lambda key=key: fn([key])[key], None, 0)  # type: ignore[misc]
     return found

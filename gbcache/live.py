@@ -147,17 +147,14 @@ class LiveFile:
             with contextlib.suppress(BlockingIOError):
                 return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             time.sleep(0.001)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            head = os.pread(fd, 65536, 0)
-            known = live_head(head) if head else None
-            owner = f"process {known['owner']}" if known and known["owner"] else "another process"
-            raise BlockingIOError(
-                errno.EAGAIN,
-                f"a live file has one writer at a time, and {owner} has it open",
-                self.path,
-            ) from None
+        head = os.pread(fd, 65536, 0)
+        known = live_head(head) if head else None
+        owner = f"process {known['owner']}" if known and known["owner"] else "another process"
+        raise BlockingIOError(
+            errno.EAGAIN,
+            f"a live file has one writer at a time, and {owner} has it open",
+            self.path,
+        )
 
     def _map_existing(self) -> mmap.mmap | None:
         size = os.fstat(self.fd).st_size

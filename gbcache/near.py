@@ -12,8 +12,10 @@ Three rules, and no lock is held while the far side is asked:
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,9 +60,14 @@ class NearSide:
         if negative_ttl is not None:
             self.absent = ObjectCache(NEGATIVES, ttl=negative_ttl, name="absent")
         self._flights = cache._flights
-        self._writing: dict[Any, Write] = {}
-        self._lock = threading.RLock()  # a key's __eq__ may come back here
         self._leave = cache._leave
+        self._begin_anew()
+        _sides.add(self)
+
+    def _begin_anew(self) -> None:
+        """Also in a forked child: whoever held the lock, or was writing, is not there."""
+        self._writing: dict[Any, Write] = {}
+        self.lock = threading.RLock()  # a key's __eq__ may come back here
 
     def _ttl(self, until: float | None) -> Any:
         """Of a copy: what is left, or the near cache's own TTL if that is less; None: it is over."""
@@ -100,15 +107,16 @@ class NearSide:
         keep = self._ttl(found.until)
         if keep is None:
             return False
-        if self.trusted:
-            return self.cache._land(key, found.value, keep, flight, max(stale, self.stale))
-        if not flight[0]:  # over what is there, for want of a better one
-            self.cache.set(key, found.value, *(() if keep is UNSET else (keep,)))
-        return True
+        over = (
+            not self.trusted
+        )  # for want of a better one; a later write of ours has voided the flight
+        return self.cache._land(key, found.value, keep, flight, max(stale, self.stale), over)
 
     def known_absent(self, key: Any) -> bool:
         """Whether the far side said lately that it has no such key, and nobody wrote it since."""
-        flight = None if self.absent is None else self.absent.get(key)
+        if self.absent is None or not self.trusted:
+            return False
+        flight = self.absent.get(key)
         return flight is not None and not flight[0]
 
     # --- writes ----------------------------------------------------------------------------------
@@ -116,7 +124,7 @@ class NearSide:
     def begin(self, keys: Sequence[Any]) -> list[Write]:
         """Before the far side is told."""
         made = []
-        with self._lock:
+        with self.lock:
             for key in keys:
                 write = self._writing.get(key)
                 if write is None:
@@ -146,7 +154,7 @@ class NearSide:
 
     def release(self, keys: Sequence[Any], writes: Sequence[Write]) -> None:
         """Where nothing was changed."""
-        with self._lock:
+        with self.lock:
             for key, write in zip(keys, writes, strict=True):
                 write.under_way -= 1
                 if not write.under_way and self._writing.get(key) is write:
@@ -156,6 +164,9 @@ class NearSide:
         keep = None if found.value is ABSENT else self._ttl(found.until)
         if keep is None:
             return False
+        flight = self._flights.get(key)
+        if flight is not None:
+            flight[0] = 1
         try:
             return self.cache._land(key, found.value, keep, write, self.stale, True)
         except BudgetError:  # it will be read from the far side
@@ -183,7 +194,7 @@ class NearSide:
 
     def changed(self, keys: Sequence[Any] | None) -> None:
         """Somebody else wrote these keys (None: any)."""
-        with self._lock:
+        with self.lock:
             for write in self._writing.values() if keys is None else map(self._writing.get, keys):
                 if write is not None:
                     write[0] = 1
@@ -203,3 +214,15 @@ class NearSide:
         self.cache.close()
         if self.absent is not None:
             self.absent.close()
+
+
+_sides: weakref.WeakSet[NearSide] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for side in list(_sides):
+        side._begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

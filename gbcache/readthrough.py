@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import (
     Awaitable,
@@ -97,12 +96,11 @@ class ReadThrough(Front):
 
     def _count_from_zero(self) -> None:
         self._counts = dict.fromkeys(TierStats._fields[:7], 0)
-        self._counting = threading.Lock()
 
     # --- what the far side says, and what it does not -------------------------------------------------
 
     def _count(self, what: str, n: int = 1) -> None:
-        with self._counting:
+        with self._side.lock:
             self._counts[what] += n
 
     def _believe(self, trusted: bool) -> None:
@@ -350,7 +348,9 @@ class ReadThrough(Front):
     # --- all of it --------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        """Keys of the far side, in its order, each once; no use of memory. What comes or goes meanwhile may show."""
+        """Keys of the far side, in its order, each once; no use of memory. What comes or goes meanwhile may show.
+
+        Where the far side may give a key twice (a `Valkey`), those given are remembered: memory in proportion."""
         cursor, seen = None, self._drain_for_all()
         while True:
             with self._asking():

@@ -47,6 +47,7 @@ class Stats:
     """Values written; `replaces` of them over an old one."""
     replaces: int
     deletes: int
+    """Entries removed by a caller, or because they changed elsewhere (a `Tiered`'s ``invalidate``)."""
     evictions: int
     """Entries removed to make room."""
     expirations: int

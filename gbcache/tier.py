@@ -97,7 +97,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     stale : float or timedelta
         Seconds that memory keeps an entry past its TTL, for the above.
 
-    Raises TypeError, ValueError for arguments that are none of these. Cost of a hit: the near side's and some 15 ns.
+    Raises TypeError, ValueError for arguments that are none of these. Cost of a hit: the near side's, and 2 to 5 ns.
     Coherence: a read gives what a write left that ended before it began, or a later one. That holds within a process;
     with a far side that others write to, as far as it tells of that (`Valkey`).
     """

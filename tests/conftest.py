@@ -63,7 +63,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     run = str(Path(__file__).parent / "native" / "run.py")
     runner = subprocess.Popen([sys.executable, run, str(out), workers, *wanted])
     session.config.stash[NATIVE] = runner, out
-    session.config.native_key = NATIVE  # type: ignore[attr-defined]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import NATIVE
 
 FILES = sorted(path.stem for path in (Path(__file__).parent / "native").glob("test_*.c"))
 
 
 def outcome(request: pytest.FixtureRequest, what: str) -> str:
     """What it said; fails if it failed."""
-    runner, out = request.config.stash[request.config.native_key]  # type: ignore[attr-defined]
+    runner, out = request.config.stash[NATIVE]
     while not (out / f"{what}.json").exists():
         ended = runner.poll() is not None
         assert not ended or (out / f"{what}.json").exists(), "native/run.py ended without it"

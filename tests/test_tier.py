@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from fars import Dict, Full, Telling
 
-from gbcache import Cache, ClosedError, FarError, ObjectCache, Tiered
+from gbcache import Cache, ClosedError, FarError, ObjectCache, Tiered, flight
 
 NEARS = [lambda: Cache("200kB"), lambda: ObjectCache(100)]
 
@@ -328,6 +331,9 @@ def test_invalidations(near: Any, how: str) -> None:
     side.listener.lost()
     side.data["a"] = 3, None  # untold
     assert tier["a"] == 3 and not tier.trusts
+    assert tier.get("c") is None
+    side.data["c"] = 1, None
+    assert tier["c"] == 1  # that it was absent is believed no longer than the rest
     if how == "serve_stale":
         side.failing = True
         assert tier["a"] == 3 and tier.get_many(["a"]) == {"a": 3}
@@ -385,3 +391,43 @@ def test_what_memory_cannot_hold_is_on_the_far_side(write: str) -> None:
     assert tier["small"] == b"y" * 500_000 == tier.get_many(["small"])["small"]
     assert tier.get_or_set("made", lambda: b"z" * 500_000) == tier["made"] == b"z" * 500_000
     tier.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_led_any_more(near: Any, fails: bool) -> None:
+    """A batch of flights leaves no trace in the context, however it ends."""
+    tier = Tiered(near, Full())
+    far(tier).data = {i: (i, None) for i in range(9)}
+    far(tier).failing = fails
+    with pytest.raises(FarError) if fails else nullcontext():
+        assert len(tier.get_many(range(20))) == 9
+    assert flight._leading.get() is None and not near._flights
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_goes_on(near: Any) -> None:
+    """Whoever held a lock, or was writing, is not there."""
+    tier = Tiered(near, Full(), negative_ttl=5)
+    tier["a"] = 1
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with tier._side.lock:
+            tier._side.begin(["a"])
+            held.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+        far(tier)._lock = threading.Lock()
+        tier["a"] = 2
+        os._exit(not (tier["a"] == 2 == tier.near.peek("a") and tier.get("b") is None))
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    thread.join()
+    assert status == 0

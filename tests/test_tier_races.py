@@ -24,6 +24,14 @@ NEARS = {"Cache": lambda: Cache("200kB"), "ObjectCache": lambda: ObjectCache(100
 # --- two operations, in every order ------------------------------------------------------------------
 
 
+def cut(tier: Tiered) -> None:
+    """Somebody writes while nobody is told."""
+    far: Any = tier.far
+    far.listener.lost()
+    far.data["k"] = "untold", None
+    far.listener.restored()
+
+
 def incr(tier: Tiered) -> None:
     with suppress(TypeError):  # where it is text
         tier.incr("k")
@@ -39,6 +47,7 @@ OPERATIONS: dict[str, Callable[[Tiered], Any]] = {
     "clear": lambda tier: tier.clear(),
     "load": lambda tier: tier.get_or_set("k", lambda: "load"),
     "foreign": lambda tier: tier.far.foreign("k", "foreign"),  # type: ignore[attr-defined]
+    "cut": lambda tier: cut(tier),
     "evict": lambda tier: tier.near.pop("k", None),
 }
 
@@ -62,7 +71,8 @@ class Gate:
 def test_two_that_overlap(near: str, begin: str) -> None:
     """Whatever comes between an operation and its answer: afterwards memory agrees with the far side."""
     for first, second, when in product(OPERATIONS, OPERATIONS, ("hook", "after")):
-        tier = Tiered(NEARS[near](), Telling(), negative_ttl=60)
+        how = "serve_stale" if begin == "both" else "raise"
+        tier = Tiered(NEARS[near](), Telling(), negative_ttl=60, on_far_error=how)
         far: Any = tier.far
         far.listener.restored()
         if begin != "absent":
@@ -347,3 +357,20 @@ def test_a_write_over_one_that_waits_is_as_old_as_that() -> None:
     tier["a"] = 2
     assert tier.stats().at_risk.seconds >= 0.05 and tier.stats().at_risk.entries == 1
     tier.close()
+
+
+def test_a_far_side_that_was_closed_first_loses_nothing_in_silence() -> None:
+    tier = Tiered(Cache("1MB"), Full(), write="behind", behind_seconds=0.02)
+    far: Any = tier.far
+
+    def shut(verb: str, keys: list[Any]) -> None:
+        raise ClosedError("the far side is closed")
+
+    far.hook = shut
+    tier.update({"a": 1, "b": 2})
+    with pytest.raises(FarError, match=r"2 writes wait.*is closed"):
+        tier.close()
+    assert tier.stats().behind_errors == 0 and tier.stats().at_risk.entries == 2
+    far.hook = lambda verb, keys: None
+    tier.close()
+    assert far.data.keys() == {"a", "b"}
