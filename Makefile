@@ -8,7 +8,7 @@ SOURCES := $(filter-out gbcache/_packed.c gbcache/_object.c gbcache/_disk.c gbca
 STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 # What the other builds of the C have no part in, or little for its time.
-PYTHON_ALONE := --ignore-glob="tests/test_valkey*" --ignore-glob="tests/test_tier_*" --ignore=tests/test_lru_cache.py --ignore=tests/test_power.py
+PYTHON_ALONE := --ignore-glob="tests/test_valkey*" --ignore-glob="tests/test_tier_*" --ignore=tests/test_lru_cache.py --ignore-glob="tests/test_power*"
 FUZZ_SECONDS ?= 60
 SEED ?= 1
 KILLS ?= 2000
@@ -72,8 +72,9 @@ proof-kill: build ## a live file's writers killed KILLS times, and before any st
 	PYTHONPATH=. $(PY) tests/proof/kill.py --kills $(KILLS) --seed $(SEED)
 	KILL_ROUNDS=40 SEED=$(SEED) PYTHONPATH=. $(PYTEST) tests/test_native.py -k kill
 
-proof-power: build ## what a power cut may leave of files: STATES states, and every bit flip of a snapshot
+proof-power: build ## what a power cut may leave: STATES states of files, half as many of a Disk; every bit flip of a snapshot
 	PYTHONPATH=. $(PY) tests/proof/power.py --states $(STATES) --seed $(SEED)
+	PYTHONPATH=. $(PY) tests/proof/power_disk.py --states $$(($(STATES) / 2)) --seed $(SEED)
 	PYTHONPATH=. $(PY) tests/test_files_corrupt.py
 
 proof-disk: build ## a Disk's writers killed KILLS times, and STORES damaged stores

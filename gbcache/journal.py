@@ -281,11 +281,11 @@ def _replay(found: list[_Found], applied: int, strict: bool) -> tuple[Changes, i
             if not missing and n == seq + 1:
                 changes.update(made)
                 seq = n
-        if one.broken == "damaged" or (one.broken and one is not found[-1]):
-            missing = True
-            if strict:
-                raise ImageError(one.path, one.end, "a frame has its checksum")
-        if missing and one.claims > seq:
+        if strict and one.broken and (one.broken == "damaged" or one is not found[-1]):
+            raise ImageError(one.path, one.end, "a frame has its checksum")
+        # What is lost here may have been applied: one that was removed, and that a power cut brought back in part.
+        # If not, the next frame there is has a number that does not follow.
+        if one.claims > seq:
             raise ImageError(one.path, one.end, f"frame {seq + 1}, which was synced, is there")
     return changes, seq
 

@@ -17,6 +17,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define PAGE 4096u
@@ -33,6 +35,7 @@ enum { FAIL, FAIL_ON, HALF };
 static char root[4096], armed[32];
 static int turn, error_no, how, calls, is_armed;
 static FILE *out;
+static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER; /* a line at a time, whichever thread's */
 static struct map {
     unsigned long long inode;
     unsigned char *at, *seen;
@@ -109,15 +112,22 @@ static void note(const char *what, unsigned long long inode, const char *path, c
                  long long b, const void *p, size_t n) {
     if (!out) return;
     int kept = errno;
+    pthread_mutex_lock(&writing);
     changed_pages();
     fprintf(out, "%s %llu %s %s %lld %lld ", what, inode, path, other, a, b);
     hex(p, n);
     putc('\n', out);
     fflush(out);
+    pthread_mutex_unlock(&writing);
     errno = kept;
 }
 static void note_fd(const char *what, int fd, long long a, const void *p, size_t n) {
     if (out) note(what, inode_of(fd), name_of(fd), "-", a, 0, p, n);
+}
+/* What was written through a descriptor that syncs each write (O_DSYNC) is on disk with it. */
+static void note_write(int fd, long long at, const void *p, size_t n) {
+    note_fd("pwrite", fd, at, p, n);
+    if (out && fcntl(fd, F_GETFL) & O_DSYNC) note("msync", inode_of(fd), name_of(fd), "-", at, (long long)n, NULL, 0);
 }
 void shim_log(const char *path) {
     if (out) changed_pages(), fclose(out);
@@ -157,7 +167,7 @@ static ssize_t write_at(int fd, const void *p, size_t n, off64_t at) {
         n = n > 1 ? n / 2 : n;
     }
     ssize_t done = real(fd, p, n, at);
-    if (done > 0) note_fd("pwrite", fd, at, p, (size_t)done);
+    if (done > 0) note_write(fd, at, p, (size_t)done);
     return done;
 }
 ssize_t pwrite64(int fd, const void *p, size_t n, off64_t at) { return write_at(fd, p, n, at); }
@@ -171,7 +181,23 @@ ssize_t write(int fd, const void *p, size_t n) {
     }
     long long at = lseek64(fd, 0, SEEK_CUR);
     ssize_t done = real(fd, p, n);
-    if (done > 0) note_fd("pwrite", fd, at, p, (size_t)done);
+    if (done > 0) note_write(fd, at, p, (size_t)done);
+    return done;
+}
+ssize_t writev(int fd, const struct iovec *parts, int count) { /* as LMDB writes a run of pages */
+    REAL(ssize_t, "writev", int, const struct iovec *, int);
+    if (!ours(fd)) return real(fd, parts, count);
+    if (fails("writev")) {
+        if (how != HALF) return -1;
+        count = count > 1 ? count / 2 : count;
+    }
+    long long at = lseek64(fd, 0, SEEK_CUR);
+    ssize_t done = real(fd, parts, count), left = done;
+    for (int i = 0; i < count && left > 0; i++) {
+        size_t n = (size_t)left < parts[i].iov_len ? (size_t)left : parts[i].iov_len;
+        note_write(fd, at, parts[i].iov_base, n);
+        at += (long long)n, left -= (ssize_t)n;
+    }
     return done;
 }
 static ssize_t read_at(int fd, void *p, size_t n, off64_t at) {

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,13 +49,14 @@ class Event(NamedTuple):
     data: bytes
 
 
-def parsed(line: str) -> Event:
+def parsed(line: str, root: Path) -> Event:
     what, inode, path, other, at, count, data = line.rstrip("\n").split(" ")
+    prefix = f"{root}/"
     return Event(
         what,
         int(inode),
-        os.path.basename(path),
-        os.path.basename(other),
+        path.removeprefix(prefix),
+        other.removeprefix(prefix),
         int(at),
         int(count),
         bytes.fromhex(data),
@@ -68,7 +70,8 @@ class Recording(NamedTuple):
 
 
 def record(library: Path, root: Path, work: str, *more: str) -> Recording:
-    before = {p.name: (p.stat().st_ino, p.read_bytes()) for p in root.iterdir()}
+    before = {str(p.relative_to(root)): (p.stat().st_ino, p.read_bytes())
+              for p in root.rglob("*") if p.is_file()}  # fmt: skip
     log = root.parent / "log"
     preload = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
     package = str(Path(gbcache.__file__).parent.parent)
@@ -79,7 +82,7 @@ def record(library: Path, root: Path, work: str, *more: str) -> Recording:
     if work == "save":
         versions = {"o": before.get("a.gbs", (0, b""))[1], "n": (root / "a.gbs").read_bytes()}
     with open(log) as lines:
-        return Recording(before, [parsed(line) for line in lines], versions)
+        return Recording(before, [parsed(line, root) for line in lines], versions)
 
 
 def record_saves(library: Path, root: Path, dice: random.Random, sizes: int) -> list[Recording]:
@@ -109,8 +112,9 @@ def record_lives(library: Path, root: Path) -> list[Recording]:
 
 def build(folder: Path) -> Path:
     made = folder / "shim.so"
+    libraries = ["-ldl", "-lpthread"]
     subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-O1", str(SHIM), "-o", str(made), "-ldl"], check=True
+        ["gcc", "-shared", "-fPIC", "-O1", str(SHIM), "-o", str(made), *libraries], check=True
     )
     return made
 
@@ -160,10 +164,12 @@ def drawn(n: int, dice: random.Random) -> int:
     )[kind]
 
 
-def torn(before: bytes, data: bytes, dice: random.Random) -> tuple[int, bytes]:
+def torn(before: bytes, data: bytes, dice: random.Random, sectors: bool) -> tuple[int, bytes]:
     """A part of a write: its first 1, half, all but one bytes, or up to a sector's end; or the rest of it."""
     n = len(data)
     cut = dice.choice((1, n // 2, n - 1, dice.randrange(n), dice.randrange(n) & ~511, -1))
+    if sectors:
+        cut = dice.randrange(n) & ~511
     if cut < 0:  # within what it changes
         changed = [i for i in range(min(n, len(before), 4096)) if before[i] != data[i]] or [0]
         cut = dice.choice(changed) + dice.randrange(2)
@@ -171,7 +177,10 @@ def torn(before: bytes, data: bytes, dice: random.Random) -> tuple[int, bytes]:
 
 
 class Disk:
-    def __init__(self, recording: Recording) -> None:
+    """`sectors`: a sector of 512 bytes is written whole or not at all; else a write ends at any byte."""
+
+    def __init__(self, recording: Recording, sectors: bool = False) -> None:
+        self.sectors = sectors
         self.inodes = {inode: Inode(data) for inode, data in recording.before.values()}
         self.names = {name: self.inodes[inode] for name, (inode, _) in recording.before.items()}
         self.pending: list[
@@ -222,7 +231,7 @@ class Disk:
         for i, change in enumerate(self.pending):
             if happened >> i & 1:
                 rename(names, *change)
-        return {name: found(inode, dice) for name, inode in names.items()}
+        return {name: found(inode, dice, self.sectors) for name, inode in names.items()}
 
 
 def rename(names: dict[str, Inode], goes: str, comes: str, inode: Inode | None) -> None:
@@ -231,7 +240,7 @@ def rename(names: dict[str, Inode], goes: str, comes: str, inode: Inode | None) 
         names[comes] = inode
 
 
-def found(inode: Inode, dice: random.Random) -> bytes:
+def found(inode: Inode, dice: random.Random, sectors: bool) -> bytes:
     """The content: what is on disk, and of what may be, what is drawn, some of it in part."""
     content, n = bytearray(inode.data), len(inode.pending)
     happened, hurt = (
@@ -240,7 +249,7 @@ def found(inode: Inode, dice: random.Random) -> bytes:
     )
     for i, (at, data) in enumerate(inode.pending):
         if i in hurt and data:
-            begin, part = torn(bytes(content[at : at + len(data)]), data, dice)
+            begin, part = torn(bytes(content[at : at + len(data)]), data, dice, sectors)
             put(content, at + begin, part)
         elif happened >> i & 1:
             put(content, at, data)
@@ -263,9 +272,10 @@ def snapshot_right(may: str, state: Files, versions: dict[str, bytes]) -> str:
 
 
 def lay(folder: Path, state: Files) -> None:
-    for old in folder.iterdir():
-        old.unlink()
+    shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
     for name, data in state.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(fd, data)
         os.close(fd)

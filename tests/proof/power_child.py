@@ -115,6 +115,10 @@ def main(work: str, root: str, log: str, *more: str) -> None:
     recorder = Recorder(Path(root), Path(log))
     if work == "save":
         do_save(recorder, more[0], int(more[1]))
+    elif work == "disk":
+        import power_disk
+
+        power_disk.live(recorder, *more)
     else:
         {"first": do_first_life, "second": do_second_life}[work](recorder)
     recorder.shim.shim_log(None)
