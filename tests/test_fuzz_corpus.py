@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).parent / "fuzz"
 CSRC = HERE.parent.parent / "csrc"
 KEPT = sorted((HERE / "corpus_load").glob("*.bin"))
-FLAGS = ["-std=c11", "-O1", "-g", "-DGB_DEBUG=2", "-fsanitize=address,undefined"]
+FLAGS = ["-std=c11", "-O1", "-g", "-DGB_DEBUG=2", "-DCHECKED=1u", "-fsanitize=address,undefined"]
 
 
 def build(program: Path, *more: str) -> None:

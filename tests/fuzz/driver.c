@@ -1,7 +1,7 @@
 /* driver.c - a main for the fuzz target where there is no libFuzzer: random inputs, and mutations of
  * earlier ones. An input is saved before it runs, so that a crash leaves it behind.
  *
- *     driver [--seconds N] [--seed S] [--case FILE]      runs
+ *     driver [--seconds N | --runs N] [--seed S] [--case FILE]      runs
  *     driver FILE...                                     replays */
 #define _POSIX_C_SOURCE 200809L
 #include <stdint.h>
@@ -98,11 +98,12 @@ static int save(const char *path) {
 int main(int argc, char **argv) {
     double limit = 60, start = seconds();
     const char *path = "case.bin";
-    unsigned long runs = 0;
+    unsigned long runs = 0, most = 0;
     int files = 0;
     uint64_t seed = 1;
     for (int i = 1; i < argc; i++) {
         if (i + 1 < argc && !strcmp(argv[i], "--seconds")) limit = strtod(argv[++i], NULL);
+        else if (i + 1 < argc && !strcmp(argv[i], "--runs")) most = strtoul(argv[++i], NULL, 10);
         else if (i + 1 < argc && !strcmp(argv[i], "--seed")) seed = strtoull(argv[++i], NULL, 10);
         else if (i + 1 < argc && !strcmp(argv[i], "--case")) path = argv[++i];
         else if (++files && replay(argv[i])) return 2;
@@ -112,7 +113,7 @@ int main(int argc, char **argv) {
     printf("seed %llu\n", (unsigned long long)seed);
     fflush(stdout);
     for (uint32_t i = 0; i < POOL; i++) fresh(&pool[i]);
-    for (; seconds() - start < limit; runs++) {
+    for (; most ? runs < most : seconds() - start < limit; runs++) {
         size_t slot = below(POOL);
         now = pool[slot];
         if (below(4)) mutate(&now);
