@@ -21,6 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import said
+
 from gbcache import lmdbstore
 from gbcache.disk import Disk
 from gbcache.errors import ClosedError, FarError, ImageError
@@ -226,7 +228,15 @@ def main() -> int:
     print(
         f"seed {args.seed}: {args.stores} damaged stores, {len(problems)} with a wrong value or a signal"
     )
-    return bool(problems) != args.plant
+    if args.plant:
+        return int(not problems)
+    refused, harmless = outcomes[NAMES[REFUSED]], outcomes[NAMES[HARMLESS]]
+    said.row(
+        "a damaged Disk is refused, or all of it is right",
+        f"{args.stores:,} damaged stores: {refused:,} refused, {harmless:,} unharmed, {len(problems)} wrong",
+        not problems and refused > 0,
+    )
+    return said.verdict()
 
 
 if __name__ == "__main__":

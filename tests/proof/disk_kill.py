@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import said
+
 from gbcache import engine
 from gbcache.disk import Disk
 
@@ -209,7 +211,14 @@ def main() -> int:
     counts, wrong = campaign(args.kills, args.seed, args.plant)
     print(f"seed {args.seed}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))
     print(wrong or "0 lost, 0 resurrected, 0 wrong")
-    return bool(wrong) != args.plant
+    if args.plant:
+        return int(not wrong)
+    said.row(
+        "kill -9 of a Disk's writers: nothing acknowledged is lost",
+        f"{counts['kills']:,} kills, {counts.get('acknowledged', 0):,} acknowledged, {'1 wrong' if wrong else '0 wrong'}",
+        not wrong and counts["kills"] >= args.kills,
+    )
+    return said.verdict()
 
 
 if __name__ == "__main__":

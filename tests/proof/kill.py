@@ -40,6 +40,8 @@ from kill_ledger import (
     writer_of,
 )  # fmt: skip
 
+import said
+
 import gbcache
 
 SIZES = {"roomy": 16_000_000, "crowded": 1_600_000}
@@ -433,13 +435,18 @@ def main() -> int:
             number += 1
     finally:
         print(campaign.summary(seed, time.monotonic() - begun), flush=True)
+    said.row(
+        "kill -9 of a live file's writers: nothing acknowledged is lost, raised from the dead or another's",
+        f"{campaign.kills():,} kills, {campaign.acknowledged:,} acknowledged, {len(campaign.problems)} wrong",
+        not campaign.problems and campaign.kills() >= given.kills,
+    )
     for kind, text in campaign.problems[:10]:
         print(f"{kind}: {text}")
     if campaign.problems:
         print(f"kept: {root}")
         return 1
     shutil.rmtree(root)
-    return 0
+    return said.verdict()
 
 
 if __name__ == "__main__":

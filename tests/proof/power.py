@@ -26,6 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import said
 from power_child import SIZE, THIRD, content
 
 import gbcache
@@ -447,7 +448,12 @@ def main() -> int:
     for end in sorted(done.ends):
         print(f"  {done.ends[end]:8,} {end}")
     print(done.keep())
-    return bool(done.bad) != bool(args.plant)
+    said.row(
+        "power cuts: the old content or the new one, whole, or a file that is refused",
+        f"{len(done.seen):,} different states, {done.bad} bad",
+        not done.bad,
+    )
+    return said.verdict() if not args.plant else int(not done.bad)
 
 
 if __name__ == "__main__":

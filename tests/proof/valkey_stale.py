@@ -31,6 +31,7 @@ from typing import Any
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent.parent.parent)]
 
+import said  # noqa: E402
 from proxy import Proxy  # noqa: E402
 from servers import Server  # noqa: E402
 
@@ -179,6 +180,11 @@ def watch(place: Path, writes: int, seed: int, plant: bool) -> list[str]:
         faults.append("watch: nothing was proved")
     if worst > LIMIT + 2 * machine or wrong:
         faults.append(f"watch: {late} reads were stale, {wrong} copies in the end")
+    said.row(
+        f"a copy is behind its server by {LIMIT * 1000:.0f} ms at most",
+        f"{writes:,} writes, {reads:,} reads, {worst * 1000:.1f} ms (the machine itself {machine * 1000:.1f} ms late)",
+        not faults,
+    )
     return faults
 
 
@@ -280,6 +286,11 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
         faults.append("cuts: nothing was proved")
     if peeks.worst > bound + 2 * machine:
         faults.append(f"cuts: a copy was {peeks.worst:.3f} s behind, the bound is {bound} s")
+    said.row(
+        f"the channel is cut: a copy is behind by two heartbeats + {max_staleness} s at most",
+        f"{count} cuts, {peeks.seen:,} looks, {peeks.worst * 1000:.0f} ms of {bound * 1000:.0f} ms",
+        not faults,
+    )
     return faults
 
 
@@ -341,7 +352,13 @@ def down(seconds: float, seed: int) -> list[str]:
     )
     tier.close()
     server.close()
-    if stuck or max(longest) > timeout + 0.05 + 2 * machine:
+    bad = bool(stuck) or max(longest) > timeout + 0.05 + 2 * machine
+    said.row(
+        "no server: no call takes longer than its timeout, and it is well again after",
+        f"{seconds:g} s stopped, {seconds:g} s killed: {max(longest) * 1000:.0f} ms of {timeout * 1000:.0f} ms",
+        not bad,
+    )
+    if bad:
         return [f"down: a call took {max(longest):.3f} s, {stuck} threads are stuck"]
     return []
 
@@ -377,7 +394,7 @@ def main() -> int:
         if args.down:
             faults += down(args.down, args.seed)
     print("\n".join(faults) or "all as stated")
-    return bool(faults)
+    return int(bool(faults) or said.verdict())
 
 
 if __name__ == "__main__":

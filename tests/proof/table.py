@@ -1,0 +1,146 @@
+"""Runs the parts of the proof one after another, and makes one table of their rows.
+
+    python tests/proof/table.py [--long] [--seed S] [--only kill --only power]
+
+Each part is a target of the Makefile, `proof-NAME`, which prints rows (said.py). A part that ends in an error, or that
+ends without a row, is a row that says NO. The table is printed at the end, and kept in build/proof/table.md with what
+each part said beside it. Exits with 1 if any row says NO.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import said
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Part(NamedTuple):
+    """`short` and `long`: variables of the Makefile; `minutes` the short form is expected to take on two cores."""
+
+    name: str
+    minutes: float
+    short: str = ""
+    long: str = ""
+
+
+PARTS = [
+    Part("kill", 3, "KILLS=600 KILL_ROUNDS=5", "KILLS=10000 KILL_ROUNDS=40"),
+    Part("power", 2, "STATES=100000", "STATES=1000000"),
+    Part("corrupt", 3, "", "CORRUPT=asan"),
+    Part("disk", 3, "KILLS=300 STORES=300", "KILLS=5000 STORES=5000"),
+    Part("oom", 3),
+    Part("io", 2),
+    Part("budget", 1.5, "STEPS=200000", "STEPS=2000000"),
+    Part("events", 1, "OPS=1000000", "OPS=20000000"),
+    Part("fork", 1),
+    Part("clock", 1.5, "", "STOPPED=90"),
+    Part("fuzz", 4, "FUZZ_SECONDS=160", "FUZZ_RUNS=10000000"),
+    Part("threads", 2),
+    Part("leak", 2),
+    Part("soak", 2.2, "MINUTES=2", "MINUTES=120"),
+    Part("hostile", 1),
+    Part("mutants", 3),
+    Part("stale", 1.5, "WRITES=200000 CUTS=30 DOWN=3", "WRITES=1000000 CUTS=100 DOWN=10"),
+    Part("coverage", 1),
+    Part("valgrind", 3),
+]
+
+
+class Row(NamedTuple):
+    goal: str
+    figure: str
+    good: str
+    command: str
+    seconds: float
+
+
+def known_targets() -> set[str]:
+    return set(re.findall(r"^proof-([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+
+
+def command_of(part: Part, is_long: bool, seed: int) -> list[str]:
+    given = part.long if is_long else part.short
+    return ["make", "--no-print-directory", f"proof-{part.name}", *given.split(), f"SEED={seed}"]
+
+
+def rows_of(part: Part, text: str, status: int, command: str, seconds: float) -> list[Row]:
+    """Its rows; and what it did not say itself, as one that says NO."""
+    lines = [line.split("|") for line in text.splitlines() if line.startswith(said.MARK)]
+    rows = [Row(*line[1:4], command, seconds) for line in lines if len(line) == 4]
+    if not rows:
+        rows = [Row(f"{part.name}: all of it", f"no row; exit status {status}", "NO", command, seconds)]  # fmt: skip
+    elif status and all(row.good == "yes" for row in rows):
+        rows.append(Row(f"{part.name}: ends well", f"exit status {status}", "NO", command, seconds))
+    return rows
+
+
+def run(part: Part, is_long: bool, seed: int) -> list[Row]:
+    """One part. What it says goes to a file beside the table, and its rows to the terminal as they come."""
+    command, begun, lines = command_of(part, is_long, seed), time.monotonic(), []
+    print(f"--- {' '.join(command)}", flush=True)
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    with (said.KEPT / f"{part.name}.txt").open("w") as kept:
+        ran = subprocess.Popen(
+            command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert ran.stdout is not None
+        for line in ran.stdout:
+            kept.write(line)
+            kept.flush()
+            lines.append(line)
+            if line.startswith(said.MARK):
+                print(line, end="", flush=True)
+        status = ran.wait()
+    seconds = time.monotonic() - begun
+    rows = rows_of(part, "".join(lines), status, " ".join(command[2:]), seconds)
+    if any(row.good != "yes" for row in rows):
+        print("".join(lines[-40:]), flush=True)
+    print(f"    {part.name}: {seconds:.0f} s, status {status}", flush=True)
+    return rows
+
+
+def table(rows: list[Row], seconds: float) -> str:
+    head = ["| goal | figure reached | | command | s |", "|---|---|---|---|---:|"]
+    body = [f"| {r.goal} | {r.figure} | {r.good} | `{r.command}` | {r.seconds:.0f} |" for r in rows]
+    bad = sum(row.good != "yes" for row in rows)
+    last = f"{len(rows)} rows, {bad} that say NO; {seconds / 60:.1f} minutes"
+    return "\n".join([*head, *body, "", last, ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--long", action="store_true", help="hours")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", action="append", choices=[part.name for part in PARTS])
+    args = parser.parse_args()
+    known, begun, rows = known_targets(), time.monotonic(), list[Row]()
+    said.KEPT.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        if args.only and part.name not in args.only:
+            continue
+        if part.name not in known:
+            name = f"make proof-{part.name}"
+            rows.append(Row(f"{part.name}: all of it", "the Makefile has no such target", "NO", name, 0))  # fmt: skip
+            continue
+        rows += run(part, args.long, args.seed)
+    for name in sorted(known - {part.name for part in PARTS} - {"long"}):
+        rows.append(Row(f"{name}: all of it", "the table's list has no such part", "NO", f"make proof-{name}", 0))  # fmt: skip
+    text = table(rows, time.monotonic() - begun)
+    (said.KEPT / "table.md").write_text(text)
+    print(f"\n{text}", end="")
+    return int(any(row.good != "yes" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
