@@ -1,4 +1,10 @@
-"""Which lines of csrc/ the native tests run, over the normal and the tiny build together."""
+"""Which lines and branches of csrc/ the tests run: the native ones over the normal and the tiny build together, and
+with --python those of pytest too, against an extension built the same way.
+
+Assertions are not compiled (GB_DEBUG is 0), so their failing sides are no branches. What no test can reach is named
+where it stands, and that is checked: a line with the comment "unreachable: why" must not run, and of one with
+"one way: why" some branch must never be taken; everything else must be, if --least is 100.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,8 @@ import argparse
 import gzip
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,73 +23,168 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NATIVE = ROOT / "tests" / "native"
-FLAGS = ["-std=c11", "-O0", "-g", "--coverage", "-Wno-unused-function"]
+MEASURED = ["--coverage", "-O0", "-frandom-seed=1", "-fprofile-update=atomic"]
+FLAGS = ["-std=c11", "-g", *MEASURED, "-Wno-unused-function"]
 INCLUDE = [f"-I{ROOT / 'csrc'}", f"-I{NATIVE}"]
+ALONE = ["--ignore-glob=tests/test_valkey*", "--ignore-glob=tests/test_tier_*", "--ignore=tests/test_lru_cache.py",
+         "--ignore=tests/test_native.py", "--ignore=tests/test_architecture.py"]  # fmt: skip
+UNREACHABLE, ONE_WAY = "/* unreachable: ", "/* one way: "
 
-Lines = dict[str, dict[int, int]]  # file -> line -> times run
+
+class Seen:
+    """Of each file: how often a line ran, and each of its branches was taken. The builds compile some lines into
+    different branches: those are told apart by how many there are, and the most are what counts."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        self.branches: dict[str, dict[int, dict[int, list[int]]]] = defaultdict(lambda: defaultdict(dict))
+
+    def add(self, notes: Path, where: Path) -> None:
+        """What gcov says of an object."""
+        ran = subprocess.run(["gcov", "--json-format", "--stdout", "--branch-probabilities", str(notes)], cwd=where,
+                             check=True, capture_output=True)  # fmt: skip
+        for report in ran.stdout.splitlines():
+            for file in json.loads(report)["files"]:
+                path = Path(os.path.normpath(where / file["file"]))
+                if path.parent.name not in ("csrc", "gbcache") or path.suffix not in (".c", ".h"):
+                    continue
+                for line in file["lines"]:
+                    self.line(f"{path.parent.name}/{path.name}", line["line_number"], line["count"],
+                              [b["count"] for b in line["branches"] if not b["throw"]])  # fmt: skip
+
+    def line(self, file: str, number: int, count: int, taken: list[int]) -> None:
+        self.lines[file][number] += count
+        if taken:
+            before = self.branches[file][number].get(len(taken), [0] * len(taken))
+            self.branches[file][number][len(taken)] = [a + b for a, b in zip(before, taken, strict=True)]
+
+    def merge(self, other: Seen) -> None:
+        for file, lines in other.lines.items():
+            for number, count in lines.items():
+                self.line(file, number, count, [])
+                for taken in other.branches[file].get(number, {}).values():
+                    self.line(file, number, 0, taken)
+
+    def taken(self, file: str, number: int) -> list[int]:
+        shapes = self.branches[file].get(number)
+        return shapes[max(shapes)] if shapes else []
 
 
-def measure(source: Path, tiny: bool, where: Path, seed: str) -> Lines:
-    """Builds and runs one test, and reads what gcov saw of csrc/."""
+def native(source: Path, tiny: bool, where: Path, seed: str) -> Seen:
+    """Builds and runs one test."""
     here = where / f"{source.stem}_{'tiny' if tiny else 'normal'}"
     here.mkdir()
     program = here / "test"
     flags = [*FLAGS, *(["-DGB_TINY"] if tiny else []), *INCLUDE]
-    subprocess.run(
-        ["gcc", *flags, str(source), "-lpthread", "-o", str(program)], check=True, cwd=here
-    )
+    subprocess.run(["gcc", *flags, str(source), "-lpthread", "-o", str(program)], check=True, cwd=here)
     ran = subprocess.run([str(program), seed], cwd=here, capture_output=True, text=True)
     if ran.returncode:
         raise SystemExit(f"{here.name} failed:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
-    notes = next(here.glob("*.gcno"))
-    subprocess.run(["gcov", "--json-format", notes.name], cwd=here, check=True, capture_output=True)
-    lines: Lines = defaultdict(lambda: defaultdict(int))
-    for report in here.glob("*.gcov.json.gz"):
-        for file in json.loads(gzip.decompress(report.read_bytes()))["files"]:
-            path = Path(os.path.normpath(here / file["file"]))
-            if path.parent != ROOT / "csrc":
+    seen = Seen()
+    seen.add(next(here.glob("*.gcno")), here)
+    return seen
+
+
+def python(tiny: bool, where: Path, seed: str) -> Seen:
+    """Builds the extension in a copy of the tree, and runs the Python tests there."""
+    tree = where / f"python_{'tiny' if tiny else 'normal'}"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "*.so", ".hypothesis"))
+    env = os.environ | {"GB_CFLAGS": " ".join(MEASURED), "GB_LDFLAGS": "--coverage", "GB_TINY": "1" if tiny else "0",
+                        "GB_SLICE": "short", "SEED": seed, "PYTHONPATH": str(tree), "GB_EXPECT": ""}  # fmt: skip
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-temp", "build/temp"]
+    subprocess.run(build, cwd=tree, env=env, check=True, capture_output=True)
+    pytest = [sys.executable, str(Path(sys.executable).with_name("pytest")), "-q", "-p", "no:cacheprovider", "tests"]
+    ran = subprocess.run([*pytest, *ALONE], cwd=tree, env=env, capture_output=True, text=True)
+    print(f"pytest, {'tiny' if tiny else 'normal'}: {ran.stdout.strip().splitlines()[-1]}", flush=True)
+    if ran.returncode:
+        raise SystemExit(ran.stdout[-4000:])
+    seen = Seen()
+    for notes in (tree / "build" / "temp").rglob("*.gcno"):
+        seen.add(notes, tree)
+    return seen
+
+
+class Told:
+    """Of one file: figures, and what is to be said of lines."""
+
+    def __init__(self, seen: Seen, file: str) -> None:
+        self.lines = self.lines_run = self.branches = self.branches_taken = self.named = 0
+        self.missed: list[str] = []
+        self.wrong: list[str] = []
+        text = (ROOT / file).read_text().splitlines()
+        for number in sorted(seen.lines[file]):
+            ran, taken, line = seen.lines[file][number], seen.taken(file, number), text[number - 1]
+            if UNREACHABLE in line:
+                self.named += 1
+                if ran:
+                    self.wrong.append(f"{file}:{number}: is run, and says it is not: {line.strip()}")
                 continue
-            for line in file["lines"]:
-                lines[path.name][line["line_number"]] += line["count"]
-    return lines
+            self.lines += 1
+            self.lines_run += ran > 0
+            if ONE_WAY in line:
+                self.named += 1
+                if ran and all(taken):
+                    self.wrong.append(f"{file}:{number}: is gone every way, and says it is not: {line.strip()}")
+                taken = []
+            self.branches += len(taken)
+            self.branches_taken += sum(map(bool, taken))
+            if not ran:
+                self.missed.append(f"{number:5}: never run:    {line}")
+            elif not all(taken):
+                ways = "".join("x" if n else "-" for n in taken)
+                self.missed.append(f"{number:5}: {ways:12}: {line}")
+
+    def figure(self) -> str:
+        def part(n: int, of: int) -> str:
+            return f"{n:5} of {of:5} ({100 * n / max(1, of):5.1f} %)"
+
+        return f"lines {part(self.lines_run, self.lines)}, branches {part(self.branches_taken, self.branches)}"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--least", type=float, default=0.0, help="percent, in total")
-    parser.add_argument("--show", action="store_true", help="list the lines that never ran")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--least", type=float, default=0.0, help="percent of csrc/'s lines")
+    parser.add_argument("--least-branches", type=float, default=0.0, help="percent of csrc/'s branches")
+    parser.add_argument("--show", action="store_true", help="list what never ran")
+    parser.add_argument("--python", action="store_true", help="the Python tests too, and gbcache/'s own C")
+    parser.add_argument("--seed", default=os.environ.get("SEED", "1"))
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    total: Lines = defaultdict(lambda: defaultdict(int))
-    sources = sorted(NATIVE.glob("test_*.c"))
-    seed = os.environ.get("SEED", "1")
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as workers:
-        jobs = [
-            workers.submit(measure, source, tiny, Path(name), seed)
-            for source in sources
-            for tiny in (False, True)
-        ]
+    total = Seen()
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(args.workers) as workers:
+        where = Path(name)
+        jobs = [workers.submit(native, source, tiny, where, args.seed)
+                for source in sorted(NATIVE.glob("test_*.c")) for tiny in (False, True)]  # fmt: skip
+        if args.python:
+            jobs += [workers.submit(python, tiny, where, args.seed) for tiny in (False, True)]
         for job in jobs:
-            for file, counts in job.result().items():
-                for number, count in counts.items():
-                    total[file][number] += count
-    all_lines = all_run = 0
-    for file in sorted(total):
-        counts = total[file]
-        run = sum(1 for count in counts.values() if count)
-        all_lines += len(counts)
-        all_run += run
-        print(f"{file:12} {run:5} of {len(counts):5} lines  {100 * run / len(counts):6.1f} %")
-        missed = sorted(number for number, count in counts.items() if not count)
-        if args.show and missed:
-            text = (ROOT / "csrc" / file).read_text().splitlines()
-            for number in missed:
-                print(f"    {number:4}: {text[number - 1]}")
-    percent = 100 * all_run / max(1, all_lines)
-    print(f"{'total':12} {all_run:5} of {all_lines:5} lines  {percent:6.1f} %")
-    if percent < args.least:
-        print(f"below {args.least} %")
-        return 1
-    return 0
+            total.merge(job.result())
+    return tell(total, args)
+
+
+def tell(total: Seen, args: argparse.Namespace) -> int:
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+    wrong: list[str] = []
+    for file in sorted(total.lines):
+        if re.search(r"^gbcache/(_packed|_object|_disk|flight|notify)\.c$", file) or not (ROOT / file).exists():
+            continue  # Cython's
+        told = Told(total, file)
+        print(f"{file:24} {told.figure()}" + (f", {told.named} named" if told.named else ""))
+        if args.show and file.startswith("csrc/"):
+            print(*told.missed, sep="\n", end="\n" if told.missed else "")
+        wrong += told.wrong
+        parts = (told.lines_run, told.lines, told.branches_taken, told.branches, told.named)
+        of = sums[file.partition("/")[0]]
+        of[:] = [a + b for a, b in zip(of, parts, strict=True)]
+    print(*wrong, sep="\n", end="\n" if wrong else "")
+    for room, (run, lines, taken, branches, named) in sums.items():
+        print(f"{room:24} lines {run} of {lines} ({100 * run / lines:.2f} %), branches {taken} of {branches} "
+              f"({100 * taken / branches:.2f} %), {named} named unreachable")  # fmt: skip
+    run, lines, taken, branches, _ = sums["csrc"]
+    short = 100 * run / lines < args.least or 100 * taken / branches < args.least_branches
+    if short:
+        print(f"below {args.least} % of lines, or {args.least_branches} % of branches")
+    return bool(wrong) or short
 
 
 if __name__ == "__main__":

@@ -82,15 +82,66 @@ static void intents(void) {
     }
 }
 
+/* A right sum over a head that cannot be. */
+#define REFUSED(place, value, says)                                                                \
+    do {                                                                                           \
+        struct gb_head was_ = *store.head;                                                         \
+        store.head->place = (value);                                                               \
+        gb_image_seal(&store);                                                                     \
+        CHECK(gb_image_judge(image, length, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, says)); \
+        *store.head = was_;                                                                        \
+    } while (0)
+static void roots(void) {
+    struct gb_fault f = {0};
+    gb_ref end = store.head->arena.end;
+    REFUSED(length, length - 4u, "image 1");
+    REFUSED(length, gb_room_smallest() - 8u, "image 1");
+    REFUSED(arena.first, GB_HEAD_GRANULES + 1u, "image 2");
+    REFUSED(arena.hand, end + 1u, "image 2");
+    REFUSED(arena.gap, end, "image 2");
+    REFUSED(index.lru.next, end, "image 2");
+    REFUSED(index.lru.prev, end, "image 2");
+    REFUSED(trash, end, "image 2");
+    REFUSED(table.dirs[GB_DIR_ROOTS - 1u], end, "image 2");
+    if (!store.head->ring.granules) return;
+    REFUSED(ring.at, end + 2u, "image 2");
+    store.head->arena.end = end + store.head->ring.granules - 1u; /* a ring that is too short, at its place */
+    store.head->ring.at = end + store.head->ring.granules;
+    REFUSED(ring.granules, 1u, "image 2");
+}
+
+static void attached(void) {
+    struct gb_store other;
+    CHECK(gb_room_attach(&other, image, gb_room_smallest() - 1u) == GB_SMALL);
+    CHECK(gb_room_attach(&other, image, length - 8u) == GB_BADIMAGE);
+    const uint64_t words[] = {offsetof(struct gb_head, magic), offsetof(struct gb_head, version), offsetof(struct gb_head, layout)};
+    for (uint32_t n = 0; n < 3u; n++) {
+        image[words[n]] ^= 1u;
+        CHECK(gb_room_attach(&other, image, length) == GB_BADIMAGE);
+        image[words[n]] ^= 1u;
+    }
+    CHECK(gb_room_attach(&other, image, length) == GB_OK);
+}
+
 static void verdicts(void) {
+    const uint64_t none[2] = {0, 0}, half[2] = {BOOT[0], OTHER[1]};
     struct gb_fault f = {0};
     make(20);
     CHECK(gb_image_judge(image, length, BOOT, 9, &f) == GB_IMAGE_KILLED);
     CHECK(gb_image_judge(image, length, OTHER, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 4"));
     CHECK(gb_image_judge(image, length, BOOT, 8, &f) == GB_IMAGE_LOST && strstr(f.rule, "copy"));
     CHECK(gb_image_judge(image, 100, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 1"));
+    CHECK(gb_image_judge(image, length, half, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 4"));
+    CHECK(gb_image_judge(image, 7, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 3"));
+    gb_image_state(&store, GB_IMAGE_OPEN, none, 9, 1); /* where boots cannot be told apart */
+    CHECK(gb_image_judge(image, length, none, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 4"));
+    gb_image_state(&store, GB_IMAGE_OPEN, BOOT, 9, 1);
+    attached();
     gb_image_seal(&store);
     CHECK(gb_image_judge(image, length, OTHER, 8, &f) == GB_IMAGE_CLEAN);
+    struct gb_head sound = *store.head;
+    roots();
+    *store.head = sound;
     uint64_t sizes[] = {offsetof(struct gb_head, magic), offsetof(struct gb_head, version), offsetof(struct gb_head, layout),
                         offsetof(struct gb_head, key_bytes), offsetof(struct gb_head, counters), offsetof(struct gb_head, table),
                         offsetof(struct gb_head, arena), offsetof(struct gb_head, checksum), sizeof(struct gb_head) - 8u};

@@ -229,12 +229,41 @@ static void presized(void) {
         CHECK(n > 3000u || !gb_table_wants_grow(&poured.index.table));
         CHECK(gb_table_size(&poured.index.table) <= 74u * GB_TABLE_CHUNK);
     }
+    CHECK(gb_room_format(&poured, a, length, seed, NOW) == GB_OK);
+    struct gb_put p = {.key = {a, 3, 0, 9}};
+    CHECK(gb_store_put(&poured, &p, NOW) == GB_OK);
+    gb_pour_presize(&poured, 3000); /* one that is in use is left as it is */
+    CHECK(gb_table_size(&poured.index.table) == 1u);
+    free(a);
+}
+
+/* No run is given where somebody would have to be told of each entry. */
+static void quiet(void) {
+    const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() + 64u * GB_WINDOW_BYTES;
+    const struct gb_pour_sum sum = {.granules = 30, .entries = 3};
+    uint8_t *a = malloc(length);
+    struct gb_keep keep = {0};
+    uint32_t walk;
+    CHECK(gb_room_format(&poured, a, length, seed, NOW) == GB_OK);
+    CHECK(gb_index_walk_begin(&poured.index, &walk) && !gb_pour_run(&poured, &sum));
+    gb_index_walk_end(&poured.index, walk);
+    poured.keep = &keep;
+    CHECK(!gb_pour_run(&poured, &sum));
+    poured.keep = NULL;
+    poured.listens = 1u;
+    CHECK(!gb_pour_run(&poured, &sum));
+    poured.listens = 0;
+    poured.head->max_entries = 2;
+    CHECK(!gb_pour_run(&poured, &sum));
+    poured.head->max_entries = 3;
+    CHECK(gb_pour_run(&poured, &sum));
     free(a);
 }
 
 int main(int argc, char **argv) {
     check_start(argc, argv);
     presized();
+    quiet();
     for (uint32_t i = 0; i < 60u; i++) {
         one(false, false, 0, 0);
         one(i & 1u, i & 2u, 0, 0);

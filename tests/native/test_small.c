@@ -124,6 +124,29 @@ static void digest_equal(void) {
     uint8_t zeros[1000] = {0}; /* lengths alone tell them apart */
     for (uint32_t n = 0; n < 1000; n++) CHECK(gb_digest(&a, zeros, n, 0) != gb_digest(&a, zeros, n + (n < 999), 0) || n == 999);
 }
+/* A sum is of the bytes, however they come in pieces; and of how many there are. */
+static void digest_sums(void) {
+    uint8_t text[200], zeros[200] = {0};
+    struct gb_sum whole, pieces;
+    uint64_t before = 0;
+    for (uint32_t i = 0; i < sizeof text; i++) text[i] = (uint8_t)check_random();
+    for (uint32_t n = 0; n <= sizeof text; n++) {
+        gb_digest_sum_begin(&whole, 7);
+        gb_digest_sum_begin(&pieces, 7);
+        gb_digest_sum_add(&whole, text, n);
+        for (uint32_t at = 0, k; at < n; at += k) {
+            k = 1u + check_below(40);
+            if (k > n - at) k = n - at;
+            gb_digest_sum_add(&pieces, text + at, k);
+        }
+        CHECK(gb_digest_sum_end(&whole) == gb_digest_sum_end(&pieces));
+        gb_digest_sum_begin(&whole, 7);
+        gb_digest_sum_add(&whole, zeros, n);
+        uint64_t sum = gb_digest_sum_end(&whole);
+        CHECK(sum != before);
+        before = sum;
+    }
+}
 /* One flipped bit of the input flips half the bits of the hash. */
 static void digest_avalanche(const struct gb_digest *d, uint32_t n) {
     uint8_t key[300];
@@ -188,6 +211,11 @@ static void lock_wanted(void) {
     gb_lock_free(&lock);
     for (uint32_t i = 0; i < 3; i++) CHECK(!pthread_join(thread[i], NULL));
     CHECK(counter == 3 && !gb_lock_wanted(&lock));
+    CHECK(!gb_lock_after_you(&lock)); /* nobody is there */
+    gb_lock_want(&lock);
+    CHECK(gb_lock_after_you(&lock)); /* and who wants it and does not come is not waited for */
+    gb_lock_wanted_no_more(&lock);
+    CHECK(!gb_lock_wanted(&lock));
     gb_lock_wait(&lock); /* free: it is there at once */
     CHECK(!gb_lock_try(&lock));
     gb_lock_free(&lock);
@@ -213,6 +241,7 @@ int main(int argc, char **argv) {
     list_random(20000);
     for (uint32_t round = 0; round < 3; round++) {
         digest_equal();
+        digest_sums();
         uint64_t first = seed_of(&d);
         CHECK(first != seed_of(&d));
         digest_spread(&d, false, 1);

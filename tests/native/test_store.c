@@ -21,8 +21,40 @@ static void run(uint64_t length, uint32_t steps, uint32_t max_entries, uint32_t 
     twin_stop(&t);
 }
 
+/* Keys are compared to the last byte, whatever their length; and where all have one hash nothing else tells them. */
+static void same_hash(void) {
+    uint8_t a[300], b[300], *mine = malloc(64u * GB_WINDOW_BYTES);
+    for (uint32_t n = 0; n < 40u; n++)
+        for (uint32_t i = 0; i <= n; i++) {
+            for (uint32_t k = 0; k < n; k++) a[k] = b[k] = (uint8_t)check_random();
+            CHECK(gb_store_same(a, b, n));
+            if (i == n) continue;
+            b[i] ^= (uint8_t)(1u << check_below(8));
+            CHECK(!gb_store_same(a, b, n));
+        }
+    struct gb_store one;
+    const uint64_t seed[2] = {1, 2};
+    CHECK(gb_room_format(&one, mine, 64u * GB_WINDOW_BYTES, seed, 1000) == GB_OK);
+    memset(a, 'x', sizeof a);
+    const struct gb_key keys[] = {{a, 0, 0, 9}, {a, 1, 0, 9}, {a, 1, 1, 9}, {a, 2, 1, 9}, {a, 254, 1, 9}, {a, 255, 1, 9},
+                                  {a, 256, 1, 9}, {a, 300, 1, 9}, {a, 300, 2, 9}};
+    for (uint32_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        struct gb_put p = {.key = keys[i], .value = a, .value_len = i};
+        CHECK(!gb_store_find(&one, &keys[i]));
+        CHECK(gb_store_put(&one, &p, 1000) == GB_OK);
+        for (uint32_t k = 0; k <= i; k++) {
+            gb_ref ref = gb_store_find(&one, &keys[k]);
+            CHECK(ref && gb_value_len(mine, ref, gb_entry_at(mine, ref)->word) == k);
+        }
+        gb_head_enter(&one);
+    }
+    SOUND(gb_room_check, &one);
+    free(mine);
+}
+
 int main(int argc, char **argv) {
     check_start(argc, argv);
+    same_hash();
     uint64_t small = gb_room_smallest();
     for (uint32_t round = 0; round < 6; round++) {
         run(small, 3000, 0, 40);

@@ -311,6 +311,14 @@ static void faults(void) {
     SPOIL(&d->chunk[0], 0u, "table 4");
     SPOIL(&d->number, 2u, "table 5");
     SPOIL(&o->owner, 0u, "table 5");
+    SPOIL(&table.root->dirs[0], arena.root->end, "table 5");
+    SPOIL(&table.root->dirs[0], arena.root->end - 1u, "table 5");
+    SPOIL(&d->chunk[0], arena.root->end, "table 5");
+    SPOIL(&b->overflow, arena.root->end - 1u, "table 5");
+    gb_ref more = gb_arena_alloc_window(&arena, GB_KIND_BUCKETS); /* a chunk too many */
+    ((struct gb_chunk *)gb_at(table.base, more))->number = 1u;
+    SPOIL(&d->chunk[1], more, "table 4");
+    gb_arena_free(&arena, more);
     free(arena.base);
 }
 

@@ -227,6 +227,11 @@ static void faults(void) {
     wheel.root->count = 0; /* the list is longer than there are timers */
     BROKEN("list 2");
     wheel.root->count = 1;
+    gb_entry_at(wheel.base, ref)->word ^= GB_WORD_TTL;
+    BROKEN("wheel 2");
+    gb_entry_at(wheel.base, ref)->word ^= GB_WORD_TTL;
+    struct gb_fault f = {0};
+    CHECK(!gb_wheel_check(&wheel, GB_WHEEL_OF(ref) + 1u, &f) && strstr(f.rule, "wheel 2")); /* half of it is outside */
     compare();
     free(wheel.base);
 }
