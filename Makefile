@@ -19,7 +19,7 @@ STORES ?= 500
 DOWN ?= 10
 
 .NOTPARALLEL:
-.PHONY: help build demo test native tiny asan drift proof-kill proof-power proof-disk proof-stale fuzz fuzz-tools servers coverage bench lint format check clean
+.PHONY: help build demo test native tiny asan drift proof-kill proof-power proof-disk proof-stale fuzz fuzz-tools servers coverage bench gate gate-accept gate-tools pythons pythons-bounded lint format check clean
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 14
@@ -103,6 +103,25 @@ bench-events: build/silent/.made
 bench-%: build $(VENV)/.peers ## one bench: ops objects memo events memory budget traces latency expire persist far valkey tier
 	$(PY) -m bench $*
 
+gate: build ## instructions an operation, within 1 % of the committed figures
+	$(PY) -m bench.gate
+
+gate-accept: build ## the figures of now, for these tools, to be committed with what moved them
+	$(PY) -m bench.gate --accept
+
+gate-tools: ## valgrind, which the gate counts with (Debian, as root)
+	apt-get update -q && apt-get install -y --no-install-recommends valgrind
+
+pythons: $(VENV)/.nox ## every test under each of Python 3.10 to 3.13 that is on PATH or under pyenv
+	$(PY) -m nox -s found tests
+
+pythons-bounded: $(VENV)/.nox ## the quick part of the same, without the Python of `make test`
+	$(PY) -m nox -s found bounded
+
+$(VENV)/.nox: | $(VENV)/.made
+	$(PY) -m pip install -q nox
+	touch $@
+
 $(VENV)/.peers: | $(VENV)/.made
 	$(PY) -m pip install -q cachebox lru-dict cachetools theine moka-py diskcache
 	touch $@
@@ -120,8 +139,9 @@ lint: $(VENV)/.lint build ## ruff, mypy, and our C without a single warning
 format: $(VENV)/.lint ## ruff's formatting, applied
 	$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
 
-check: lint test tiny asan coverage ## what CI runs: lint, test, tiny, asan, coverage, a slice of fuzz
+GATE ?= gate
+check: lint $(GATE) test tiny asan coverage ## lint, gate, test, tiny, asan, coverage, a slice of fuzz; CI adds pythons-bounded
 	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
 
 clean: ## remove everything made here
-	rm -rf build $(VENV) *.egg-info gbcache/_packed.c gbcache/_object.c gbcache/_disk.c gbcache/flight.c gbcache/notify.c gbcache/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build $(VENV) .nox *.egg-info gbcache/_packed.c gbcache/_object.c gbcache/_disk.c gbcache/flight.c gbcache/notify.c gbcache/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

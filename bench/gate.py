@@ -1,0 +1,182 @@
+"""Speed that cannot rot unseen: instructions an operation, counted by callgrind, within 1 % of what is committed.
+
+``python -m bench.gate`` compares, ``--accept`` writes new figures, ``--spread N`` says how far N runs lie apart.
+
+A count depends on the tools: so `results/instructions.json` has figures for each set of them, and where the set
+at hand is not in it, the commit that last changed that file is built here, with these tools, and counted too.
+Both ways out of the 1 % are an error: what became faster is to be accepted, or it could be lost again unseen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+__all__ = ["count", "main", "moved", "tools"]
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "bench" / "results" / "instructions.json"
+TIMES = 2000
+LIMIT = 0.01
+
+
+def said(*command: str, cwd: Path = ROOT) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd).stdout
+
+
+def tools() -> dict[str, str]:
+    """What the counts depend on beside our own source."""
+    return {
+        "machine": platform.machine(),
+        "gcc": said("gcc", "--version").splitlines()[0],
+        "libc": " ".join(platform.libc_ver()),
+        "valgrind": said("valgrind", "--version").strip(),
+        "python": f"{platform.python_version()}, {platform.python_compiler()}, {platform.python_build()[1]}",
+        "Cython": importlib.metadata.version("Cython"),
+        "msgpack": importlib.metadata.version("msgpack"),
+        "flags": " ".join(os.environ.get(name, "") for name in ("CFLAGS", "GB_CFLAGS")).strip(),
+    }
+
+
+def count(place: Path) -> dict[str, float]:
+    """Instructions an operation, of the gbcache that lies in `place`."""
+    with tempfile.TemporaryDirectory(prefix="gbcache-gate-") as folder:
+        sums = Path(folder, "sums")
+        ran = subprocess.run(
+            ["valgrind", "--tool=callgrind", f"--callgrind-out-file={sums}", "--dump-before=getppid",
+             sys.executable, str(ROOT / "bench" / "counted.py"), str(TIMES)],
+            capture_output=True, text=True, cwd=folder,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(place), "PYTHONHASHSEED": "0", "LC_ALL": "C",
+                 "PYTHONDONTWRITEBYTECODE": "1"},
+        )  # fmt: skip
+        if ran.returncode:
+            raise SystemExit(f"gate: the operations failed\n{ran.stderr[-3000:]}")
+        names, marks = ran.stdout.splitlines(), len(list(Path(folder).glob("sums.*")))
+        if marks != 6 * len(names):
+            raise SystemExit(
+                f"gate: {marks} sums for {len(names)} operations, expected {6 * len(names)}"
+            )
+        parts = [_sum(Path(f"{sums}.{i}")) for i in range(1, marks + 1)][1::2]
+    per = {name: (parts[3 * i + 2] - parts[3 * i + 1]) / TIMES for i, name in enumerate(names)}
+    floor = per.pop("loop")
+    return {name: round(figure - floor, 2) for name, figure in per.items()}
+
+
+def _sum(part: Path) -> int:
+    found = re.search(r"^totals: (\d+)", part.read_text(), re.MULTILINE)
+    if not found:
+        raise SystemExit(f"gate: no sum in {part.name}")
+    return int(found[1])
+
+
+def moved(now: dict[str, float], was: dict[str, float]) -> list[str]:
+    """A line for every operation that left the limit, or has nothing to be compared with."""
+    out = []
+    for name in [*now, *(name for name in was if name not in now)]:
+        if name not in was or name not in now:
+            out.append(
+                f"{name:<44}{was.get(name, '-'):>12}{now.get(name, '-'):>12}   no figure to compare"
+            )
+            continue
+        change = now[name] / was[name] - 1
+        if abs(change) > LIMIT:
+            out.append(f"{name:<44}{was[name]:>12,.1f}{now[name]:>12,.1f}{change:>+9.2%}")
+    return out
+
+
+def committed() -> list[dict[str, Any]]:
+    held: list[dict[str, Any]] = json.loads(FIGURES.read_text())["sets"] if FIGURES.exists() else []
+    return held
+
+
+def accept(now: dict[str, float]) -> None:
+    others = [one for one in committed() if one["tools"] != tools()]
+    held = {"per": "operation", "sets": [*others, {"tools": tools(), "instructions": now}]}
+    FIGURES.write_text(json.dumps(held, indent=1) + "\n")
+    print(
+        f"gate: {len(now)} figures written to {FIGURES.relative_to(ROOT)}; commit them with what moved them"
+    )
+
+
+def baseline() -> dict[str, float]:
+    """The figures of the commit that last changed the committed ones, built and counted here."""
+    commit = ""
+    if shutil.which("git") and (ROOT / ".git").exists():
+        commit = said("git", "log", "-1", "--format=%H", "--", str(FIGURES)).strip()
+        if commit and said("git", "rev-parse", "--is-shallow-repository").strip() == "true":
+            commit = ""  # where history is cut, the cut looks like the last change
+    if not commit:
+        raise SystemExit(
+            "gate: no figures for these tools, and no history to build a baseline from: NOTHING WAS COMPARED"
+        )
+    print(f"gate: no figures for these tools; building {commit[:10]} to compare with", flush=True)
+    place = ROOT / "build" / "gate"
+    source = place / "source"
+    shutil.rmtree(place, ignore_errors=True)
+    source.mkdir(parents=True)
+    archive = subprocess.Popen(["git", "archive", commit], cwd=ROOT, stdout=subprocess.PIPE)
+    subprocess.run(["tar", "-x"], cwd=source, stdin=archive.stdout, check=True)
+    if archive.wait():
+        raise SystemExit(f"gate: git archive {commit} failed")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--target",
+         str(place / "made"), "."], cwd=source, check=True,
+    )  # fmt: skip
+    return count(place / "made")
+
+
+def spread(runs: int) -> int:
+    """How far apart the same build's figures lie, run for run."""
+    seen = [count(ROOT) for _ in range(runs)]
+    worst = 0.0
+    for name in seen[0]:
+        figures = [one[name] for one in seen]
+        apart = max(figures) / min(figures) - 1
+        worst = max(worst, apart)
+        print(
+            f"{name:<44}" + "".join(f"{figure:>12,.2f}" for figure in figures) + f"{apart:>10.4%}"
+        )
+    print(f"gate: {runs} runs lie at most {worst:.4%} apart")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__)
+    parser.add_argument("--accept", action="store_true", help="write the figures of now")
+    parser.add_argument(
+        "--spread", type=int, metavar="N", help="count N times, and compare nothing"
+    )
+    args = parser.parse_args()
+    if not shutil.which("valgrind"):
+        raise SystemExit("gate: no valgrind here (make gate-tools): NOTHING WAS COMPARED")
+    if args.spread:
+        return spread(args.spread)
+    now = count(ROOT)
+    if args.accept:
+        accept(now)
+        return 0
+    same = [one["instructions"] for one in committed() if one["tools"] == tools()]
+    out = moved(now, same[0] if same else baseline())
+    if out:
+        print(f"{'instructions an operation':<44}{'committed':>12}{'now':>12}{'moved':>9}")
+        print("\n".join(out))
+        print(
+            f"gate: {len(out)} of {len(now)} moved by more than {LIMIT:.0%}; if that is meant: make gate-accept"
+        )
+        return 1
+    print(f"gate: {len(now)} operations within {LIMIT:.0%} of their committed instructions")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
