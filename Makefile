@@ -19,7 +19,7 @@ STORES ?= 500
 DOWN ?= 10
 
 .NOTPARALLEL:
-.PHONY: help build demo test native tiny asan drift proof-kill proof-power proof-disk proof-stale fuzz fuzz-tools servers coverage bench gate gate-accept gate-tools pythons pythons-bounded lint format check clean
+.PHONY: help build demo test native tiny asan drift proof-kill proof-power proof-disk proof-stale fuzz fuzz-tools servers coverage bench gate gate-accept gate-tools pythons pythons-bounded lint format check clean proof-threads python-free free
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 14
@@ -83,6 +83,25 @@ proof-disk: build ## a Disk's writers killed KILLS times, and STORES damaged sto
 
 proof-stale: build ## a copy behind its Valkey server: WRITES watched, CUTS of the channel, DOWN seconds without a server
 	PYTHONPATH=. $(PY) tests/proof/valkey_stale.py --writes $(WRITES) --cuts $(CUTS) --down $(DOWN) --seed $(SEED)
+
+python-free: build/python3.13t/bin/python3.13t ## a free-threaded CPython 3.13, of Debian's source (4 minutes)
+build/python3.13t/bin/python3.13t:
+	sh tests/free/python.sh build/python3.13t
+
+# Of hypothesis the last without Rust; lmdb without cffi, which wants 3.14.
+.venv-free/.made: | build/python3.13t/bin/python3.13t
+	build/python3.13t/bin/python3.13t -m venv .venv-free
+	.venv-free/bin/python -m pip install -q "setuptools>=77" wheel "Cython>=3.1" msgpack redis pytest "hypothesis<6.140"
+	LMDB_FORCE_CPYTHON=1 .venv-free/bin/python -m pip install -q --no-build-isolation --no-deps lmdb
+	touch $@
+
+build/free/.made build/tsan/.made: PY = .venv-free/bin/python
+build/free/.made build/tsan/.made: | .venv-free/.made
+build/tsan/.made: BUILD_ENV = GB_CFLAGS="-fsanitize=thread -O1 -g -fno-omit-frame-pointer" GB_LDFLAGS="-fsanitize=thread"
+
+free: build/free/.made ## the Python tests on an interpreter without the GIL
+	PYTHONPATH=build/free GB_EXPECT=free GB_SLICE=short .venv-free/bin/python .venv-free/bin/pytest tests $(NOT_FREE) \
+	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
 
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)

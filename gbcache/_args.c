@@ -44,15 +44,18 @@ PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i) {
 }
 
 bool gb_args_void_slow(PyObject *flights, PyObject *key) {
-    PyObject *flight = PyDict_GetItemWithError(flights, key);
-    if (flight) PyByteArray_AS_STRING(flight)[0] = 1;
-    return flight || !PyErr_Occurred();
+    PyObject *flight = gb_alone_item(flights, key);
+    if (!flight) return !PyErr_Occurred();
+    GB_STORE(PyByteArray_AS_STRING(flight)[0], 1);
+    Py_DECREF(flight);
+    return true;
 }
 
 void gb_args_void_all(PyObject *flights) {
     PyObject *key, *flight;
     Py_ssize_t at = 0;
-    while (flights && PyDict_Next(flights, &at, &key, &flight)) PyByteArray_AS_STRING(flight)[0] = 1;
+    while (flights && PyDict_Next(flights, &at, &key, &flight))
+        GB_STORE(PyByteArray_AS_STRING(flight)[0], 1);
 }
 
 const char *gb_args_mark(PyObject *flight) {

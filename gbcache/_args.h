@@ -8,8 +8,8 @@
 #ifndef GB_ARGS_H
 #define GB_ARGS_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_alone.h"
+
 #include <stdbool.h>
 
 #define GB_ARGS_LIKELY(x) __builtin_expect(!!(x), 1)
@@ -35,12 +35,14 @@ PyObject *gb_args_pairs(PyObject *items);
 PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i);
 /* `flights` maps a key to the flight under way for it (flight.py), which is a bytearray of one: a 1 in it
  * says that the key was changed while its value was being loaded, so that the loaded one is not to be
- * stored. To be called before the change; false with an exception of the key's own. */
+ * stored. To be called before the change, alone with whose flights they are; false with an exception of
+ * the key's own. */
 bool gb_args_void_slow(PyObject *flights, PyObject *key);
 static inline bool gb_args_void(PyObject *flights, PyObject *key) {
     return GB_ARGS_LIKELY(!flights || !PyDict_GET_SIZE(flights)) || gb_args_void_slow(flights, key);
 }
 void gb_args_void_all(PyObject *flights);
+static inline bool gb_args_is_void(const char *byte) { return GB_LOAD(*byte) != 0; }
 /* The flight's byte; NULL with a TypeError if it is none. */
 const char *gb_args_mark(PyObject *flight);
 /* KeyError(key): a tuple as a key is one argument, not many. */

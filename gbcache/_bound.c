@@ -13,6 +13,13 @@ PyObject *gb_bound_referent(PyObject *weak) {
     return found;
 }
 
+static bool is_of(const gb_holder *held, PyObject *self) {
+    if (!PyWeakref_Check(held->owner)) return PyLong_AsVoidPtr(held->owner) == (void *)self;
+    PyObject *referent = gb_bound_referent(held->owner);
+    Py_XDECREF(referent); /* the caller holds the instance */
+    return referent == self;
+}
+
 gb_holder *gb_bound_held(const gb_memo *m, PyObject *self) {
     if (PyType_Check(self) || !Py_TYPE(self)->tp_dictoffset) return NULL;
     PyObject *dict = PyObject_GenericGetDict(self, NULL);
@@ -20,14 +27,10 @@ gb_holder *gb_bound_held(const gb_memo *m, PyObject *self) {
         PyErr_Clear();
         return NULL;
     }
-    PyObject *held = PyDict_CheckExact(dict) ? PyDict_GetItemWithError(dict, m->slot) : NULL;
+    PyObject *held = PyDict_CheckExact(dict) ? gb_alone_item(dict, m->slot) : NULL;
     Py_DECREF(dict); /* the instance holds it */
-    if (!held || Py_TYPE(held) != &gb_holder_type) return NULL;
-    PyObject *owner = ((gb_holder *)held)->owner;
-    if (!PyWeakref_Check(owner)) return PyLong_AsVoidPtr(owner) == (void *)self ? (gb_holder *)held : NULL;
-    PyObject *referent = gb_bound_referent(owner);
-    Py_XDECREF(referent); /* the caller holds the instance */
-    return referent == self ? (gb_holder *)held : NULL;
+    if (held && (Py_TYPE(held) != &gb_holder_type || !is_of((gb_holder *)held, self))) Py_CLEAR(held);
+    return (gb_holder *)held;
 }
 
 /* ---- bound memo ---- */

@@ -25,7 +25,7 @@ extern PyTypeObject gb_bound_type, gb_holder_type;
 PyObject *gb_bound_new(PyObject *memo, PyObject *self);
 /* What a weak reference refers to, a new reference; NULL if it is gone. */
 PyObject *gb_bound_referent(PyObject *weak);
-/* The instance's holder in its __dict__, borrowed; NULL if it is not there, or has no __dict__. */
+/* The instance's holder in its __dict__, a new reference; NULL if it is not there, or has no __dict__. */
 gb_holder *gb_bound_held(const gb_memo *m, PyObject *self);
 
 #endif

@@ -17,7 +17,7 @@ static void bring_buckets(const struct gb_refs *r, PyObject *const *keys, Py_ssi
     g->epoch = gb_refs_epoch(r);
     for (g->known = 0; g->known < n && g->known < GROUP; g->known++) {
         PyObject *key = keys[g->known];
-        Py_hash_t h = PyUnicode_CheckExact(key) ? ((PyASCIIObject *)key)->hash : -1;
+        Py_hash_t h = PyUnicode_CheckExact(key) ? gb_alone_text_hash(key) : -1;
         if (h == -1 && PyLong_CheckExact(key)) h = PyObject_Hash(key);
         if (h == -1) break;
         uint64_t hash = g->hash[g->known] = gb_refs_mix(r, h);
@@ -64,7 +64,7 @@ static PyObject *group_read(struct gb_refs *r, PyObject *key, const struct group
         gb_index_use(&r->index, g->ref[i]);
         return Py_NewRef(gb_refs_pair(r->index.base, g->ref[i], pair)[1]);
     }
-    return gb_quick_read(r, key, GB_QUICK_READ);
+    return gb_quick_read_in(r, key, GB_QUICK_READ);
 }
 
 /* A dict that need not grow while it is filled: a fifth of get_many's time. */
@@ -77,6 +77,7 @@ static PyObject *dict_for(Py_ssize_t n) {
 }
 
 PyObject *gb_bulk_get(PyObject *self, PyObject *keys) {
+    GB_ALONE(self);
     struct gb_refs *r = &((gb_quick_store *)self)->refs;
     struct group two[2] = {{.known = 0}, {.known = 0}};
     PyObject *all = PySequence_Tuple(keys), *into = all ? dict_for(PyTuple_GET_SIZE(all)) : NULL;
@@ -103,6 +104,7 @@ PyObject *gb_bulk_get(PyObject *self, PyObject *keys) {
 
 /* ---- iteration ---- */
 PyObject *gb_bulk_snapshot(struct gb_refs *r, uint64_t **hashes) {
+    GB_ALONE(gb_quick_self(r));
     *hashes = NULL;
     if (!gb_refs_opened(r)) return NULL;
     uint32_t most = r->index.table.root->count, n = 0;
@@ -131,6 +133,7 @@ PyObject *gb_bulk_snapshot(struct gb_refs *r, uint64_t **hashes) {
 }
 
 int gb_bulk_walk(struct gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) {
+    GB_ALONE(gb_quick_self(r));
     uint64_t now = 0;
     PyObject *pair[2];
     if (r->clock.asks && !gb_clock_ask(&r->clock, &now)) return -1;

@@ -34,17 +34,20 @@ bool gb_clock_ask(struct gb_clock *c, uint64_t *now) {
         PyErr_Format(PyExc_ValueError, "clock returned %R: not a time in seconds", said);
     Py_DECREF(said);
     if (PyErr_Occurred()) return false;
-    *now = c->last = (ms > 0.0 ? (uint64_t)ms : 0u) + GB_CLOCK_HEAD_START;
+    *now = (ms > 0.0 ? (uint64_t)ms : 0u) + GB_CLOCK_HEAD_START;
+    GB_STORE(c->last, *now);
     return true;
 }
 
 struct gb_life gb_clock_life(struct gb_clock *c, uint64_t now, uint64_t ttl) {
     struct gb_life life = {0, 0, 0, 0};
     if (ttl && c->jitter > 0.0) { /* xorshift64*; shortened, never longer than given */
-        c->dice ^= c->dice >> 12;
-        c->dice ^= c->dice << 25;
-        c->dice ^= c->dice >> 27;
-        double roll = (double)((c->dice * 2685821657736338717u) >> 11) * 0x1p-53;
+        uint64_t dice = GB_LOAD(c->dice); /* of two threads at once both get the same roll */
+        dice ^= dice >> 12;
+        dice ^= dice << 25;
+        dice ^= dice >> 27;
+        GB_STORE(c->dice, dice);
+        double roll = (double)((dice * 2685821657736338717u) >> 11) * 0x1p-53;
         uint64_t off = (uint64_t)((double)ttl * c->jitter * roll);
         ttl = off < ttl ? ttl - off : 1u;
     }

@@ -15,6 +15,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "_alone.h"
 #include "index.h"
 #include <time.h>
 
@@ -66,10 +67,10 @@ static inline bool gb_clock_now(struct gb_clock *c, bool exact, uint64_t *now) {
 }
 /* The time of an event: no Python code runs. */
 static inline uint64_t gb_clock_date(const struct gb_clock *c) {
-    return c->asks ? c->last : gb_clock_coarse(c);
+    return c->asks ? GB_LOAD(c->last) : gb_clock_coarse(c);
 }
 static inline uint64_t gb_clock_date_exact(const struct gb_clock *c) {
-    return c->asks ? c->last : gb_clock_exact(c);
+    return c->asks ? GB_LOAD(c->last) : gb_clock_exact(c);
 }
 /* A time in seconds, as time.time() (or the custom clock) has it. */
 static inline double gb_clock_at(const struct gb_clock *c, uint64_t ms) {

@@ -1,5 +1,6 @@
 # _disk.pyx - a Disk's inner loops: names and records, reading many, and the check of a file.
 # cython: language_level=3, binding=False, boundscheck=False, wraparound=False
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
@@ -148,7 +149,7 @@ def check_file(const uint8_t[::1] file, path):
 cdef class Gate:
     """Many inside, or one alone: LMDB's map may only move while no transaction is open.
 
-    The numbers are under the GIL; the condition is for those who have to wait.
+    The numbers are under the GIL, or in the gate's critical section; the condition is for those who have to wait.
     """
 
     cdef Py_ssize_t inside
@@ -159,33 +160,45 @@ cdef class Gate:
         self.changed = threading.Condition()
 
     cpdef enter(self):
-        if self.shut:
+        if not self._in():
             with self.changed:
-                while self.shut:
+                while not self._in():
                     self.changed.wait()
-                self.inside += 1
-        else:
-            self.inside += 1
 
     cpdef leave(self):
-        self.inside -= 1
-        if self.shut and not self.inside:
+        if self._out():
             with self.changed:
                 self.changed.notify_all()
+
+    @cython.critical_section
+    cdef bint _in(self) except -1:
+        self.inside += not self.shut
+        return not self.shut
+
+    @cython.critical_section
+    cdef bint _out(self) except -1:
+        """Whether somebody waits for the last one to leave."""
+        self.inside -= 1
+        return self.shut and not self.inside
+
+    @cython.critical_section
+    cdef Py_ssize_t _shut(self, bint shut) except -1:
+        """How many are inside."""
+        self.shut = shut
+        return self.inside
 
     @contextmanager
     def alone(self):
         with self.changed:
             while self.shut:
                 self.changed.wait()
-            self.shut = True
-            while self.inside:
+            while self._shut(True):
                 self.changed.wait()
         try:
             yield
         finally:
             with self.changed:
-                self.shut = False
+                self._shut(False)
                 self.changed.notify_all()
 
 

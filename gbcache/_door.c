@@ -1,5 +1,6 @@
 /* _door.c - the lock protocol, long values, and the one function that raises. */
 #include "_door.h"
+#include "_args.h"
 #include "_event.h"
 #include "_save.h"
 
@@ -43,17 +44,29 @@ void gb_door_closed(struct gb_door *d) {
 
 void gb_door_told(struct gb_door *d) {
     d->store.told = false;
-    d->inform = d->hears != NULL;
+    if (gb_door_heard(d)) GB_STORE(d->inform, true);
     gb_bell_ring_all(&d->bells);
 }
 
+/* A new reference: another thread may be setting it. */
+static PyObject *hears_of(struct gb_door *d) {
+    GB_ALONE(gb_door_owner(d));
+    return Py_XNewRef(d->hears);
+}
+
 void gb_door_inform_slow(struct gb_door *d) {
-    d->inform = false;
-    if (d->hears) gb_event_heard(d->hears);
+    GB_STORE(d->inform, false);
+    PyObject *hears = hears_of(d);
+    if (hears) gb_event_heard(hears);
+    Py_XDECREF(hears);
 }
 
 PyThreadState *gb_door_out(struct gb_door *d) {
+#ifdef Py_GIL_DISABLED
+    (void)d; /* gb_door_stay counted it */
+#else
     atomic_fetch_add(&d->outsiders, 1u);
+#endif
     return PyEval_SaveThread();
 }
 
@@ -132,7 +145,7 @@ static enum gb_err write_in(struct gb_door *d, struct gb_chain_write *w, const s
     enum gb_err err;
     do {
         if (!gb_door_enter(d)) return GB_GONE;
-        if (commit && mark && *mark) {
+        if (commit && mark && gb_args_is_void(mark)) {
             err = GB_EXISTS;
             gb_chain_abort(&d->store, w);
         } else {
@@ -149,15 +162,16 @@ static enum gb_err put_long(struct gb_door *d, const struct gb_put *p, uint64_t 
                             const char *mark) {
     struct gb_chain_write w;
     enum gb_err err = GB_AGAIN;
+    bool far = gb_door_far(d, p->value_len) && !gb_door_heard(d);
     while (err == GB_AGAIN || err == GB_BUSY) {
         if (err == GB_BUSY && !gb_door_rest()) return GB_GONE;
         if (!gb_door_enter(d)) return GB_GONE;
         err = waits(d, gb_chain_begin(&d->store, &w, p, now));
+        if (!err && far) gb_door_stay(d);
         gb_door_leave(d, GB_OP_LONG);
         if (err == GB_AGAIN) gb_door_inform(d);
     }
     if (err) return err;
-    bool far = p->value_len > GB_CHAIN_SLICE && !gb_door_mine(d) && !d->hears;
     err = far ? write_out(d, &w, p, now) : write_in(d, &w, p, now, false, NULL);
     return err ? err : write_in(d, &w, p, now, true, mark);
 }
@@ -167,7 +181,7 @@ static enum gb_err put_short(struct gb_door *d, const struct gb_put *p, uint64_t
     enum gb_err err;
     do {
         if (!gb_door_enter(d)) return GB_GONE;
-        err = mark && *mark ? GB_EXISTS : waits(d, gb_store_put(&d->store, p, now));
+        err = mark && gb_args_is_void(mark) ? GB_EXISTS : waits(d, gb_store_put(&d->store, p, now));
         gb_door_leave(d, GB_OP_SET);
         if (err == GB_AGAIN) gb_door_inform(d); /* or the ring could be overrun by one put */
     } while (err == GB_AGAIN);
@@ -190,7 +204,7 @@ bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, const char *
 
 bool gb_door_copy(struct gb_door *d, struct gb_chain_read *r, uint8_t *to) {
     enum gb_err err = GB_AGAIN;
-    if (r->left <= GB_CHAIN_SLICE || gb_door_mine(d)) {
+    if (!gb_door_far(d, r->left)) {
         while (err == GB_AGAIN) {
             if (!gb_door_enter(d)) return false;
             err = gb_chain_copy(&d->store, r, to);
@@ -214,13 +228,17 @@ bool gb_door_copy(struct gb_door *d, struct gb_chain_read *r, uint8_t *to) {
 
 bool gb_door_work(struct gb_door *d, uint64_t now, uint32_t slices) {
     bool more = true;
+    gb_door_stay(d);
     PyThreadState *state = gb_door_out(d);
     for (uint32_t i = 0; more && i < slices; i++) {
         gb_lock_wait(&d->lock);
         make_way(d);
-        gb_door_begin(d);
-        more = gb_room_work(&d->store, now);
-        gb_head_leave(&d->store, GB_OP_EXPIRE);
+        more = d->open;
+        if (more) {
+            gb_door_begin(d);
+            more = gb_room_work(&d->store, now);
+            gb_head_leave(&d->store, GB_OP_EXPIRE);
+        }
         if (GB_UNLIKELY(d->store.told)) gb_door_told(d);
         gb_lock_free(&d->lock);
         if (gb_lock_wanted(&d->lock)) sched_yield();

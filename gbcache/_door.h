@@ -10,7 +10,8 @@
  *           2 nobody waits for the GIL while holding the lock.
  *           3 between enter and leave nothing runs that could run Python code: objects are made
  *             there, never released, called or compared.
- *           On a free-threaded interpreter there is no GIL: every operation takes the lock.
+ *           On a free-threaded interpreter there is no GIL: every operation takes the lock, and what
+ *           goes on from outside after a hold is counted an outsider before that hold ends.
  *
  * NOT HERE  what a key or a value is (_box), what time it is (_clock), the methods people call (_hot, _packed).
  */
@@ -18,6 +19,7 @@
 #define GB_DOOR_H
 
 #include "_clock.h"
+#include "_alone.h"
 #include "_bell.h"
 #include "chain.h"
 #include "lock.h"
@@ -39,6 +41,14 @@ struct gb_door {
     bool inform;           /* it is to be called */
     struct gb_saver *saver; /* of a save under way; under the lock */
 };
+
+struct gb_door_store { /* what every store begins with: gb_hot_install checks it */
+    PyObject_HEAD
+    struct gb_door door;
+};
+static inline PyObject *gb_door_owner(struct gb_door *d) {
+    return (PyObject *)(void *)((char *)d - offsetof(struct gb_door_store, door));
+}
 
 /* Set once, when the module is made: the exceptions, and the Python halves of rare conversions. */
 struct gb_door_names {
@@ -67,8 +77,12 @@ __attribute__((noinline)) void gb_door_told(struct gb_door *d);
 /* Calls who hears at once (inline delivery). With the GIL, outside, at an operation's end. */
 void gb_door_inform_slow(struct gb_door *d);
 static inline void gb_door_inform(struct gb_door *d) {
-    if (GB_UNLIKELY(d->inform)) gb_door_inform_slow(d);
+    if (GB_UNLIKELY(GB_LOAD(d->inform))) gb_door_inform_slow(d);
 }
+/* `hears` NULL: nobody; borrowed from the owner, alone with whom it is set. */
+static inline void gb_door_hear(struct gb_door *d, PyObject *hears) { GB_STORE(d->hears, hears); }
+/* Whether there is who hears at once. */
+static inline bool gb_door_heard(const struct gb_door *d) { return GB_LOAD(d->hears) != NULL; }
 /* A hold begins; the lock is held. */
 static inline void gb_door_begin(struct gb_door *d) {
     gb_head_enter(&d->store);
@@ -93,6 +107,18 @@ static inline void gb_door_leave(struct gb_door *d, enum gb_op op) {
     gb_door_unlock(d);
 }
 
+/* In, also where it is closed; out by gb_door_unlock. */
+static inline void gb_door_hold(struct gb_door *d) {
+    if (gb_door_locks(d)) gb_door_wait(d);
+}
+/* Entered, and about to leave: says that gb_door_out follows, so that the image stays until gb_door_back. */
+static inline void gb_door_stay(struct gb_door *d) {
+#ifdef Py_GIL_DISABLED
+    atomic_fetch_add(&d->outsiders, 1u);
+#else
+    (void)d;
+#endif
+}
 /* Becomes an outsider and drops the GIL; comes back. Between the two: slices under gb_lock_wait. */
 PyThreadState *gb_door_out(struct gb_door *d);
 void gb_door_back(struct gb_door *d, PyThreadState *state);
@@ -106,7 +132,11 @@ void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p);
  * said where `mark` (may be NULL) is set when the value would be made visible. */
 bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, const char *mark,
                  enum gb_err *err);
-/* Copies a value that was opened, then closes it; not entered. */
+/* Whether so long a value is copied out without the GIL. */
+static inline bool gb_door_far(struct gb_door *d, uint32_t len) {
+    return len > GB_CHAIN_SLICE && !gb_door_mine(d);
+}
+/* Copies a value that was opened, then closes it; not entered. gb_door_stay was said, if it is far. */
 bool gb_door_copy(struct gb_door *d, struct gb_chain_read *r, uint8_t *to);
 /* Due entries, trash: in slices without the GIL, at most `slices` of them. True if more waits. */
 bool gb_door_work(struct gb_door *d, uint64_t now, uint32_t slices);

@@ -192,25 +192,30 @@ cdef class SealedImage:
         Py_INCREF(raw)
         return gb_box_key_object(r.head.types & 3, <PyObject *>raw)
 
+    @cython.critical_section
     def __getitem__(self, key):
         cdef gb_snap_record r
         if not self._find(key, &r):
             raise KeyError(key)
         return self._value(&r)
 
+    @cython.critical_section
     def get(self, key, default=None):
         """The value of `key`, or `default`. Cost: two or three cold cache lines, and the value's bytes."""
         cdef gb_snap_record r
         return self._value(&r) if self._find(key, &r) else default
 
+    @cython.critical_section
     def __contains__(self, key):
         cdef gb_snap_record r
         return self._find(key, &r)
 
+    @cython.critical_section
     def __len__(self):
         self._ready()
         return self.sealed.head.entries
 
+    @cython.critical_section
     def ttl(self, key):
         """Seconds until `key` expires, None if it never does. KeyError if it is absent."""
         cdef gb_snap_record r
@@ -220,25 +225,34 @@ cdef class SealedImage:
 
     def _pairs(self, int what):
         """Keys (0), values (1), pairs (2), or entries (3: key, value, deadline as time.time() has it)."""
-        cdef gb_snap_record r
         cdef uint64_t frame = 0, at = 0
         cdef int64_t now = time_ns() // 1000000
+        cdef tuple one
         while True:
-            self._ready()
-            if not gb_sealed_next(&self.sealed, &frame, &at, &r):
+            one = self._pair(what, &frame, &at, now)
+            if one is None:
                 return
+            yield one if what >= 2 else one[0]
+
+    @cython.critical_section
+    cdef tuple _pair(self, int what, uint64_t *frame, uint64_t *at, int64_t now):
+        """The next one that lives; None at the end."""
+        cdef gb_snap_record r
+        self._ready()
+        while gb_sealed_next(&self.sealed, frame, at, &r):
             if not gb_sealed_live(&r, now):
                 continue
             if what == 0:
-                yield self._key(&r)
-            elif what == 1:
-                yield self._value(&r)
-            else:
-                key = self._key(&r)  # may run Python, and a thread that closes this
-                self._ready()
-                value = self._value(&r)
-                yield (key, value) if what == 2 else (key, value, r.times.due / 1000.0 if r.head.timed else None)
+                return (self._key(&r),)
+            if what == 1:
+                return (self._value(&r),)
+            key = self._key(&r)  # may run Python, and a thread that closes this
+            self._ready()
+            value = self._value(&r)
+            return (key, value) if what == 2 else (key, value, r.times.due / 1000.0 if r.head.timed else None)
+        return None
 
+    @cython.critical_section
     def _head(self):
         self._ready()
         return head_of(&self.sealed.head)
@@ -249,9 +263,16 @@ cdef class SealedImage:
 
     def close(self):
         """Gives the mapping back. Closing twice is allowed; any other use raises ClosedError."""
-        if self.open:
-            self.open = False
-            gb_sealed_end(&self.sealed)
-            PyBuffer_Release(&self.view)
-            map, self.map = self.map, None
+        map = self._let_go()
+        if map is not None:
             map.close()
+
+    @cython.critical_section
+    cdef object _let_go(self):
+        if not self.open:
+            return None
+        self.open = False
+        gb_sealed_end(&self.sealed)
+        PyBuffer_Release(&self.view)
+        map, self.map = self.map, None
+        return map

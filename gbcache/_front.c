@@ -5,7 +5,7 @@ static PyObject *missed; /* the method's name */
 
 PyObject *gb_front_find(PyObject *self, PyObject *key, PyObject *absent) {
     gb_front *f = (gb_front *)self;
-    if (GB_ARGS_LIKELY(f->trusted)) {
+    if (GB_ARGS_LIKELY(GB_LOAD(f->trusted))) {
         PyObject *value = f->read(f->near, key);
         if (GB_ARGS_LIKELY(value != NULL) || PyErr_Occurred()) return value;
     }

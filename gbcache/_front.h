@@ -23,6 +23,8 @@ typedef struct {
     int trusted; /* what is in memory may be returned without asking */
 } gb_front;
 
+static inline void gb_front_trust(PyObject *self, int trusted) { GB_STORE(((gb_front *)self)->trusted, trusted); }
+static inline int gb_front_trusts(PyObject *self) { return GB_LOAD(((gb_front *)self)->trusted); }
 /* The value, from memory or by `_missed` with `absent`: UNSET for `[]`, where a miss is a KeyError. */
 PyObject *gb_front_find(PyObject *self, PyObject *key, PyObject *absent);
 /* -1 with an exception. `size`: of the class as Cython lays it out. */

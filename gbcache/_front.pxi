@@ -27,12 +27,12 @@ cdef class Front:
 
     def _trust(self, bint trusted):
         """Whether what is in memory may be returned without asking."""
-        self.trusted = trusted
+        gb_front_trust(<PyObject *>self, trusted)
 
     @property
     def trusts(self):
         """Whether memory is believed now: not while the far side cannot tell what changes."""
-        return self.trusted != 0
+        return gb_front_trusts(<PyObject *>self)
 
     def __getitem__(self, key):
         return gb_front_find(<PyObject *>self, <PyObject *>key, <PyObject *>UNSET)

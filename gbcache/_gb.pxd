@@ -256,6 +256,9 @@ cdef extern from "_hot.h":
     void gb_door_wait(gb_door *d)
     void gb_door_unlock(gb_door *d)
     bint gb_door_rest() except 0
+    void gb_door_hold(gb_door *d)
+    void gb_door_hear(gb_door *d, PyObject *hears)
+    bint gb_door_heard(const gb_door *d)
     bint gb_door_work(gb_door *d, uint64_t now, uint32_t slices)
     void gb_door_raise(gb_door *d, gb_err err, const gb_put *p) except *
     void gb_door_fork_before(gb_door *d)
@@ -285,10 +288,13 @@ cdef extern from "_front.h":
         pass
     object gb_front_find(PyObject *self, PyObject *key, PyObject *absent)
     int gb_front_install(void *type, size_t size) except -1
+    void gb_front_trust(PyObject *self, bint trusted)
+    bint gb_front_trusts(PyObject *self)
 
 cdef extern from "_args.h":
     void gb_args_key_error(PyObject *key) except *
     void gb_args_void_all(PyObject *flights)
+    bint gb_args_void(PyObject *flights, PyObject *key) except 0
 
 cdef extern from "_verbs.h":
     struct gb_verbs_seen:

@@ -27,8 +27,12 @@ static PyObject *read_long(struct gb_door *d, gb_ref ref, uint32_t word, uint64_
     uint8_t *to = NULL;
     *busy = gb_chain_open(&d->store, &r, ref) == GB_BUSY;
     PyObject *raw = *busy ? NULL : gb_box_raw_long(gb_word_vtype(word), r.left, &to);
-    if (raw) gb_hot_after(d, ref, now, how);
-    else if (!*busy) gb_chain_close(&d->store, &r);
+    if (raw) {
+        gb_hot_after(d, ref, now, how);
+        if (gb_door_far(d, r.left)) gb_door_stay(d);
+    } else if (!*busy) {
+        gb_chain_close(&d->store, &r);
+    }
     gb_door_leave(d, GB_OP_GET);
     if (raw && !gb_door_copy(d, &r, to)) Py_CLEAR(raw);
     return raw;
@@ -65,7 +69,7 @@ PyObject *gb_hot_read(struct gb_door *d, PyObject *key, enum gb_hot_how how) {
     struct gb_key k;
     uint64_t now = 0;
     PyObject *value = NULL;
-    if (how == GB_HOT_TAKE && !gb_args_void(d->flights, key)) return NULL;
+    if (how == GB_HOT_TAKE && !gb_hot_void(d, key)) return NULL;
     if (GB_UNLIKELY(!gb_box_key(&b, key))) return NULL;
     if (GB_LIKELY(!d->clock.asks) || gb_clock_ask(&d->clock, &now)) {
         if (GB_UNLIKELY(!gb_box_core_key(d, &b, &k))) k.len = 0, k.type = 3u; /* nobody's key */
@@ -98,9 +102,8 @@ void gb_hot_times(struct gb_door *d, struct gb_put *p, uint64_t now, uint64_t tt
 }
 
 int gb_hot_timed_first(struct gb_door *d) {
-    PyObject *self = (PyObject *)(void *)((char *)d - offsetof(gb_hot_store, door));
-    d->keep = false;
-    PyObject *none = PyObject_CallOneArg(gb_door_names.keep, self);
+    GB_STORE(d->keep, false);
+    PyObject *none = PyObject_CallOneArg(gb_door_names.keep, gb_door_owner(d));
     Py_XDECREF(none);
     return none ? 0 : -1;
 }
@@ -108,7 +111,7 @@ int gb_hot_timed_first(struct gb_door *d) {
 /* The clock a write needs: none, where nothing can be due. */
 static bool time_of_write(struct gb_door *d, bool exact, uint64_t *now) {
     *now = 1;
-    if (!exact && d->open && !d->store.head->wheel.count && !d->clock.asks) return true;
+    if (!exact && !gb_door_locks(d) && d->open && !d->store.head->wheel.count && !d->clock.asks) return true;
     return gb_clock_now(&d->clock, exact, now);
 }
 
@@ -151,8 +154,13 @@ static int write_key(struct gb_door *d, PyObject *key, PyObject *value, PyObject
     return err == GB_OK;
 }
 
+bool gb_hot_void_slow(struct gb_door *d, PyObject *key) {
+    GB_ALONE(gb_door_owner(d));
+    return gb_args_void(d->flights, key);
+}
+
 int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
-    return !gb_args_void(d->flights, key) ? -1 : write_key(d, key, value, ttl, add, NULL, 0);
+    return !gb_hot_void(d, key) ? -1 : write_key(d, key, value, ttl, add, NULL, 0);
 }
 
 int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
@@ -166,7 +174,7 @@ int gb_hot_remove(struct gb_door *d, PyObject *key, enum gb_cause cause) {
     struct gb_key k;
     uint64_t now = 0;
     gb_ref ref = 0;
-    if (!gb_args_void(d->flights, key) || !gb_box_key(&b, key)) return -1;
+    if (!gb_hot_void(d, key) || !gb_box_key(&b, key)) return -1;
     bool sane = gb_box_core_key(d, &b, &k), in = false;
     if (gb_clock_now(&d->clock, true, &now) && (in = gb_door_enter(d))) {
         ref = sane ? gb_store_live(&d->store, &k, now) : 0;

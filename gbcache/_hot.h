@@ -9,12 +9,10 @@
 #ifndef GB_HOT_H
 #define GB_HOT_H
 
+#include "_args.h"
 #include "_box.h"
 
-typedef struct {
-    PyObject_HEAD
-    struct gb_door door; /* PackedStore's first field: gb_hot_install checks that it is */
-} gb_hot_store;
+typedef struct gb_door_store gb_hot_store;
 
 enum gb_hot_how {
     GB_HOT_READ, /* counts as use, and in the stats */
@@ -61,11 +59,16 @@ int gb_hot_land(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl
 int gb_hot_remove(struct gb_door *d, PyObject *key, enum gb_cause cause);
 /* 1 there, 0 not, -1 exception. No use, no stats. */
 int gb_hot_has(struct gb_door *d, PyObject *key);
+/* gb_args_void, alone with the store. */
+bool gb_hot_void_slow(struct gb_door *d, PyObject *key);
+static inline bool gb_hot_void(struct gb_door *d, PyObject *key) {
+    return GB_LIKELY(!d->flights || !PyDict_GET_SIZE(d->flights)) || gb_hot_void_slow(d, key);
+}
 /* Fills in the deadline of a write at `now` with a TTL of `ttl` ms. */
 void gb_hot_times(struct gb_door *d, struct gb_put *p, uint64_t now, uint64_t ttl);
 /* After a write with a deadline: the first one calls the housekeeper. -1 with an exception. */
 int gb_hot_timed_first(struct gb_door *d);
 static inline int gb_hot_timed(struct gb_door *d) {
-    return GB_LIKELY(!d->keep) ? 0 : gb_hot_timed_first(d);
+    return GB_LIKELY(!GB_LOAD(d->keep)) ? 0 : gb_hot_timed_first(d);
 }
 #endif

@@ -75,10 +75,11 @@ cdef class PackedImage:
         Waits for long copies under way in other threads.
         """
         cdef gb_door *d = &self.door
-        if not d.open: return
-        gb_door_enter(d)
+        gb_door_hold(d)
+        cdef bint was = d.open
         d.open = False
-        gb_door_leave(d, GB_OP_RESIZE)
+        gb_door_unlock(d)
+        if not was: return
         while d.outsiders:
             gb_door_rest()
         try:
@@ -113,16 +114,32 @@ cdef class PackedImage:
         cdef gb_door *d = &self.door
         if not d.open or d.clock.asks != NULL:
             return False
-        cdef bint more = gb_door_work(d, gb_clock_exact(&d.clock), 1 if d.hears != NULL else slices)
+        cdef bint more = gb_door_work(d, gb_clock_exact(&d.clock), 1 if gb_door_heard(d) else slices)
         gb_door_inform(d)
         return more
+
+    @cython.critical_section
+    def _board(self, key, mine, over):
+        """The flight of the key: the one that is there; `mine`, if there is none, or `over`."""
+        found = self.flights.get(key)
+        if found is not None and found is not over:
+            return found
+        self.flights[key] = mine
+        return mine
+
+    @cython.critical_section
+    def _void(self, key):
+        """The key is changed: what a flight under way loads is not to be stored."""
+        return gb_args_void(self.door.flights, <PyObject *>key)
 
     def _leave(self, key, flight, bint loaded, bint failed):
         """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
         cdef gb_door *d = &self.door
-        found = self.flights.pop(key, None)
-        if found is not None and found is not flight:
-            self.flights.setdefault(key, found)
+        with cython.critical_section(self):
+            if self.flights.get(key) is flight:
+                found = self.flights.pop(key, None)
+                if found is not None and found is not flight:  # the key's == let another thread in
+                    self.flights.setdefault(key, found)
         if not d.open:
             return
         gb_door_enter(d)
@@ -170,34 +187,38 @@ cdef class PackedImage:
     def _bells(self, size_t bell, bint add):
         """Registers a bell, by its address, or lets go of it."""
         cdef gb_door *d = &self.door
-        cdef bint done = True, inside = d.open
-        if inside:
-            gb_door_enter(d)
-        else:  # the housekeeper may be at its last round
-            gb_lock_wait(&d.lock)
+        cdef bint done = True
+        gb_door_hold(d)  # also where it is closed: the housekeeper may be at its last round
         if add:
             done = gb_bell_add(&d.bells, <gb_bell *>bell)
         else:
             gb_bell_drop(&d.bells, <gb_bell *>bell)
-        if inside:
-            gb_door_leave(d, GB_OP_GET)
-        else:
-            gb_lock_free(&d.lock)
+        gb_door_unlock(d)
         if not done:
             raise ValueError("too many readers sleep on one cache: 32 watches and subscribers' threads at most")
 
+    @cython.critical_section
     def _hear(self, fn):
         """Has `fn()` called after each operation that told something, by the thread that did it."""
+        before = self.hears  # until nobody finds it any more
+        gb_door_hear(&self.door, NULL if fn is None else <PyObject *>fn)
         self.hears = fn
-        self.door.hears = NULL if fn is None else <PyObject *>fn
 
     def _eager(self):
         """Whether somebody is to be told of what expires."""
-        return (self.door.store.listens & 1 << GB_EVENT_EXPIRE) != 0
+        cdef gb_door *d = &self.door
+        gb_door_hold(d)
+        cdef bint eager = (d.store.listens & 1 << GB_EVENT_EXPIRE) != 0
+        gb_door_unlock(d)
+        return eager
 
     def _timed(self):
         """Whether any entry has a TTL."""
-        return self.door.open and self.door.store.head.wheel.count > 0
+        cdef gb_door *d = &self.door
+        gb_door_hold(d)
+        cdef bint timed = d.open and d.store.head.wheel.count > 0
+        gb_door_unlock(d)
+        return timed
 
     def _figures(self):
         """Everything that is counted: (counters, ledger in bytes, sizes, max_steps)."""
@@ -351,7 +372,7 @@ cdef class PackedImage:
 
     def _after_checkpoint(self):
         """Numbers of events that were given since the checkpoint are not given again."""
-        self.door.store.head.seq += 1 << 32
+        self.door.store.head.seq += 1 << 32  # nobody has it yet
 
     def _tell_recovered(self):
         """The event that the cache is not what it was before it stopped."""

@@ -148,7 +148,7 @@ PyObject *gb_memo_on(const gb_memo *m, PyObject *self, PyObject *const *args, Py
         Py_DECREF(key);
         return NULL;
     }
-    PyObject *holder = Py_XNewRef((PyObject *)gb_bound_held(m, self));
+    PyObject *holder = (PyObject *)gb_bound_held(m, self);
     if (!holder && !PyErr_Occurred()) {
         PyObject *const all[] = {(PyObject *)(void *)m, self};
         holder = PyObject_VectorcallMethod(name_instance, all, 2, NULL);
@@ -160,11 +160,18 @@ PyObject *gb_memo_on(const gb_memo *m, PyObject *self, PyObject *const *args, Py
     return value;
 }
 
+/* A new reference to `owner`, which another thread may be setting. */
+static PyObject *owner_of(const gb_memo *m) {
+    GB_ALONE(m);
+    return Py_XNewRef(m->owner);
+}
+
 /* Whether a call's first argument is the instance: the memo lies in a class of it. */
 static bool owns(const gb_memo *m, PyObject *first) {
-    PyObject *owner = m->owner ? gb_bound_referent(m->owner) : NULL;
+    PyObject *weak = owner_of(m), *owner = weak ? gb_bound_referent(weak) : NULL;
     bool is = owner && PyType_Check(owner) && PyType_IsSubtype(Py_TYPE(first), (PyTypeObject *)owner);
     Py_XDECREF(owner);
+    Py_XDECREF(weak);
     return is;
 }
 
@@ -173,7 +180,7 @@ static bool owns(const gb_memo *m, PyObject *first) {
 static inline PyObject *lone_hit(const gb_memo *m, PyObject *key) {
     Py_hash_t hash = -1;
     if (PyLong_CheckExact(key)) hash = PyLong_Type.tp_hash(key);
-    else if (PyUnicode_CheckExact(key)) hash = ((PyASCIIObject *)key)->hash;
+    else if (PyUnicode_CheckExact(key)) hash = gb_alone_text_hash(key);
     if (GB_UNLIKELY(hash == -1)) return NULL;
     struct gb_refs *r = &((gb_quick_store *)m->store)->refs;
     return gb_quick_hit(r, key, gb_refs_mix(r, hash));
@@ -182,11 +189,11 @@ static inline PyObject *lone_hit(const gb_memo *m, PyObject *key) {
 static PyObject *memo_call(PyObject *self, PyObject *const *args, size_t flagged, PyObject *kwnames) {
     const gb_memo *m = (gb_memo *)self;
     Py_ssize_t n = PyVectorcall_NARGS(flagged);
-    if (GB_LIKELY(m->lone && n == 1 && !kwnames)) {
+    if (GB_LIKELY(GB_LOAD(m->lone) && n == 1 && !kwnames)) {
         PyObject *value = lone_hit(m, args[0]);
         if (GB_LIKELY(value != NULL)) return value;
     }
-    if (GB_UNLIKELY(m->owner != NULL) && n && owns(m, args[0])) /* Class.method(instance, ...) */
+    if (GB_UNLIKELY(GB_LOAD(m->owner) != NULL) && n && owns(m, args[0])) /* Class.method(instance, ...) */
         return gb_memo_on(m, args[0], args + 1, n - 1, kwnames);
     PyObject *key = key_of(m, args, n, kwnames);
     if (GB_UNLIKELY(!key)) return NULL;
@@ -194,14 +201,23 @@ static PyObject *memo_call(PyObject *self, PyObject *const *args, size_t flagged
     return missed(m, Py_None, key, 0, NULL, args, n, kwnames);
 }
 
+/* Takes over the reference. */
+static void set_owner(gb_memo *m, PyObject *ref) {
+    GB_ALONE(m);
+    PyObject *before = m->owner;
+    GB_STORE(m->lone, false);
+    GB_STORE(m->owner, ref);
+    Py_XDECREF(before);
+}
+
 static PyObject *memo_get(PyObject *self, PyObject *instance, PyObject *type) {
     (void)type;
     gb_memo *m = (gb_memo *)self;
     if (!instance || instance == Py_None) return Py_NewRef(self);
-    if (!m->owner) { /* one that was put into its class later */
-        m->lone = false;
-        m->owner = PyWeakref_NewRef((PyObject *)Py_TYPE(instance), NULL);
-        if (!m->owner) return NULL;
+    if (!GB_LOAD(m->owner)) { /* one that was put into its class later */
+        PyObject *ref = PyWeakref_NewRef((PyObject *)Py_TYPE(instance), NULL);
+        if (!ref) return NULL;
+        set_owner(m, ref);
     }
     return gb_bound_new(self, instance);
 }
@@ -280,7 +296,7 @@ static PyObject *memo_key(PyObject *self, PyObject *const *args, Py_ssize_t n, P
 static PyObject *memo_held(PyObject *self, PyObject *instance) {
     gb_holder *held = gb_bound_held((gb_memo *)self, instance);
     if (!held && PyErr_Occurred()) return NULL;
-    return Py_NewRef(held ? (PyObject *)held : Py_None);
+    return held ? (PyObject *)held : Py_NewRef(Py_None);
 }
 static PyObject *memo_owns(PyObject *self, PyObject *instance) {
     return PyBool_FromLong(owns((gb_memo *)self, instance));
@@ -291,8 +307,7 @@ static PyObject *memo_set_name(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OO:__set_name__", &owner, &name)) return NULL;
     PyObject *ref = PyWeakref_NewRef(owner, NULL);
     if (!ref) return NULL;
-    Py_XSETREF(m->owner, ref);
-    ((gb_memo *)self)->lone = false;
+    set_owner(m, ref);
     Py_RETURN_NONE;
 }
 static PyMethodDef memo_methods[] = {

@@ -2,7 +2,8 @@
 """ObjectStore: the packed store's index, over references to Python objects.
 
 The rare verbs; the frequent ones are hand-written in ``_quick.c`` and put into the class here. The GIL is
-the lock: what may run Python code lies before or after the changes to the index, never between.
+the lock, or the critical section of the store (``_alone.h``): what may run Python code, or let go of a
+reference, lies before or after the changes to the index, never between.
 """
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -10,7 +11,6 @@ from cpython.mem cimport PyMem_Free
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uintptr_t
-from libc.string cimport memcpy
 
 from ._refs cimport *
 from .errors import BudgetError, ClosedError
@@ -90,16 +90,25 @@ cdef class ObjectStore:
 
     def close(self):
         """Lets go of every key and value, and of the memory. Any other use then raises ClosedError."""
+        map = self._emptied()
+        if map is not None:
+            map.close()
+
+    @cython.critical_section
+    def _emptied(self):
+        """The memory, once nothing lies in it; None: it is another's to close."""
         if not self.refs.open:
-            return
+            return None
         self.refs.open, self.refs.kinds = False, 0
         gb_bulk_drain(&self.refs.index.arena)
         gb_refs_hush(&self.refs)
-        if self.mapped:  # a destructor may have come here before
-            self.mapped = False
-            PyBuffer_Release(&self.view)
-            map, self.map = self.map, None
-            map.close()
+        if not self.mapped:  # a destructor came here before
+            return None
+        self.mapped = False
+        map = self.map
+        PyBuffer_Release(&self.view)
+        self.map = None
+        return map
 
     @property
     def closed(self):
@@ -120,6 +129,7 @@ cdef class ObjectStore:
         cdef gb_quick_seen seen
         return gb_quick_look(&self.refs, <PyObject *>key, &seen) == 1
 
+    @cython.critical_section
     def __len__(self):
         gb_refs_opened(&self.refs)
         return self.refs.index.table.root.count
@@ -163,31 +173,41 @@ cdef class ObjectStore:
     def _clear(self, reserve):
         """Goes on in an empty reservation, ``reserve(max_entries)``; lets go of all that was in the old one."""
         cdef gb_refs *r = &self.refs
-        cdef gb_refs_aside aside
-        cdef gb_arena old
-        cdef Py_buffer view
-        cdef uint64_t count, now = 0
+        cdef uint64_t now = 0
         cdef uint32_t entries
         gb_clock_now(&r.clock, True, &now)
-        while True:  # whatever ran meanwhile may have resized it
+        old = None
+        while old is None:  # whatever ran meanwhile may have resized it
             gb_refs_opened(r)
             entries = r.max_entries
             fresh = reserve(entries)
-            if r.open and r.max_entries == entries:
-                break
-            fresh.close()
-        old, view, map = r.index.arena, self.view, self.map
-        count = r.index.table.root.count
-        PyObject_GetBuffer(fresh, &self.view, PyBUF_WRITABLE)
-        self.map = fresh
+            old = self._begin_anew(fresh, entries, now)
+            if old is None:
+                fresh.close()
+        old.close()
+
+    @cython.critical_section
+    def _begin_anew(self, fresh, uint32_t entries, uint64_t now):
+        """What it was in before; None, if `fresh` is not made for so many any more."""
+        cdef gb_refs *r = &self.refs
+        cdef gb_refs_aside aside
+        cdef gb_arena old
+        cdef Py_buffer view, larger
+        cdef uint64_t count
+        if not r.open or r.max_entries != entries:
+            return None
+        PyObject_GetBuffer(fresh, &larger, PyBUF_WRITABLE)
         gb_args_void_all(r.flights)
+        old, view, self.view = r.index.arena, self.view, larger
+        count = r.index.table.root.count
         gb_refs_format(r, self.view.buf, self.view.len, now)
         gb_refs_begin(&aside)
         gb_refs_cleared(r, count, &aside)
+        before, self.map = self.map, fresh
         gb_bulk_drain(&old)
         PyBuffer_Release(&view)
         gb_refs_release(r, &aside)
-        map.close()
+        return before
 
     def ttl(self, key):
         """Seconds until `key` expires, None if it never does. KeyError if it is absent."""
@@ -229,12 +249,19 @@ cdef class ObjectStore:
         cdef gb_refs *r = &self.refs
         cdef uint64_t before, now = 0
         gb_clock_now(&r.clock, True, &now)
-        gb_refs_opened(r)
-        before = r.counters.expirations
-        while gb_put_expire(r, now) and r.open:
+        with cython.critical_section(self):
+            gb_refs_opened(r)
+            before = r.counters.expirations
+        while self._expire(now):
             PyErr_CheckSignals()
         return r.counters.expirations - before
 
+    @cython.critical_section
+    def _expire(self, uint64_t now):
+        """A slice of those that are due; True if there may be more."""
+        return self.refs.open and gb_put_expire(&self.refs, now)
+
+    @cython.critical_section
     def check(self):
         """Walks everything and compares every invariant; AssertionError names the broken one."""
         cdef gb_fault fault
@@ -246,6 +273,7 @@ cdef class ObjectStore:
             raise AssertionError(f"{fault.rule.decode()}: at {fault.at}, want {fault.want}, "
                                  f"got {fault.got}")
 
+    @cython.critical_section
     def _work(self, uint32_t slices):
         """The housekeeper's door: due entries, for a moment; True if more is waiting."""
         cdef gb_refs *r = &self.refs
@@ -262,8 +290,9 @@ cdef class ObjectStore:
     def _forget(self):
         """Empties it, and begins to count hits and misses anew: functools' cache_clear."""
         self.clear()
-        self.refs.counters.hits = self.refs.counters.misses_absent = 0
-        self.refs.counters.misses_expired = 0
+        with cython.critical_section(self):
+            self.refs.counters.hits = self.refs.counters.misses_absent = 0
+            self.refs.counters.misses_expired = 0
 
     def _weighs(self):
         return self.weigher is not None
@@ -291,43 +320,47 @@ cdef class ObjectStore:
         """Seconds an entry lives where a write does not say; None: for ever."""
         return self.refs.clock.ttl / 1000.0 or None
 
+    @cython.critical_section
+    def _board(self, key, mine, over):
+        """The flight of the key: the one that is there; `mine`, if there is none, or `over`."""
+        found = self.flights.get(key)
+        if found is not None and found is not over:
+            return found
+        self.flights[key] = mine
+        return mine
+
+    @cython.critical_section
+    def _void(self, key):
+        """The key is changed: what a flight under way loads is not to be stored."""
+        return gb_args_void(self.refs.flights, <PyObject *>key)
+
+    @cython.critical_section
     def _leave(self, key, flight, bint loaded, bint failed):
         """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
         self.refs.counters.loads += loaded
         self.refs.counters.load_errors += failed
+        if self.flights.get(key) is not flight:
+            return
         found = self.flights.pop(key, None)
-        if found is not None and found is not flight:
+        if found is not None and found is not flight:  # the key's == let another thread in
             self.flights.setdefault(key, found)
 
     def _eager(self):
         """Whether somebody is to be told of what expires."""
         return (self.refs.kinds & 1 << GB_EVENT_EXPIRE) != 0
 
+    @cython.critical_section
     def _timed(self):
         """Whether any entry has a TTL."""
         return self.refs.open and self.refs.index.wheel.root.count > 0
 
+    @cython.critical_section
     def _figures(self):
         """Everything that is counted: (counters, ledger in bytes, sizes, max_steps)."""
-        cdef gb_refs *r = &self.refs
-        cdef uint64_t top
-        gb_refs_opened(r)
-        c = r.counters
-        top = (<uint64_t>gb_refs_top(r) + 1) * 8
-        queue = 0 if r.queue == NULL else gb_queue_bytes(r.queue)
-        counters = dict(hits=c.hits, misses_absent=c.misses_absent,
-                        misses_expired=c.misses_expired, sets=c.sets, replaces=c.replaces,
-                        deletes=c.deletes, evictions=c.evictions, expirations=c.expirations,
-                        rejects=c.rejects, clears=c.clears, moves=0, loads=c.loads,
-                        load_errors=c.load_errors, stale_hits=c.stale_hits)
-        parts = {name: <uint64_t>r.index.arena.root.ledger[i] * 8 for i, name in enumerate(KINDS)}
-        parts["free"] = 0
-        parts["free"] = top - sum(parts.values())
-        parts["ring"] += queue
-        sizes = dict(entries=r.index.table.root.count, timed=r.index.wheel.root.count,
-                     total=top + queue, max_entries=r.max_entries, weight=r.weight, max_weight=r.max_weight)
-        return counters, parts, sizes, {"any": r.max_steps}
+        gb_refs_opened(&self.refs)
+        return figures_of(&self.refs)
 
+    @cython.critical_section
     def _limit(self, uint32_t max_entries, uint64_t max_weight):
         """Sets the bounds, evicts down to them."""
         cdef gb_refs *r = &self.refs
@@ -338,46 +371,60 @@ cdef class ObjectStore:
         gb_put_fit(r, now)
 
     def _reserve(self, uint64_t length, fresh=None):
-        """Makes the reservation longer, in place or as a copy into `fresh`. Nothing else may run."""
-        cdef gb_refs *r = &self.refs
-        cdef Py_buffer other
-        gb_refs_opened(r)
+        """Makes the reservation longer: in place, which needs the GIL, or as a copy into `fresh`."""
+        gb_refs_opened(&self.refs)
         if length <= <uint64_t>self.view.len:
             return
-        size, old = int(length), self.map
+        if fresh is None:
+            self._stretch(int(length), self.map)
+        else:
+            self._move(fresh)
+
+    def _stretch(self, length, map):
+        """No Python code may run meanwhile: the collector rests, and mmap.resize is called as it is."""
         cdef bint collects = PyGC_Disable()
         try:
-            if fresh is None:
-                PyBuffer_Release(&self.view)
-                try:
-                    old.resize(size)
-                finally:
-                    PyObject_GetBuffer(old, &self.view, PyBUF_WRITABLE)
-            else:
-                PyObject_GetBuffer(fresh, &other, PyBUF_WRITABLE)
-                memcpy(other.buf, self.view.buf, (<size_t>gb_refs_top(r) + 1) * 8)
-                PyBuffer_Release(&self.view)
-                self.view, self.map = other, fresh
-            gb_refs_rebase(r, self.view.buf)
-            if fresh is None:
-                gb_arena_grow(&r.index.arena, <gb_ref>(length // 8 - 1))
+            PyBuffer_Release(&self.view)
+            try:
+                map.resize(length)
+            finally:
+                PyObject_GetBuffer(map, &self.view, PyBUF_WRITABLE)
+            gb_refs_rebase(&self.refs, self.view.buf)
+            gb_arena_grow(&self.refs.index.arena, <gb_ref>(self.view.len // 8 - 1))
         finally:
-            gb_refs_rebase(r, self.view.buf)
+            gb_refs_rebase(&self.refs, self.view.buf)
             if collects:
                 PyGC_Enable()
 
+    @cython.critical_section
+    def _move(self, fresh):
+        cdef Py_buffer before
+        if not self.refs.open or len(fresh) <= self.view.len:
+            return
+        before = self.view
+        PyObject_GetBuffer(fresh, &self.view, PyBUF_WRITABLE)
+        gb_refs_copy(&self.refs, self.view.buf)
+        gb_refs_rebase(&self.refs, self.view.buf)
+        gb_arena_grow(&self.refs.index.arena, <gb_ref>(self.view.len // 8 - 1))
+        self.map = fresh
+        PyBuffer_Release(&before)
+
+    @cython.critical_section
     def _listen(self, uint32_t kinds, bint values, uint64_t room):
         """Records these kinds from now on (bits; 0: none), the last `room` of them; with values, or without."""
         gb_refs_listen(&self.refs, kinds, values, room)
 
+    @cython.critical_section
     def _cursor(self, since, uint32_t kinds, prefix, bint values):
         """Reads events of these kinds whose keys begin with `prefix`: from now on, or those after `since`."""
         return ObjectCursor(self, since, kinds, prefix, values)
 
+    @cython.critical_section
     def _seq(self):
         """The number of the last event, 0 if there was none."""
         return 0 if self.refs.queue == NULL else self.refs.queue.last
 
+    @cython.critical_section
     def _bells(self, uintptr_t bell, bint add):
         """A ``struct gb_bell`` that is rung after every change that is recorded; or is no more."""
         cdef gb_queue *q = gb_refs_queue(&self.refs) if add else self.refs.queue
@@ -386,6 +433,7 @@ cdef class ObjectStore:
         if not add and q != NULL:
             gb_bell_drop(&q.bells, <gb_bell *>bell)
 
+    @cython.critical_section
     def _hear(self, fn):
         """Calls ``fn()`` after every change that is recorded, in the thread that made it; None: no more."""
         cdef gb_queue *q = self.refs.queue if fn is None else gb_refs_queue(&self.refs)
@@ -394,33 +442,3 @@ cdef class ObjectStore:
 
 
 include "_object_readers.pxi"
-
-
-cdef PyObject *read_object(PyObject *near, PyObject *key) noexcept:
-    return gb_quick_read(&(<ObjectStore>near).refs, key, GB_QUICK_READ)
-
-
-FRONT = PyCapsule_New(<void *>read_object, GB_FRONT_CAPSULE, NULL)
-"""How the front of a `Tiered` reads an ObjectStore."""
-
-
-def grow(ObjectStore store):
-    """Twice the address space, in place where the system can."""
-    length = min(MOST, 2 * len(store.map))
-    store._reserve(length, copy_needed(length))
-
-
-cdef install():
-    global gb_clock_seconds
-    gb_refs_names.budget_error = <PyObject *>BudgetError
-    gb_refs_names.closed_error = <PyObject *>ClosedError
-    gb_refs_names.keep = <PyObject *>keep
-    gb_refs_names.grow = <PyObject *>grow
-    gb_clock_seconds = <PyObject *>seconds_of
-    gb_event_install()
-    gb_quick_install(<void *>ObjectStore, sizeof(gb_quick_store))
-    import sys
-    gb_memo_install(<PyObject *>sys.modules[__name__], <void *>ObjectStore)
-
-
-install()

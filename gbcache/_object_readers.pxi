@@ -1,4 +1,4 @@
-# _object_readers.pxi - part of _object.pyx: who goes through an ObjectStore.
+# _object_readers.pxi - part of _object.pyx: who goes through an ObjectStore, what C calls back, what is counted.
 
 
 @cython.no_gc_clear  # whoever clears a cycle clears the store, which must stay until we are gone
@@ -13,30 +13,35 @@ cdef class ObjectCursor:
         cdef uint64_t behind = 0 if since is None else since
         if type(prefix) not in (str, bytes, type(None)):
             raise TypeError(f"prefix={prefix!r} is neither a str nor bytes")
-        cdef gb_queue *q = gb_refs_queue(&store.refs)
-        self.at.wanted = (q.last if since is None else min(behind, <uint64_t>1 << 62)) + 1
         self.at.kinds, self.at.values, self.prefix = kinds, values, prefix
         self.at.prefix = NULL if prefix is None else <PyObject *>prefix
-        self.store = store
-        q.cursors += 1
+        cdef gb_queue *q
+        with cython.critical_section(store):
+            q = gb_refs_queue(&store.refs)
+            self.at.wanted = (q.last if since is None else min(behind, <uint64_t>1 << 62)) + 1
+            self.store = store
+            q.cursors += 1
 
     def __dealloc__(self):
         if self.store is None:
             return
-        self.store.refs.queue.cursors -= 1
-        if not self.store.refs.open:
-            gb_refs_hush(&self.store.refs)
+        with cython.critical_section(self.store):
+            self.store.refs.queue.cursors -= 1
+            if not self.store.refs.open:
+                gb_refs_hush(&self.store.refs)
 
     def pull(self, Py_ssize_t most):
         """The next events that pass, `most` at most; first a `lost` if some were overwritten. [] for none."""
-        return gb_queue_pull(self.store.refs.queue, &self.at, &self.store.refs.clock, most)
+        with cython.critical_section(self.store):
+            return gb_queue_pull(self.store.refs.queue, &self.at, &self.store.refs.clock, most)
 
     def finish(self):
         """The cache is about to be closed: the queue stays as long as a cursor does."""
 
     def pending(self):
         """Whether there is something that this cursor has not looked at."""
-        return self.at.wanted <= self.store.refs.queue.last
+        with cython.critical_section(self.store):
+            return self.at.wanted <= self.store.refs.queue.last
 
     def finish(self):
         """The cache is about to be closed: what is left stays where it is."""
@@ -61,9 +66,11 @@ cdef class ObjectWalk:
     def __iter__(self):
         return self
 
+    @cython.critical_section
     def __length_hint__(self):
         return 0 if self.keys is None else len(self.keys) - self.at
 
+    @cython.critical_section
     def __next__(self):
         cdef PyObject *value = NULL
         while self.keys is not None and self.at < len(self.keys):
@@ -74,3 +81,52 @@ cdef class ObjectWalk:
             held = owned(value)
             return key if self.what == 0 else held if self.what == 1 else (key, held)
         raise StopIteration
+
+
+cdef PyObject *read_object(PyObject *near, PyObject *key) noexcept:
+    return gb_quick_read(&(<ObjectStore>near).refs, key, GB_QUICK_READ)
+
+
+FRONT = PyCapsule_New(<void *>read_object, GB_FRONT_CAPSULE, NULL)
+"""How the front of a `Tiered` reads an ObjectStore."""
+
+
+def grow(ObjectStore store):
+    """Twice the address space, in place where the system can."""
+    length = min(MOST, 2 * len(store.map))
+    store._reserve(length, copy_needed(length))
+
+
+cdef tuple figures_of(gb_refs *r):
+    cdef uint64_t top
+    c = r.counters
+    top = (<uint64_t>gb_refs_top(r) + 1) * 8
+    queue = 0 if r.queue == NULL else gb_queue_bytes(r.queue)
+    counters = dict(hits=c.hits, misses_absent=c.misses_absent,
+                    misses_expired=c.misses_expired, sets=c.sets, replaces=c.replaces,
+                    deletes=c.deletes, evictions=c.evictions, expirations=c.expirations,
+                    rejects=c.rejects, clears=c.clears, moves=0, loads=c.loads,
+                    load_errors=c.load_errors, stale_hits=c.stale_hits)
+    parts = {name: <uint64_t>r.index.arena.root.ledger[i] * 8 for i, name in enumerate(KINDS)}
+    parts["free"] = 0
+    parts["free"] = top - sum(parts.values())
+    parts["ring"] += queue
+    sizes = dict(entries=r.index.table.root.count, timed=r.index.wheel.root.count,
+                 total=top + queue, max_entries=r.max_entries, weight=r.weight, max_weight=r.max_weight)
+    return counters, parts, sizes, {"any": r.max_steps}
+
+
+cdef install():
+    global gb_clock_seconds
+    gb_refs_names.budget_error = <PyObject *>BudgetError
+    gb_refs_names.closed_error = <PyObject *>ClosedError
+    gb_refs_names.keep = <PyObject *>keep
+    gb_refs_names.grow = <PyObject *>grow
+    gb_clock_seconds = <PyObject *>seconds_of
+    gb_event_install()
+    gb_quick_install(<void *>ObjectStore, sizeof(gb_quick_store))
+    import sys
+    gb_memo_install(<PyObject *>sys.modules[__name__], <void *>ObjectStore)
+
+
+install()

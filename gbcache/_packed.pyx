@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
+# cython: language_level=3, boundscheck=False, wraparound=False
 """PackedStore: buffer in, lock at the door, bytes out.
 
 The rare verbs; the frequent ones are hand-written in ``_hot.c`` and put into the class here. Between
@@ -133,7 +133,8 @@ cdef class PackedStore(PackedImage):
         cdef gb_door *d = &self.door
         cdef gb_err err = GB_BUSY
         cdef uint64_t now = 0
-        gb_args_void_all(d.flights)
+        with cython.critical_section(self):
+            gb_args_void_all(d.flights)
         gb_clock_now(&d.clock, True, &now)
         while err == GB_BUSY:  # a long value is being read or written
             gb_door_enter(d)
@@ -186,7 +187,7 @@ cdef class PackedStore(PackedImage):
         gb_door_enter(d)
         before = d.store.head.counters.expirations
         gb_door_leave(d, GB_OP_EXPIRE)
-        while self.door.open and gb_door_work(d, now, 1 if d.hears != NULL else 256):
+        while self.door.open and gb_door_work(d, now, 1 if gb_door_heard(d) else 256):
             gb_door_inform(d)
             PyErr_CheckSignals()
         gb_door_inform(d)

@@ -175,8 +175,7 @@ static int grow(struct gb_refs *r) {
         PyErr_SetString(PyExc_MemoryError, "the cache's address space is full: give it max_entries");
         return -1;
     }
-    PyObject *self = (PyObject *)(void *)((char *)r - offsetof(gb_quick_store, refs));
-    PyObject *none = PyObject_CallOneArg(gb_refs_names.grow, self);
+    PyObject *none = PyObject_CallOneArg(gb_refs_names.grow, gb_quick_self(r));
     Py_XDECREF(none);
     return none && gb_refs_opened(r) ? 0 : -1; /* it may have run anything */
 }
@@ -296,7 +295,7 @@ int gb_put(struct gb_refs *r, const struct gb_put *p) {
             gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
             ref = 0;
         }
-        if ((ref && p->add && !gb_refs_is_past(r, ref, p->now)) || (p->mark && *p->mark)) {
+        if ((ref && p->add && !gb_refs_is_past(r, ref, p->now)) || (p->mark && gb_args_is_void(p->mark))) {
             done = 0;
             break;
         }

@@ -72,7 +72,7 @@ static inline PyObject *read_key(struct gb_refs *r, PyObject *key, uint64_t hash
     return value;
 }
 
-PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how) {
+PyObject *gb_quick_read_in(struct gb_refs *r, PyObject *key, enum gb_quick_how how) {
     uint64_t hash, now;
     bool failed;
     if (how == GB_QUICK_TAKE && !gb_args_void(r->flights, key)) return NULL;
@@ -81,6 +81,7 @@ PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how)
 }
 
 PyObject *gb_quick_read_hashed(struct gb_refs *r, PyObject *key, uint64_t hash) {
+    GB_ALONE(gb_quick_self(r));
     uint64_t now = 0;
     bool failed;
     if (GB_UNLIKELY(r->clock.asks != NULL) && !gb_clock_ask(&r->clock, &now)) return NULL;
@@ -89,6 +90,7 @@ PyObject *gb_quick_read_hashed(struct gb_refs *r, PyObject *key, uint64_t hash) 
 }
 
 PyObject *gb_quick_hit(struct gb_refs *r, PyObject *key, uint64_t hash) {
+    GB_ALONE(gb_quick_self(r));
     struct gb_probe p;
     PyObject *pair[2];
     uint64_t now = 0;
@@ -123,8 +125,7 @@ PyObject *gb_quick_item(PyObject *self, PyObject *key) {
 static int timed(struct gb_refs *r, uint64_t due) {
     if (GB_LIKELY(!r->keep || !due)) return 0;
     r->keep = false;
-    PyObject *self = (PyObject *)(void *)((char *)r - offsetof(gb_quick_store, refs));
-    PyObject *none = PyObject_CallOneArg(gb_refs_names.keep, self);
+    PyObject *none = PyObject_CallOneArg(gb_refs_names.keep, gb_quick_self(r));
     Py_XDECREF(none);
     return none ? 0 : -1;
 }
@@ -168,16 +169,19 @@ static int write_key(struct gb_refs *r, PyObject *key, PyObject *value, PyObject
 }
 
 int gb_quick_write(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, bool add) {
+    GB_ALONE(gb_quick_self(r));
     return !gb_args_void(r->flights, key) ? -1 : write_key(r, key, value, ttl, add, NULL, 0);
 }
 
 int gb_quick_land(struct gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl,
                   PyObject *mark, uint32_t stale, bool over) {
+    GB_ALONE(gb_quick_self(r));
     const char *byte = gb_args_mark(mark);
     return byte ? write_key(r, key, value, ttl, !over, byte, stale) : -1;
 }
 
 int gb_quick_remove(struct gb_refs *r, PyObject *key, enum gb_cause cause) {
+    GB_ALONE(gb_quick_self(r));
     struct gb_refs_aside aside;
     uint64_t hash, now;
     gb_ref ref;
@@ -192,6 +196,7 @@ int gb_quick_remove(struct gb_refs *r, PyObject *key, enum gb_cause cause) {
 }
 
 int gb_quick_look(struct gb_refs *r, PyObject *key, struct gb_quick_seen *seen) {
+    GB_ALONE(gb_quick_self(r));
     uint64_t hash;
     gb_ref ref;
     memset(seen, 0, sizeof *seen);
@@ -205,7 +210,7 @@ int gb_quick_look(struct gb_refs *r, PyObject *key, struct gb_quick_seen *seen) 
     return !(seen->due && seen->due <= seen->now);
 }
 
-int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
+static int touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
     struct gb_refs_aside aside;
     uint64_t hash, now, ms = r->clock.ttl;
     gb_ref ref;
@@ -223,14 +228,20 @@ int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
     life.stale = life.due ? gb_stale_at(r->index.base, ref, word) : 0u;
     PyObject *held = gb_refs_key(r->index.base, ref);
     int done = gb_put_retime(r, ref, &life);
-    if (done <= 0) return done < 0 ? -1 : gb_quick_touch(r, key, ttl);
+    if (done <= 0) return done < 0 ? -1 : touch(r, key, ttl);
     gb_refs_begin(&aside);
     gb_refs_note(r, GB_EVENT_TOUCH, held, NULL, NULL, &aside);
     gb_refs_release(r, &aside);
     return timed(r, life.due) ? -1 : 1;
 }
 
+int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
+    GB_ALONE(gb_quick_self(r));
+    return touch(r, key, ttl);
+}
+
 PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial) {
+    GB_ALONE(gb_quick_self(r));
     struct gb_put p = {.key = key};
     gb_ref ref;
     if (!gb_args_void(r->flights, key)) return NULL;
@@ -269,6 +280,7 @@ PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObj
 }
 
 PyObject *gb_quick_oldest(struct gb_refs *r) {
+    GB_ALONE(gb_quick_self(r));
     uint64_t now = 0;
     PyObject *both = PyTuple_New(2); /* now: afterwards nothing may fail, or run the collector */
     if (!both) return NULL;
@@ -299,6 +311,7 @@ PyObject *gb_quick_oldest(struct gb_refs *r) {
 static PyObject *quick_get(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
     PyObject *a[2] = {NULL, NULL};
     if (!gb_args_get(args, n, kwnames, a)) return NULL;
+    GB_ALONE(self);
     struct gb_refs *r = refs_of(self);
     uint64_t hash, now;
     bool failed; /* so that a miss need not ask whether there is an exception */

@@ -4,6 +4,8 @@
  *           the rare verbs of _object.pyx need. Every step that may run Python code (hash, ==, clock,
  *           ttl, weigh, a destructor) lies outside the changes to the index.
  *
+ *           Each is alone with its store, but for those that say that their caller is.
+ *
  * NOT HERE  the structure (_refs), rare verbs (_object.pyx).
  */
 #ifndef GB_QUICK_H
@@ -16,6 +18,10 @@ typedef struct {
     PyObject_HEAD
     struct gb_refs refs; /* ObjectStore's first field: gb_quick_install checks that it is */
 } gb_quick_store;
+
+static inline PyObject *gb_quick_self(struct gb_refs *r) {
+    return (PyObject *)(void *)((char *)r - offsetof(gb_quick_store, refs));
+}
 
 enum gb_quick_how {
     GB_QUICK_READ, /* counts as use, and in the stats */
@@ -34,7 +40,11 @@ struct gb_quick_seen {
 /* Puts the methods into the type, and shows the collector what the entries hold. -1: exception. */
 int gb_quick_install(PyTypeObject *type, size_t basic_size);
 /* A new reference; NULL with an exception, or without one for a miss. */
-PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how);
+PyObject *gb_quick_read_in(struct gb_refs *r, PyObject *key, enum gb_quick_how how); /* is alone already */
+static inline PyObject *gb_quick_read(struct gb_refs *r, PyObject *key, enum gb_quick_how how) {
+    GB_ALONE(gb_quick_self(r));
+    return gb_quick_read_in(r, key, how);
+}
 /* A read of a key whose mixed hash is known. */
 PyObject *gb_quick_read_hashed(struct gb_refs *r, PyObject *key, uint64_t hash);
 /* A hit that runs no Python code: by identity, or by an equal int or str. Else NULL, and nothing has

@@ -21,6 +21,7 @@ cdef class PackedWalk:
     def __length_hint__(self):
         return self.n - self.at
 
+    @cython.critical_section
     def __next__(self):
         cdef PyObject *key = NULL
         cdef PyObject *value = NULL
@@ -47,6 +48,7 @@ cdef class PackedCursor:
     def __dealloc__(self):
         gb_news_close(&self.news)
 
+    @cython.critical_section
     def pull(self, Py_ssize_t most):
         """A Batch of the next events, `most` at most; empty if there are none."""
         cdef Batch batch = Batch.__new__(Batch)
@@ -60,10 +62,12 @@ cdef class PackedCursor:
             self.busy = False
         return batch
 
+    @cython.critical_section
     def pending(self):
         """Whether a pull would find something to look at."""
         return gb_news_pending(&self.store.door, &self.news) == 1
 
+    @cython.critical_section
     def finish(self):
         """Copies out what is left: the cache is about to be closed."""
         while self.busy:
@@ -121,6 +125,7 @@ cdef class BatchWalk:
     def __length_hint__(self):
         return self.all.batch.count - self.at
 
+    @cython.critical_section
     def __next__(self):
         if self.at == self.all.batch.count:
             raise StopIteration

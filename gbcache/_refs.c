@@ -34,6 +34,13 @@ gb_ref gb_refs_top(const struct gb_refs *r) {
     return end[0] & GB_WORD_PREV_FREE ? a->end - end[-1] : a->end;
 }
 
+void gb_refs_copy(const struct gb_refs *r, void *to) {
+    uint64_t end = r->index.arena.root->end, used = gb_refs_top(r) + 4u; /* with the head of what is free behind */
+    if (used > end - 1u) used = end - 1u;
+    memcpy(to, r->index.base, used * GB_GRANULE);
+    memcpy(gb_at(to, (gb_ref)end - 1u), gb_at(r->index.base, (gb_ref)end - 1u), 2u * GB_GRANULE); /* its foot, and the end */
+}
+
 gb_ref gb_refs_same(const struct gb_refs *r, PyObject *key, uint64_t hash) {
     struct gb_probe p;
     gb_ref at;
@@ -54,7 +61,7 @@ bool gb_refs_opened(struct gb_refs *r) {
 
 int gb_refs_hash(const struct gb_refs *r, PyObject *key, uint64_t *hash) {
     Py_hash_t h = -1;
-    if (GB_LIKELY(PyUnicode_CheckExact(key))) h = ((PyASCIIObject *)key)->hash;
+    if (GB_LIKELY(PyUnicode_CheckExact(key))) h = gb_alone_text_hash(key);
     if (h == -1) h = PyObject_Hash(key);
     if (GB_UNLIKELY(h == -1)) return -1;
     *hash = gb_refs_mix(r, h);
@@ -87,11 +94,10 @@ again:
         if (gb_entry_at(ix->base, at)->hash != (uint32_t)hash) continue;
         uint64_t epoch = gb_refs_epoch(r);
         bool safe = plain(held, key);
-        Py_INCREF(held);
+        if (!safe) Py_INCREF(held);
         int same = PyObject_RichCompareBool(held, key, Py_EQ);
-        if (safe && same >= 0) {
-            Py_DECREF(held); /* the entry has it still */
-            if (same) return 1;
+        if (safe) {
+            if (same) return same;
             continue;
         }
         gb_ref now = r->open && same > 0 ? gb_refs_same(r, held, hash) : 0; /* wherever it lies by now */

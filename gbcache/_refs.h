@@ -3,7 +3,8 @@
  * WHAT      The same table, recency list and wheel as the packed store's, over entries whose payload is
  *           a pair of references. They lie in a reservation of address space, touched as it fills, that
  *           the cache has for itself; the garbage collector is shown every pair (gb_bulk_traverse). The
- *           GIL is the lock: nothing here lets go of it, but what runs Python code.
+ *           GIL is the lock, or the store's own section (_alone.h): nothing here lets go of it, but what runs
+ *           Python code, or frees a reference.
  *
  * PICTURE   an entry's block            word of an entry
  *             0      16       28/68      key length bits: the tag, top 8 bits of the key's hash
@@ -31,6 +32,8 @@
 #define GB_REFS_H
 
 #include "_queue.h"
+
+#include "_alone.h"
 
 #define GB_REFS_ASIDE 16u /* entries removed in one go, before what they held is released, at most */
 #define GB_REFS_WEIGHT (1u << 27) /* the lowest bit of a word's value type */
@@ -88,6 +91,8 @@ void gb_refs_rebase(struct gb_refs *r, void *base);
 uint64_t gb_refs_smallest(void);
 /* Behind the last block in use: granules that were ever touched, but for the end mark. */
 gb_ref gb_refs_top(const struct gb_refs *r);
+/* What of the reservation was ever touched, to as much room elsewhere, all zero. */
+void gb_refs_copy(const struct gb_refs *r, void *to);
 /* False: ClosedError is set. */
 bool gb_refs_opened(struct gb_refs *r);
 /* The hash by which a key is found; -1 with an exception, else 0. Runs the key's __hash__. */

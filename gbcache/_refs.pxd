@@ -89,6 +89,7 @@ cdef extern from "_bulk.h":
     gb_err gb_refs_format(gb_refs *r, void *base, uint64_t length, uint64_t now)
     void gb_refs_rebase(gb_refs *r, void *base)
     gb_ref gb_refs_top(const gb_refs *r)
+    void gb_refs_copy(const gb_refs *r, void *to)
     bint gb_refs_opened(gb_refs *r) except 0
     void gb_refs_begin(gb_refs_aside *aside)
     void gb_refs_release(gb_refs *r, gb_refs_aside *aside)
@@ -123,6 +124,7 @@ cdef extern from "_bulk.h":
     int gb_bulk_walk(gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) except -1
     void gb_args_key_error(PyObject *key) except *
     void gb_args_void_all(PyObject *flights)
+    bint gb_args_void(PyObject *flights, PyObject *key) except 0
     int gb_quick_land(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
                       uint32_t stale, bint over) except -1
 

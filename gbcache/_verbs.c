@@ -116,7 +116,7 @@ int gb_verbs_incr(struct gb_door *d, PyObject *key, long long delta, long long i
     enum gb_err err = GB_OK;
     enum verdict verdict = DONE;
     int more = -1;
-    if (!gb_args_void(d->flights, key) || !gb_box_key(&b, key)) return -1;
+    if (!gb_hot_void(d, key) || !gb_box_key(&b, key)) return -1;
     if (!gb_box_core_key(d, &b, &p.key)) {
         gb_door_raise(d, GB_LONGKEY, &p);
     } else if (gb_clock_now(&d->clock, true, &now)) {

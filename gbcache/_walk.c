@@ -36,15 +36,9 @@ bool gb_walk_snapshot(struct gb_door *d, uint64_t **hashes, size_t *n) {
         *hashes = PyMem_RawMalloc(most * sizeof **hashes);
         int more = *hashes ? 1 : 0;
         while (more > 0) more = walk_on(d, id, *hashes, most, n);
-        if (more < 0) {
-            PyMem_RawFree(*hashes);
-            return false;
-        }
+        if (more < 0) return false;
     }
-    if (!gb_door_enter(d)) {
-        PyMem_RawFree(*hashes);
-        return false;
-    }
+    if (!gb_door_enter(d)) return false;
     gb_index_walk_end(&d->store.index, id);
     gb_door_leave(d, GB_OP_WALK);
     if (!*hashes) PyErr_NoMemory();

@@ -34,13 +34,12 @@ _AGAIN = object()
 class Loadable(Protocol):
     """What a flight needs of a cache."""
 
-    _flights: dict[Any, Flight]
-
     def get(self, key: Any, default: Any = None) -> Any: ...
     def peek(self, key: Any, default: Any = None) -> Any: ...
     def _once(self, key: Any) -> Any: ...
     def _stale(self, key: Any, default: Any, serve: bool) -> Any: ...
     def _land(self, key: Any, value: Any, ttl: Any, flight: bytearray, stale: int) -> bool: ...
+    def _board(self, key: Any, mine: Any, over: Any) -> Any: ...
     def _leave(self, key: Any, flight: bytearray, loaded: bool, failed: bool) -> None: ...
     def _arrived(self, key: Any, value: Any) -> Any: ...
 
@@ -48,7 +47,7 @@ class Loadable(Protocol):
 class Flight(bytearray):
     """One load under way. Its only byte is set by whoever changes the key (C does): then it is void."""
 
-    __slots__ = ("error", "future", "led", "loop", "process", "seen", "successor", "value", "waits")
+    __slots__ = ("error", "future", "led", "loop", "process", "seen", "value", "waits")
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
 
@@ -65,8 +64,6 @@ class Flight(bytearray):
     """The last walk over the graph that came here."""
     led: int
     """The last walk by somebody who leads this one."""
-    successor: Flight | None
-    """Where it was voided: the flight of those who came later."""
 
 
 _leading: ContextVar[Any] = ContextVar("gbcache_leading", default=None)
@@ -93,7 +90,7 @@ def _start() -> tuple[Flight, Token[Any]]:
     mine = Flight(1)
     mine.loop, mine.process = asyncio._get_running_loop(), _process
     mine.value, mine.error, mine.future = MISS, None, None
-    mine.waits, mine.successor, mine.seen, mine.led = [], None, 0, 0
+    mine.waits, mine.seen, mine.led = [], 0, 0
     return mine, _leading.set((mine, _leading.get()))
 
 
@@ -106,16 +103,9 @@ def _over(flight: Flight) -> bool:
 
 def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
     """The flight of the key: `mine`, which then is ours to lead, or another's. Runs ``__eq__``."""
-    flight = cache._flights.setdefault(key, mine)
-    if flight is mine:
-        return mine
+    flight: Flight = cache._board(key, mine, None)
     while flight is not mine and _over(flight):
-        with _graph:
-            if flight.successor is None:
-                flight.successor = mine
-            flight = flight.successor
-    if flight is mine:
-        cache._flights[key] = mine
+        flight = cache._board(key, mine, flight)
     return flight
 
 

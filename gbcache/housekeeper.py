@@ -71,7 +71,9 @@ def _round() -> float:
     for key, ref in list(_kept.items()):
         store = ref()
         if store is None or store.closed:
-            _kept.pop(key, None)
+            with _starting:  # another store may be where this one was
+                if _kept.get(key) is ref:
+                    del _kept[key]
         elif store._timed():
             rest = min(rest, 0.0005 if store._work(SLICES) else EAGER if store._eager() else PERIOD)
     return rest

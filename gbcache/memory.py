@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+import sysconfig
 
 __all__ = ["MOST", "copy_needed", "private", "reservation", "reserve", "shared"]
 
@@ -49,5 +50,10 @@ def reservation(entries: int) -> int:
 
 
 def copy_needed(length: int) -> mmap.mmap | None:
-    """Where a mapping cannot change its length in place, the new one to copy into; else None."""
-    return None if sys.platform.startswith("linux") else private(length)
+    """Where a mapping cannot change its length in place, the new one to copy into; else None.
+
+    Without the GIL somebody may be looking while it moves: there it is copied, too.
+    """
+    if sys.platform.startswith("linux") and not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return None
+    return _map(length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)

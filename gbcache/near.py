@@ -59,8 +59,7 @@ class NearSide:
         self.absent = None
         if negative_ttl is not None:
             self.absent = ObjectCache(NEGATIVES, ttl=negative_ttl, name="absent")
-        self._flights = cache._flights
-        self._leave = cache._leave
+        self._board, self._leave = cache._board, cache._leave
         self._begin_anew()
         _sides.add(self)
 
@@ -164,9 +163,7 @@ class NearSide:
         keep = None if found.value is ABSENT else self._ttl(found.until)
         if keep is None:
             return False
-        flight = self._flights.get(key)
-        if flight is not None:
-            flight[0] = 1
+        self.cache._void(key)
         try:
             return self.cache._land(key, found.value, keep, write, self.stale, True)
         except BudgetError:  # it will be read from the far side

@@ -517,3 +517,16 @@ def test_the_housekeeper_lets_go_without_traffic() -> None:
         time.sleep(0.05)
         assert len(cache) == 0 and cache.stats().expirations == 1
         cache.check()
+
+
+def test_a_reservation_that_is_copied(monkeypatch: Any) -> None:
+    """Where a mapping cannot grow in place (macOS), or somebody may look at it meanwhile (no GIL)."""
+    monkeypatch.setattr(gbcache.memory, "copy_needed", gbcache.memory.private)
+    with ObjectCache(100) as cache:
+        for i in range(150):
+            cache[i] = i
+        cache.resize(50_000)
+        for i in range(50_100):
+            cache[i] = i
+        cache.check()
+        assert list(cache.items()) == [(i, i) for i in range(100, 50_100)]
