@@ -7,19 +7,27 @@ PYTEST := $(VENV)/bin/python $(VENV)/bin/pytest
 SOURCES := $(filter-out gbcache/_packed.c gbcache/_object.c gbcache/_disk.c gbcache/flight.c gbcache/notify.c,$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
 STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+UNDER_ASAN = ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 # What the other builds of the C have no part in, or little for its time.
 PYTHON_ALONE := --ignore-glob="tests/test_valkey*" --ignore-glob="tests/test_tier_*" --ignore=tests/test_lru_cache.py --ignore-glob="tests/test_power*"
 FUZZ_SECONDS ?= 60
 SEED ?= 1
 KILLS ?= 2000
+KILL_ROUNDS ?= 40
 STATES ?= 100000
 WRITES ?= 1000000
 CUTS ?= 100
 STORES ?= 500
 DOWN ?= 10
+STEPS ?= 200000
+OPS ?= 1000000
+STOPPED ?= 3
+MINUTES ?= 2
+FUZZ_RUNS ?= 0
 
 .NOTPARALLEL:
-.PHONY: help build demo test native tiny asan drift proof-kill proof-power proof-disk proof-stale fuzz fuzz-tools servers coverage bench gate gate-accept gate-tools pythons pythons-bounded lint format check clean proof-threads python-free free
+.PHONY: $(shell grep -oE '^[a-z][a-z-]*:' Makefile | tr -d :)
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 14
@@ -61,21 +69,28 @@ tiny: build/tiny/.made ## the Python tests where every constant is small
 	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
 
 asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
-	PYTHONPATH=build/asan GB_EXPECT=asan GB_SLICE=short ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	PYTHONPATH=build/asan GB_EXPECT=asan GB_SLICE=short $(UNDER_ASAN) \
 	    $(PYTEST) tests --ignore=tests/test_native.py --ignore=tests/test_architecture.py $(PYTHON_ALONE)
 
 drift: build ## references every call leaves behind, under a debug interpreter (Debian)
 	$(PY) tests/drift.py
 
+proof: build ## all parts of the proof, and one table: build/proof/table.md (under 40 minutes)
+	PYTHONPATH=. $(PY) tests/proof/table.py --seed $(SEED)
+
+proof-long: build ## the same at full length: hours
+	PYTHONPATH=. $(PY) tests/proof/table.py --long --seed $(SEED)
+
 proof-kill: build ## a live file's writers killed KILLS times, and before any store of the core (KILL_ROUNDS)
 	PYTHONPATH=. $(PY) tests/proof/kill.py --kills $(KILLS) --seed $(SEED)
-	KILL_ROUNDS=40 SEED=$(SEED) PYTHONPATH=. $(PYTEST) tests/test_native.py -k kill
+	PYTHONPATH=. $(PY) tests/proof/kill_stores.py --rounds $(KILL_ROUNDS) --seed $(SEED)
 
-proof-power: build ## what a power cut may leave: STATES states of files, half as many of a Disk; every bit flip of a snapshot
+proof-power: build ## what a power cut may leave: STATES states of files, half as many of a Disk
 	PYTHONPATH=. $(PY) tests/proof/power.py --states $(STATES) --seed $(SEED)
 	PYTHONPATH=. $(PY) tests/proof/power_disk.py --states $$(($(STATES) / 2)) --seed $(SEED)
-	PYTHONPATH=. $(PY) tests/test_files_corrupt.py
+
+proof-corrupt: build/asan/.made ## every bit flip and truncation of a snapshot, under ASan and UBSan
+	PYTHONPATH=build/asan $(UNDER_ASAN) $(PY) tests/proof/corrupt.py
 
 proof-disk: build ## a Disk's writers killed KILLS times, and STORES damaged stores
 	PYTHONPATH=. $(PY) tests/proof/disk_kill.py --kills $(KILLS) --seed $(SEED)
@@ -102,6 +117,25 @@ build/tsan/.made: BUILD_ENV = GB_CFLAGS="-fsanitize=thread -O1 -g -fno-omit-fram
 free: build/free/.made ## the Python tests on an interpreter without the GIL
 	PYTHONPATH=build/free GB_EXPECT=free GB_SLICE=short .venv-free/bin/python .venv-free/bin/pytest tests $(NOT_FREE) \
 	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
+
+proof-io: build ## every call that touches a file fails, in every way; and disks that are full
+	PYTHONPATH=. $(PY) tests/proof/io_faults.py
+
+proof-budget: build build/tiny/.made ## the budget after each of STEPS operations, and what the process grows by
+	PYTHONPATH=. $(PY) tests/proof/budget.py --steps $(STEPS) --seed $(SEED)
+	PYTHONPATH=build/tiny $(PY) tests/proof/budget.py --steps $(STEPS) --seed $(SEED) --accounts
+
+proof-events: build ## OPS operations of many threads, told once each and in order, by every kind of reader
+	PYTHONPATH=. $(PY) tests/proof/events.py --ops $(OPS) --seed $(SEED)
+
+proof-clock: build ## clocks that jump, stand still or go back, and a process stopped for STOPPED seconds
+	PYTHONPATH=. $(PY) tests/proof/clock.py --stopped $(STOPPED) --seed $(SEED)
+
+proof-fuzz: $(VENV)/.made ## every fuzz target: FUZZ_SECONDS for all, or FUZZ_RUNS of each in each variant
+	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --runs $(FUZZ_RUNS) --seed $(SEED)
+
+proof-soak: build ## MINUTES of mixed work of 8 threads, a child killed each minute: no growth, no error, no slower end
+	PYTHONPATH=. $(PY) tests/proof/soak.py --minutes $(MINUTES) --seed $(SEED)
 
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)

@@ -42,7 +42,8 @@ static inline uint64_t gb_clock_monotonic(const struct gb_clock *c, clockid_t id
     struct timespec t;
     clock_gettime(id, &t);
     int64_t ns = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec - c->zero_ns;
-    return (uint64_t)(ns / 1000000 + GB_CLOCK_HEAD_START); /* the coarse clock may lag behind 0 */
+    int64_t ms = ns / 1000000 + GB_CLOCK_HEAD_START; /* the coarse clock may lag behind 0 */
+    return GB_LIKELY(ms > 0) ? (uint64_t)ms : 1u;     /* and a restored machine's clock be where it was long before */
 }
 static inline uint64_t gb_clock_exact(const struct gb_clock *c) {
     return gb_clock_monotonic(c, CLOCK_MONOTONIC);

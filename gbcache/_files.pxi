@@ -141,6 +141,11 @@ cdef class SealedImage:
     cdef Py_buffer view
     cdef object map, decode
     cdef bint open
+    cdef int64_t wall, running  # ms when it was opened: of its deadlines' clock, and of the one that does not jump
+
+    cdef int64_t _now(self):
+        """By the wall clock as it was when this was opened, but for one that is behind the file's own moment."""
+        return self.wall + monotonic_ns() // 1000000 - self.running
 
     def _attach(self, int fd, map, path, codec):
         cdef gb_snap_head head
@@ -158,6 +163,8 @@ cdef class SealedImage:
         if not good:
             PyBuffer_Release(&self.view)
             raise text_of(&fault, path)
+        self.running = monotonic_ns() // 1000000
+        self.wall = max(time_ns() // 1000000, <int64_t>head.saved_at)
         self.map, self.open = map, True
 
     def __dealloc__(self):
@@ -179,7 +186,7 @@ cdef class SealedImage:
                 return False
             k.bytes, k.len, k.type = box.bytes, box.len, box.type
             k.hash = gb_digest_of(&self.sealed.digest, k.bytes, k.len, k.type)
-            return gb_sealed_find(&self.sealed, &k, time_ns() // 1000000, r)
+            return gb_sealed_find(&self.sealed, &k, self._now(), r)
         finally:
             gb_box_drop(&box)
 
@@ -221,12 +228,12 @@ cdef class SealedImage:
         cdef gb_snap_record r
         if not self._find(key, &r):
             raise KeyError(key)
-        return r.times.due / 1000.0 - time() if r.head.timed else None
+        return (r.times.due - self._now()) / 1000.0 if r.head.timed else None
 
     def _pairs(self, int what):
         """Keys (0), values (1), pairs (2), or entries (3: key, value, deadline as time.time() has it)."""
         cdef uint64_t frame = 0, at = 0
-        cdef int64_t now = time_ns() // 1000000
+        cdef int64_t now = self._now()
         cdef tuple one
         while True:
             one = self._pair(what, &frame, &at, now)

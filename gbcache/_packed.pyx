@@ -14,7 +14,7 @@ from posix.unistd cimport getpid
 
 import os
 from array import array
-from time import time, time_ns
+from time import monotonic_ns, time, time_ns
 
 from ._gb cimport *
 

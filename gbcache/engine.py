@@ -104,7 +104,9 @@ class Engine:
             raise ImageError(
                 path, None, "it is a directory, or there is nothing: a Disk makes its own"
             )
-        self.owner = Owner(path)
+        self.owner = Owner(path, self.now)
+        if self.owner.mark is not None:
+            self._offset = max(time.time(), self.owner.mark.at / 1000) - running()
         self.store = Store(path, name_of(codec), self.most)
         try:
             self._open()
@@ -153,7 +155,8 @@ class Engine:
     # --- what others call --------------------------------------------------------------------
 
     def now(self) -> int:
-        """Milliseconds since 1970 by the clock when it was opened: it does not jump while we run."""
+        """Milliseconds since 1970 by the clock when it was opened: it does not jump while we run, and is never before
+        what it was when the last process wrote."""
         return int((running() + self._offset) * 1000)
 
     def check_open(self) -> None:

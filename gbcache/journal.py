@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from . import files
@@ -29,7 +30,7 @@ Changes = dict[bytes, "bytes | None"]
 _HEAD = struct.Struct("<8sQQQ16sQ")  # magic, number, applied, whether it is the first, seed, sum
 _FRAME = struct.Struct("<QQQQQQ")  # magic, length, seq, synced, sum of the content, sum of this
 _PAIR = struct.Struct("<II")
-_MARK = struct.Struct("<8s16sQQQQ")  # magic, boot, seq, clean, process, sum
+_MARK = struct.Struct("<8s16sQQQQQ")  # magic, boot, seq, clean, process, at, sum
 _MAGIC, _OWNED, _FRAMED = b"GBjrnl01", b"GBowner1", 0x656D617246427B5B
 _GONE = 0xFFFFFFFF
 _PREFIX = "journal."
@@ -300,14 +301,16 @@ class Mark(NamedTuple):
     seq: int
     clean: bool
     process: int
+    at: int
+    """When, in ms of the Disk's own clock: it is never opened before that again."""
 
 
 class Owner:
     """The lock on a directory: one process, and one Disk in it."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, now: Callable[[], int]) -> None:
         self.path = os.path.join(folder, "owner")
-        self.process = os.getpid()
+        self.process, self.now = os.getpid(), now
         self.fd = files.open_file(self.path, own=True, write=True, create=True)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -342,13 +345,13 @@ class Owner:
         said = _opened(_MARK, data)
         if said is None or said[0] != _OWNED or len(data) != _MARK.size:
             raise ImageError(self.path, 0, "it is the owner's file of a Disk")
-        _, boot, seq, clean, process = said
+        _, boot, seq, clean, process, at = said
         assert isinstance(boot, bytes)
-        return Mark(boot, int(seq), bool(clean), int(process))
+        return Mark(boot, int(seq), bool(clean), int(process), int(at))
 
     def mark_of(self, seq: int, clean: bool = False) -> bytes:
         """What says that frame `seq` is acknowledged."""
-        return _sealed(_MARK, _OWNED, self.boot, seq, clean, self.process)
+        return _sealed(_MARK, _OWNED, self.boot, seq, clean, self.process, self.now())
 
     def write(self, seq: int, clean: bool = False) -> None:
         """Notes it, on disk."""
