@@ -170,13 +170,13 @@ def child(pattern: str, how: str, seed: int, folder: str) -> dict[str, Any]:
                 time.sleep(0.002)
 
         if saving is not None:
-            saving.result()
+            saving.wait()
         thread = threading.Thread(target=look)
         thread.start()
         saving = cache.save(os.path.join(folder, "save"), wait=False)
         for n in range(20_000):
             cache[n] = value[:200]
-        saving.result()
+        saving.wait()
         over_.set()
         thread.join()
     cache.check()
