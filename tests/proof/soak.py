@@ -1,0 +1,250 @@
+"""A long run: mixed work of eight threads, with saves, TTLs and subscribers, and a child that is killed each minute.
+
+    python tests/proof/soak.py [--minutes M] [--seed S]
+
+Nothing may raise, the process may not grow (its resident bytes: a line through the second half, with the error of its
+slope), and the last part of the run may not be slower than the first (medians, over windows, of each window's median
+and p99.9). A child writes to a live file and acknowledges in a side file; it is killed, started again, and what it
+acknowledged must be there. With `--plant leak` a thread keeps what it reads, with `--plant slow` each read waits longer
+and longer: both must be found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import said
+
+from gbcache import Cache, ObjectCache
+
+THREADS, KEYS = 8, 40_000
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SLOPE = 0.1
+"""Per cent of growth an hour that is allowed."""
+SLOWER = 1.2
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def slope_of(samples: list[tuple[float, int]]) -> tuple[float, float]:
+    """Growth in per cent an hour, and the standard error of it: a line through the points."""
+    times, sizes = [t for t, _ in samples], [float(n) for _, n in samples]
+    middle, mean, n = statistics.fmean(times), statistics.fmean(sizes), len(samples)
+    spread = sum((t - middle) ** 2 for t in times)
+    slope = sum((t - middle) * (s - mean) for t, s in samples) / spread
+    rest = sum((s - mean - slope * (t - middle)) ** 2 for t, s in samples)
+    error = (rest / (n - 2) / spread) ** 0.5
+    return slope * 3600 / mean * 100, error * 3600 / mean * 100
+
+
+# --- the child -------------------------------------------------------------------------------------------------
+
+
+def child(root: Path) -> None:
+    """Counts up in a live file, and acknowledges each number in a side file once it is there."""
+    with Cache("2MB", path=root / "live") as cache:
+        acknowledged = os.open(root / "acknowledged", os.O_CREAT | os.O_RDWR, 0o600)
+        n = int(os.pread(acknowledged, 20, 0) or b"0")
+        for key in range(max(0, n - 99), n + 1):
+            found = cache.get(key % 100)
+            if n and (found is None or found < key):
+                print(f"key {key % 100} is {found}, {key} was acknowledged", flush=True)
+                os._exit(3)
+        while True:
+            n += 1
+            cache[n % 100] = n
+            os.pwrite(acknowledged, b"%020d" % n, 0)
+
+
+class Kills(threading.Thread):
+    def __init__(self, root: Path, every: float) -> None:
+        super().__init__(daemon=True)
+        self.root, self.every, self.over = root, every, threading.Event()
+        self.kills, self.wrong = 0, list[str]()
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            call = [sys.executable, __file__, "--child", str(self.root)]
+            made = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+            self.over.wait(self.every)
+            if made.poll() is None:
+                os.kill(made.pid, signal.SIGKILL)
+            out, _ = made.communicate()
+            if made.returncode != -signal.SIGKILL:
+                self.wrong.append(f"the child ended with {made.returncode}: {out[-400:]}")
+                return
+            self.kills += 1
+
+
+# --- the work --------------------------------------------------------------------------------------------------
+
+
+class Soak:
+    def __init__(self, seed: int, root: Path, plant: str) -> None:
+        self.seed, self.root, self.plant = seed, root, plant
+        self.caches: list[Any] = [
+            Cache("6MB", ttl=60, jitter=0.2, events="1MiB"),
+            ObjectCache(10_000, ttl=60),
+        ]
+        self.over, self.begun = threading.Event(), time.monotonic()
+        self.wrong: list[str] = []
+        self.ops, self.saves = [0] * THREADS, 0
+        self.latencies: list[list[int]] = [[] for _ in range(THREADS)]
+        self.heard = [0, 0]
+        self.kept: list[Any] = []
+
+    def work(self, thread: int) -> None:
+        dice = random.Random(f"{self.seed}:{thread}")
+        cache, clock = self.caches[thread % 2], time.perf_counter_ns
+        mine = self.latencies[thread]
+        while not self.over.is_set():
+            for _ in range(50):
+                key, roll = f"k{int(dice.random() ** 2 * KEYS)}", dice.random()
+                begun = clock()
+                if roll < 0.6:
+                    found = cache.get(key)
+                elif roll < 0.9:
+                    cache.set(key, "v" * int(10 ** dice.uniform(0.5, 3)), ttl=dice.choice([0.05, 5, 60]))  # fmt: skip
+                elif roll < 0.95:
+                    cache.delete_many([key])
+                elif roll < 0.98:
+                    cache.incr(f"n{thread}-{dice.randrange(50)}")
+                else:
+                    cache.get_or_set(key, lambda: "loaded")
+                if self.plant == "slow" and roll < 0.6:
+                    time.sleep((time.monotonic() - self.begun) * 2e-5)
+                if self.plant == "leak" and roll < 0.6:
+                    self.kept.append([found] * 50)
+                if dice.random() < 0.05:
+                    mine.append(clock() - begun)
+                self.ops[thread] += 1
+            time.sleep(0.002)  # the latencies are of a machine that is not full
+
+    def save(self) -> None:
+        while not self.over.is_set():
+            self.caches[0].save(self.root / "saved")
+            with Cache.open(self.root / "saved", "r") as found:
+                for _, key in zip(range(100), found, strict=False):
+                    found.get(key)
+            self.saves += 1
+            for cache in self.caches:
+                cache.check()
+            self.over.wait(3)
+
+    def guarded(self, job: Any, *args: Any) -> None:
+        try:
+            job(*args)
+        except BaseException as error:
+            self.wrong.append(f"{job.__name__}: {type(error).__name__}: {error}")
+
+    def hear(self, which: int) -> None:
+        self.heard[which] += 1
+
+    def run(self, seconds: float, every: float) -> dict[str, Any]:
+        subs = [
+            self.caches[0].subscribe(lambda event: self.hear(0)),
+            self.caches[1].subscribe(lambda event: self.hear(1), kinds={"expire", "evict"}),
+        ]
+        kills = Kills(self.root, every)
+        threads = [threading.Thread(target=self.guarded, args=(self.work, n)) for n in range(THREADS)]  # fmt: skip
+        threads.append(threading.Thread(target=self.guarded, args=(self.save,)))
+        for each in [kills, *threads]:
+            each.start()
+        samples, windows = [], []
+        step = max(1.0, min(60.0, seconds / 40))
+        while time.monotonic() - self.begun < seconds and not self.wrong and not kills.wrong:
+            time.sleep(step)
+            now = time.monotonic() - self.begun
+            samples.append((now, resident()))
+            taken = sorted(x for each in self.latencies for x in each[:])
+            for each in self.latencies:
+                each.clear()
+            if len(taken) > 100:
+                windows.append((taken[len(taken) // 2], taken[len(taken) * 999 // 1000]))
+        self.over.set()
+        kills.over.set()
+        for each in [*threads, kills]:
+            each.join(60)
+            if each.is_alive():
+                self.wrong.append("a thread hangs")
+        self.wrong += kills.wrong + [f"a subscriber's errors: {s.errors}" for s in subs if s.errors]
+        for cache in self.caches:
+            cache.check()
+            cache.close()
+        return {"samples": samples, "windows": windows, "kills": kills.kills}
+
+
+def judge(soak: Soak, told: dict[str, Any], minutes: float) -> None:
+    samples, windows = told["samples"], told["windows"]
+    ops = sum(soak.ops)
+    said.row(
+        "a long run of eight threads, saves, TTLs, subscribers, a child killed again and again: no error",
+        f"{minutes:g} minutes, {ops:,} operations, {soak.saves} saves, {sum(soak.heard):,} events, {told['kills']} kills, {len(soak.wrong)} wrong",
+        not soak.wrong and told["kills"] > 0 and soak.saves > 0 and all(soak.heard),
+    )
+    slope, error = slope_of(samples[len(samples) // 2 :])
+    grown = slope * minutes / 2 / 60  # per cent, over what was looked at
+    short = minutes < 60
+    said.row(
+        f"resident bytes grow by less than {SLOPE} % an hour",
+        f"{slope:+.2f} % +- {error:.2f} ({samples[-1][1] / 1e6:.0f} MB; over {minutes / 2:g} minutes"
+        + (f"; a short run: {grown:+.2f} % in all, 1 % is allowed)" if short else ")"),
+        grown < 1 if short else slope < SLOPE,
+    )
+    third = max(1, len(windows) // 3)
+    first, last = windows[: third + 1][1:] or windows[:1], windows[-third:]
+    ratios = [
+        statistics.median(w[i] for w in last) / statistics.median(w[i] for w in first)
+        for i in (0, 1)
+    ]
+    said.row(
+        f"the last third is not slower than the first: p99.9 at most {SLOWER} times",
+        f"median {ratios[0]:.2f}, p99.9 {ratios[1]:.2f} times ({len(windows)} windows)"
+        + (", a short run: 1.5 and 3 times are allowed" if short else ""),
+        ratios[0] <= (1.5 if short else SLOWER) and ratios[1] <= (3.0 if short else SLOWER),
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--plant", choices=["leak", "slow"], default="")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(Path(args.child))
+    seconds = args.minutes * 60
+    with tempfile.TemporaryDirectory() as root:
+        soak = Soak(args.seed, Path(root), args.plant)
+        told = soak.run(seconds, min(60.0, max(3.0, seconds / 12)))
+    for what in soak.wrong[:10]:
+        print(what, flush=True)
+    if soak.wrong:
+        case = said.kept("soak")
+        case.write_text(json.dumps({"seed": args.seed, "wrong": soak.wrong, "told": told}))
+        print(f"kept: {case}")
+    judge(soak, told, args.minutes)
+    if args.plant:
+        return int(said.verdict() == 0)
+    return said.verdict()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
