@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "proof"))
-import said
+import said  # noqa: E402
 
 HERE = ROOT / "tests" / "fuzz"
 OUT = ROOT / "build" / "fuzz"
@@ -58,7 +58,9 @@ def build(target: str, variant: str, clang: str | None) -> Path:
     return made.replace(program)
 
 
-def command_of(program: Path, clang: bool, target: str, limit: Limit, seed: int, case: Path) -> list[str]:  # fmt: skip
+def command_of(
+    program: Path, clang: bool, target: str, limit: Limit, seed: int, case: Path
+) -> list[str]:
     if not clang:
         much = ["--runs", str(limit.runs)] if limit.runs else ["--seconds", str(limit.seconds)]
         return [str(program), *much, "--seed", str(seed), "--case", str(case)]
@@ -71,7 +73,7 @@ def command_of(program: Path, clang: bool, target: str, limit: Limit, seed: int,
     return [str(program), *limits, *said_, str(corpus), *kept]
 
 
-def run(target: str, variant: str, clang: str | None, limit: Limit, seed: int) -> tuple[int, float]:  # fmt: skip
+def run(target: str, variant: str, clang: str | None, limit: Limit, seed: int) -> tuple[int, float]:
     """One target in one variant: how many inputs ran, in how many seconds; -1: something was found."""
     program = build(target, variant, clang)
     case = said.kept(f"fuzz-{target}-{variant}-{seed}")
@@ -82,10 +84,15 @@ def run(target: str, variant: str, clang: str | None, limit: Limit, seed: int) -
         text, failed = ran.stdout + ran.stderr, ran.returncode != 0
     except subprocess.TimeoutExpired:
         text, failed = "an input does not come to an end", True
-    found = re.search(r"number_of_executed_units:\s*(\d+)", text) or re.search(r"(\d+) runs, ", text)
+    found = re.search(r"number_of_executed_units:\s*(\d+)", text) or re.search(
+        r"(\d+) runs, ", text
+    )
     if not failed and found:
         runs, seconds = int(found.group(1)), time.monotonic() - begun
-        print(f"{target}, {variant}: {runs:,} runs, {runs / seconds:,.0f} runs/s, nothing found", flush=True)  # fmt: skip
+        print(
+            f"{target}, {variant}: {runs:,} runs, {runs / seconds:,.0f} runs/s, nothing found",
+            flush=True,
+        )
         return runs, seconds
     print(text[-6000:])
     print(f"{target}, {variant}: failed with seed {seed}; the input is {case}")

@@ -54,7 +54,11 @@ def refused(cache: Any, key: str, size: int) -> str:
     except BudgetError:
         after = cache.stats()
         same = before.evictions == after.evictions and before.entries == after.entries
-        return "" if same and cache.peek(key, None) == old else f"{size} bytes: refused, but {before} became {after}"  # fmt: skip
+        return (
+            ""
+            if same and cache.peek(key, None) == old
+            else f"{size} bytes: refused, but {before} became {after}"
+        )
     return f"{size} bytes were taken into {cache.max_bytes}"
 
 
@@ -147,7 +151,7 @@ def child(pattern: str, how: str, seed: int, folder: str) -> dict[str, Any]:
     path = os.path.join(folder, "live") if how == "live" else None
     for warm in range(2):  # what the interpreter itself takes once
         with Cache(200_000) as small:
-            small.update({i: value[:10] for i in range(100)})
+            small.update(dict.fromkeys(range(100), value[:10]))
             small.save(os.path.join(folder, f"warm{warm}"))
     gc.collect()
     before, peak = grown(), 0
@@ -196,16 +200,32 @@ def growth(seed: int, plant: bool) -> None:
         allowed, worst = budget * 1.02 + more, 0.0
         for pattern in PATTERNS:
             with tempfile.TemporaryDirectory(dir=ram) as folder:
-                call = [sys.executable, __file__, "--child", pattern, how, folder, "--seed", str(seed)]  # fmt: skip
+                call = [
+                    sys.executable,
+                    __file__,
+                    "--child",
+                    pattern,
+                    how,
+                    folder,
+                    "--seed",
+                    str(seed),
+                ]
                 ran = subprocess.run(call, capture_output=True, text=True, timeout=600)
             if ran.returncode:
                 print(ran.stderr[-3000:])
                 said.row(name, f"{pattern}: exit status {ran.returncode}", False)
                 return
             told = json.loads(ran.stdout)
-            print(f"{how}, {pattern}: {told['peak']:,} bytes more, {told['entries']:,} entries", flush=True)  # fmt: skip
+            print(
+                f"{how}, {pattern}: {told['peak']:,} bytes more, {told['entries']:,} entries",
+                flush=True,
+            )
             worst = max(worst, told["peak"])
-        said.row(name, f"{worst / 1e6:.1f} MB of {allowed / 1e6:.1f}, {len(PATTERNS)} patterns", 0.5 * budget < worst <= allowed)  # fmt: skip
+        said.row(
+            name,
+            f"{worst / 1e6:.1f} MB of {allowed / 1e6:.1f}, {len(PATTERNS)} patterns",
+            0.5 * budget < worst <= allowed,
+        )
 
 
 def main() -> int:

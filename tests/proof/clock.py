@@ -2,8 +2,8 @@
 
     python tests/proof/clock.py [--stopped SECONDS] [--seed S]
 
-Each case runs in a child of its own, most of them twice: by the library's `clock=`, and by the machine's clocks, which a
-library loaded before libc (tests/fault/clock.c) makes say what the case wants; so what is tested is the way people
+Each case runs in a child of its own, most of them twice: by the library's `clock=`, and by the machine's clocks, which
+a library loaded before libc (tests/fault/clock.c) makes say what the case wants; so what is tested is the way people
 run it: coarse and exact clock, housekeeper, waiting. Times are in whole ms, which is what a TTL is kept in. With
 `--plant early` an entry lives 9 ms less than its model, with `--plant late` 9 ms more: both must be found.
 """
@@ -127,7 +127,9 @@ class Model:
             far = self.dice.random()
             ahead = self.dice.choice([1, 7, 8, 9, 64, 512, 3000])
             if far < 0.02:
-                ahead = self.dice.choice([3_600_000, 864_000_000, int(10 * YEAR * 1000)][: 3 - 2 * back])
+                ahead = self.dice.choice(
+                    [3_600_000, 864_000_000, int(10 * YEAR * 1000)][: 3 - 2 * back]
+                )
             self.wall = self.dice.choice([self.wall, 0.0, 10 * DAY, -10 * DAY])
             self.move(self.now + self.dice.randint(0, ahead))
         else:
@@ -273,7 +275,14 @@ def paused(given: argparse.Namespace) -> dict[str, Any]:
 # --- over a restart: each step is a process of its own ---------------------------------------------------------
 
 TTL = 1000.0
-RESTARTS = [(0.0, 0.0), (400.0, 400.0), (400.0, -3000.0), (-10 * DAY, 400.0), (10 * DAY, 10 * DAY), (999.0, 50.0)]
+RESTARTS = [
+    (0.0, 0.0),
+    (400.0, 400.0),
+    (400.0, -3000.0),
+    (-10 * DAY, 400.0),
+    (10 * DAY, 10 * DAY),
+    (999.0, 50.0),
+]
 """What passes between two processes: by the wall clock, and by the one from the boot."""
 FORMS = ["copy", "sealed", "clean", "killed", "disk"]
 
@@ -285,7 +294,11 @@ def restarted(given: argparse.Namespace) -> dict[str, Any]:
     world.set(mono, wall)
     path = root / form
     if given.making:
-        cache = Disk(path) if form == "disk" else Cache("1MB", path=path if form in ("clean", "killed") else None)  # fmt: skip
+        cache = (
+            Disk(path)
+            if form == "disk"
+            else Cache("1MB", path=path if form in ("clean", "killed") else None)
+        )
         if isinstance(cache, Disk):
             cache.put_many([("k", 1, TTL)])
         else:
@@ -334,7 +347,16 @@ class Proof:
         env = dict(os.environ)
         if machine:
             env["LD_PRELOAD"] = f"{env.get('LD_PRELOAD', '')} {self.shim}".strip()
-        call = [sys.executable, __file__, "--case", case, "--kind", kind, "--seed", str(self.args.seed)]  # fmt: skip
+        call = [
+            sys.executable,
+            __file__,
+            "--case",
+            case,
+            "--kind",
+            kind,
+            "--seed",
+            str(self.args.seed),
+        ]
         call += ["--stopped", str(self.args.stopped), "--plant", self.args.plant, *more]
         call += ["--machine"] if machine else []
         ran = subprocess.Popen(
@@ -406,9 +428,7 @@ def main() -> int:
     for hidden in ("--case", "--kind", "--form", "--root", "--making"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--machine", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--passed", type=float, nargs=2, default=(0.0, 0.0), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--passed", type=float, nargs=2, default=(0.0, 0.0), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
         print(json.dumps(CASES[args.case](args)))
@@ -417,12 +437,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as made:
         proof = Proof(args, Path(made))
         both, real = (False, True), (True,)
-        proof.case("wall clock +-10 days, the other +10 years: nothing early, nothing after its deadline", "jumps", both)  # fmt: skip
-        proof.case("the clock goes back (less than 24 days): nothing early, nothing after its deadline", "backwards", both)  # fmt: skip
+        proof.case(
+            "wall clock +-10 days, the other +10 years: nothing early, nothing late", "jumps", both
+        )
+        proof.case(
+            "the clock goes back (less than 24 days): nothing early, nothing late",
+            "backwards",
+            both,
+        )
         if args.plant == "none":
             proof.case("the clock stands still: nothing expires, nobody hangs", "stuck", real)
             proof.case("10^6 keys due in one tick: worst operation 5 ms", "million", real)
-            proof.case("a process that was stopped: nothing early, gone when touched", "paused", (False,))  # fmt: skip
+            proof.case(
+                "a process that was stopped: nothing early, gone when touched", "paused", (False,)
+            )
             proof.restarts()
     return said.verdict()
 

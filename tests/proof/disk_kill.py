@@ -215,7 +215,7 @@ def main() -> int:
         return int(not wrong)
     said.row(
         "kill -9 of a Disk's writers: nothing acknowledged is lost",
-        f"{counts['kills']:,} kills, {counts.get('acknowledged', 0):,} acknowledged, {'1 wrong' if wrong else '0 wrong'}",
+        f"{counts['kills']:,} kills, {counts.get('acknowledged', 0):,} acknowledged, {int(bool(wrong))} wrong",
         not wrong and counts["kills"] >= args.kills,
     )
     return said.verdict()

@@ -123,7 +123,10 @@ def work(cache: Any, thread: int, ops: int, seed: int, readers: list[Reader]) ->
             cache.clear()
         if n % 64 == 0:
             waits = 0
-            while cache.last_seq - min(reader.seq for reader in readers) > ROOM // 4 and waits < 20_000:
+            while (
+                cache.last_seq - min(reader.seq for reader in readers) > ROOM // 4
+                and waits < 20_000
+            ):
                 time.sleep(0.001)
                 waits += 1
 
@@ -161,10 +164,14 @@ class Round:
         ]
         follow = [
             threading.Thread(target=read_on, args=(watches[0], watched, over)),
-            threading.Thread(target=lambda: asyncio.run(aread_on(watches[1], asynced)), daemon=True),
+            threading.Thread(
+                target=lambda: asyncio.run(aread_on(watches[1], asynced)), daemon=True
+            ),
         ]
         writers = [
-            threading.Thread(target=work, args=(cache, n, self.ops // THREADS, self.seed, self.readers))  # fmt: skip
+            threading.Thread(
+                target=work, args=(cache, n, self.ops // THREADS, self.seed, self.readers)
+            )
             for n in range(THREADS)
         ]
         for each in follow + writers:
@@ -193,13 +200,17 @@ class Round:
         for reader in self.readers:
             self.wrong += reader.wrong
             if reader.delivered != emitted or reader.lost:
-                self.wrong.append(f"{reader.name}: {reader.delivered} told, {reader.lost} lost of {emitted}")  # fmt: skip
+                self.wrong.append(
+                    f"{reader.name}: {reader.delivered} told, {reader.lost} lost of {emitted}"
+                )
             if reader.content != content:
                 odd = set(reader.content.items()) ^ set(content.items())
                 self.wrong.append(f"{reader.name}: the content differs: {list(odd)[:4]}")
         stalled = self.stalled
         if stalled.delivered + stalled.lost != emitted or not stalled.lost:
-            self.wrong.append(f"stalled: {stalled.delivered} told, {stalled.lost} lost of {emitted}")  # fmt: skip
+            self.wrong.append(
+                f"stalled: {stalled.delivered} told, {stalled.lost} lost of {emitted}"
+            )
         self.wrong += stalled.wrong
 
 
@@ -218,7 +229,12 @@ def main() -> int:
         made.run()
         rounds.append(made)
         emitted = made.readers[0].delivered
-        print(f"seed {args.seed}, {kind}: {emitted:,} events, stalled: {made.stalled.delivered:,} told, {made.stalled.lost:,} lost; {time.monotonic() - begun:.0f} s", flush=True)  # fmt: skip
+        stalled, seconds = made.stalled, time.monotonic() - begun
+        print(
+            f"seed {args.seed}, {kind}: {emitted:,} events in {seconds:.0f} s; "
+            f"stalled: {stalled.delivered:,} told, {stalled.lost:,} lost",
+            flush=True,
+        )
         for what in made.wrong[:10]:
             print(f"{kind}: {what}", flush=True)
     wrong = [what for made in rounds for what in made.wrong]

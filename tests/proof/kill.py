@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import said
 from kill_child import PLANTS, Plan, brief, child, complain
 from kill_ledger import (
     ABSENT,
@@ -39,8 +40,6 @@ from kill_ledger import (
     now_ms,
     writer_of,
 )  # fmt: skip
-
-import said
 
 import gbcache
 

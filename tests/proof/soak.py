@@ -79,7 +79,9 @@ class Kills(threading.Thread):
     def run(self) -> None:
         while not self.over.is_set():
             call = [sys.executable, __file__, "--child", str(self.root)]
-            made = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+            made = subprocess.Popen(
+                call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
             self.over.wait(self.every)
             if made.poll() is None:
                 os.kill(made.pid, signal.SIGKILL)
@@ -118,7 +120,9 @@ class Soak:
                 if roll < 0.6:
                     found = cache.get(key)
                 elif roll < 0.9:
-                    cache.set(key, "v" * int(10 ** dice.uniform(0.5, 3)), ttl=dice.choice([0.05, 5, 60]))  # fmt: skip
+                    cache.set(
+                        key, "v" * int(10 ** dice.uniform(0.5, 3)), ttl=dice.choice([0.05, 5, 60])
+                    )
                 elif roll < 0.95:
                     cache.delete_many([key])
                 elif roll < 0.98:
@@ -160,7 +164,9 @@ class Soak:
             self.caches[1].subscribe(lambda event: self.hear(1), kinds={"expire", "evict"}),
         ]
         kills = Kills(self.root, every)
-        threads = [threading.Thread(target=self.guarded, args=(self.work, n)) for n in range(THREADS)]  # fmt: skip
+        threads = [
+            threading.Thread(target=self.guarded, args=(self.work, n)) for n in range(THREADS)
+        ]
         threads.append(threading.Thread(target=self.guarded, args=(self.save,)))
         for each in [kills, *threads]:
             each.start()
@@ -193,7 +199,8 @@ def judge(soak: Soak, told: dict[str, Any], minutes: float) -> None:
     ops = sum(soak.ops)
     said.row(
         "a long run of eight threads, saves, TTLs, subscribers, a child killed again and again: no error",
-        f"{minutes:g} minutes, {ops:,} operations, {soak.saves} saves, {sum(soak.heard):,} events, {told['kills']} kills, {len(soak.wrong)} wrong",
+        f"{minutes:g} minutes, {ops:,} operations, {soak.saves} saves, {sum(soak.heard):,} events, "
+        f"{told['kills']} kills, {len(soak.wrong)} wrong",
         not soak.wrong and told["kills"] > 0 and soak.saves > 0 and all(soak.heard),
     )
     slope, error = slope_of(samples[len(samples) // 2 :])

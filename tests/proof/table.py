@@ -77,7 +77,9 @@ def rows_of(part: Part, text: str, status: int, command: str, seconds: float) ->
     lines = [line.split("|") for line in text.splitlines() if line.startswith(said.MARK)]
     rows = [Row(*line[1:4], command, seconds) for line in lines if len(line) == 4]
     if not rows:
-        rows = [Row(f"{part.name}: all of it", f"no row; exit status {status}", "NO", command, seconds)]  # fmt: skip
+        rows = [
+            Row(f"{part.name}: all of it", f"no row; exit status {status}", "NO", command, seconds)
+        ]
     elif status and all(row.good == "yes" for row in rows):
         rows.append(Row(f"{part.name}: ends well", f"exit status {status}", "NO", command, seconds))
     return rows
@@ -131,11 +133,21 @@ def main() -> int:
             continue
         if part.name not in known:
             name = f"make proof-{part.name}"
-            rows.append(Row(f"{part.name}: all of it", "the Makefile has no such target", "NO", name, 0))  # fmt: skip
+            rows.append(
+                Row(f"{part.name}: all of it", "the Makefile has no such target", "NO", name, 0)
+            )
             continue
         rows += run(part, args.long, args.seed)
     for name in sorted(known - {part.name for part in PARTS} - {"long"}):
-        rows.append(Row(f"{name}: all of it", "the table's list has no such part", "NO", f"make proof-{name}", 0))  # fmt: skip
+        rows.append(
+            Row(
+                f"{name}: all of it",
+                "the table's list has no such part",
+                "NO",
+                f"make proof-{name}",
+                0,
+            )
+        )
     text = table(rows, time.monotonic() - begun)
     (said.KEPT / "table.md").write_text(text)
     print(f"\n{text}", end="")
