@@ -270,6 +270,18 @@ static void run(gb_ref end, uint32_t steps, uint32_t most) {
         *p_ = old_;                                                                                \
         SOUND(gb_arena_check, &arena);                                                             \
     } while (0)
+/* An empty arena gives itself up to a place that is one, and no further. */
+static void shrunk(void) {
+    start(6u * GB_BLOCK_MAX);
+    gb_ref first = root()->first;
+    CHECK(!gb_arena_shrink(&arena, first + 9u)); /* there is no gap yet */
+    CHECK(gb_arena_gap_next(&arena, GB_GAP_TAIL) == 0 && root()->gap == first);
+    CHECK(!gb_arena_shrink(&arena, first) && !gb_arena_shrink(&arena, first - 1u));
+    SPOIL(&root()->hand, first, "arena 7");
+    CHECK(gb_arena_shrink(&arena, first + 9u) && root()->end == first + 9u);
+    SOUND(gb_arena_check, &arena);
+    free(arena.base);
+}
 static void faults(void) {
     start(6u * GB_BLOCK_MAX);
     gb_ref a = gb_arena_alloc(&arena, 10, GB_KIND_ENTRY), b = gb_arena_alloc(&arena, 10, GB_KIND_ENTRY);
@@ -300,6 +312,7 @@ static void faults(void) {
 
 int main(int argc, char **argv) {
     check_start(argc, argv);
+    shrunk();
     faults();
     for (uint32_t round = 0; round < 3; round++) {
         run(5u * GB_BLOCK_MAX, 4000, 12);

@@ -147,6 +147,14 @@ static void refusals(void) {
     CHECK(gb_room_attach(s, image, length - 8u) == GB_BADIMAGE);
     CHECK(gb_room_shrink(s, gb_room_smallest() - 1u) == GB_SMALL);
     CHECK(gb_room_shrink(s, length) == GB_OK);
+    p = (struct gb_put){.value = key, .value_len = 10, .due = now + 10u, .stale = 100000, .add = true, .key = key_of(5)};
+    CHECK(gb_store_put(s, &p, now) == GB_OK);
+    p.value_len = 3000;
+    CHECK(gb_chain_begin(s, &w, &p, now) == GB_EXISTS); /* it is there, and then only kept */
+    CHECK(gb_chain_begin(s, &w, &p, now + 10u) == GB_OK);
+    gb_chain_abort(s, &w);
+    gb_room_remove(s, gb_store_find(s, &p.key), GB_CAUSE_DELETE);
+    gb_head_enter(s);
     put_small(3);
     commit(write_all(4, 3000));
     compare();
@@ -362,6 +370,16 @@ static void faults(void) {
     SPOIL(gb_ref, &h->trash, 0, "room 2");
     SPOIL(gb_ref, &first->prev, chain, "room 3");
     SPOIL(uint32_t, &first->used, 1, "room 3");
+    struct gb_key small = key_of(0);
+    SPOIL(gb_ref, &x->chain, h->arena.end - 1u, "room 3");
+    SPOIL(gb_ref, &x->chain, gb_store_find(s, &small), "room 3");
+    SPOIL(gb_ref, &h->trash, h->arena.end - 1u, "room 2");
+    SPOIL(uint32_t, &h->version, 0, "room 5");
+    uint32_t *payload = (uint32_t *)(void *)(first + 1), bytes_there = *payload; /* an extent of no length, in a value */
+    *payload = (uint32_t)GB_KIND_EXTENT << 10;
+    SPOIL(gb_ref, &x->chain, chain + 2u, "room 3");
+    SPOIL(gb_ref, &h->trash, chain + 2u, "room 2");
+    *payload = bytes_there;
     SPOIL(uint32_t, &h->max_entries, 1, "store 1");
     SPOIL(uint64_t, &s->writing, gb_room_capacity(s) + 1u, "chain 1");
     SPOIL(uint32_t, &h->table.count, 1, "table 3");

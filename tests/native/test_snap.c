@@ -373,6 +373,8 @@ static enum gb_err save_on(void) {
     bool full = false;
     hold();
     enum gb_err err = gb_snap_step(s, &snap, &front, &full);
+    struct gb_fault f;
+    CHECK(gb_snap_check(s, &snap, &f));
     left();
     CHECK(front.used <= GB_KEEP_PAYLOAD && (err == GB_OK || err == GB_AGAIN));
     if (!full) return err;
@@ -518,6 +520,52 @@ static void run(uint64_t n, uint32_t of, uint32_t ops, uint32_t max_entries) {
     }
     stop();
 }
+/* What the checks are there to see; and a save that is given up while dead long values wait for it. */
+static void ghosts(void) {
+    struct gb_fault f = {0};
+    uint32_t k = 0;
+    start(400000u, 20, 0);
+    for (uint32_t i = 0; i < 600u || writer.used; i++) write_on();
+    while (s->head->trash) gb_room_trash(s);
+    begin();
+    CHECK(gb_snap_check(s, &snap, &f) && gb_keep_check(s, &f));
+    snap.most = 0;
+    CHECK(!gb_snap_check(s, &snap, &f) && strstr(f.rule, "snap 2"));
+    snap.most = GB_SNAP_ENTRIES + 1u;
+    CHECK(!gb_snap_check(s, &snap, &f) && strstr(f.rule, "snap 2"));
+    snap.most = GB_SNAP_ENTRIES;
+    while (!model[k].there) k++;
+    gb_ref ref = find(s, k);
+    snap.reading = ref;
+    CHECK(!gb_snap_check(s, &snap, &f) && strstr(f.rule, "snap 1"));
+    uint32_t pin;
+    CHECK(gb_room_pin(s, ref, false, &pin) == GB_OK && pin == snap.read.pin);
+    CHECK(!gb_snap_check(s, &snap, &f) && strstr(f.rule, "snap 1"));
+    gb_room_unpin(s, pin);
+    snap.reading = 0;
+    snap.keep.ghost = ref;
+    CHECK(!gb_keep_check(s, &f) && strstr(f.rule, "keep 2"));
+    snap.keep.ghost = 0;
+    snap.keep.left++;
+    CHECK(!gb_keep_check(s, &f) && strstr(f.rule, "keep 1"));
+    snap.keep.failed = true; /* it counts no more then */
+    CHECK(gb_keep_check(s, &f));
+    snap.keep.failed = false;
+    snap.keep.left--;
+    hold();
+    gb_room_remove(s, ref, GB_CAUSE_DELETE);
+    model[k].there = false;
+    CHECK(snap.keep.ghost == ref && gb_room_make(s, now, false) == GB_FULL); /* its room is what comes next */
+    for (uint32_t more = 0; k < keys; k++) {
+        if (!model[k].there || more++ == 2u) continue;
+        gb_room_remove(s, find(s, k), GB_CAUSE_DELETE);
+        model[k].there = false;
+    }
+    left();
+    end();
+    CHECK(!s->head->arena.ledger[GB_KIND_PENDING]);
+    stop();
+}
 /* All of a large image leaves at once, and more late frames are filled than there are. */
 static void storm(bool crowded) {
     quick = true;
@@ -615,6 +663,7 @@ int main(int argc, char **argv) {
     front.to = malloc(GB_KEEP_PAYLOAD); /* each exactly as long as it may be filled */
     for (uint32_t i = 0; i < GB_KEEP_FRAMES; i++) late_to[i] = malloc(GB_KEEP_PAYLOAD);
     uint64_t small = gb_room_smallest();
+    ghosts();
     start(small + 65536u, 10, 0);
     hostile(false, 5, 30);
     hostile(true, 3, 0);
