@@ -137,6 +137,15 @@ proof-fuzz: $(VENV)/.made ## every fuzz target: FUZZ_SECONDS for all, or FUZZ_RU
 proof-soak: build ## MINUTES of mixed work of 8 threads, a child killed each minute: no growth, no error, no slower end
 	PYTHONPATH=. $(PY) tests/proof/soak.py --minutes $(MINUTES) --seed $(SEED)
 
+proof-mutants: build ## faults planted one at a time, which the tests must see (25 minutes; MUTANTS="--quick")
+	$(PY) tests/proof/mutants.py --seed $(SEED) $(MUTANTS)
+
+proof-coverage: build ## lines and branches of csrc/ all tests run, Python's too (20 minutes)
+	$(PY) tests/native/coverage.py --python --least 100 --least-branches 94 --seed $(SEED)
+
+proof-mcdc: $(VENV)/.made ## conditions the native tests show to decide alone (clang-19)
+	$(PY) tests/proof/mcdc.py --seed $(SEED)
+
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)
 
@@ -146,8 +155,8 @@ fuzz-tools: ## clang with libFuzzer, which fuzz then uses (Debian, as root)
 servers: ## redis-server, which the tests of Valkey then use (Debian, as root)
 	apt-get update -q && apt-get install -y --no-install-recommends redis-server
 
-coverage: $(VENV)/.made ## lines of csrc/ the native tests run
-	$(PY) tests/native/coverage.py --least 95
+coverage: $(VENV)/.made ## lines and branches of csrc/ the native tests run
+	$(PY) tests/native/coverage.py --least 99 --least-branches 93
 
 bench: build build/silent/.made $(VENV)/.peers ## every figure of the README, beside the peers
 	$(PY) -m bench all

@@ -322,8 +322,8 @@ static bool finish(struct mending *m, bool *cleared) {
     if (!gb_intent_check(i, m->first, m->end, s->mapped, m->f)) return false;
     if (i->op == GB_INTENT_SLIDE) finish_slide(m);
     if (i->op == GB_INTENT_CLEAR) {
-        if (gb_room_clear_finish(s, h->wheel.tick << GB_WHEEL_TICK_SHIFT))
-            return gb_broken(m->f, "mend 1: there is room for a table", 0, 1, 0);
+        if (gb_room_clear_finish(s, h->wheel.tick << GB_WHEEL_TICK_SHIFT)) /* one way: the smallest image has it */
+            return gb_broken(m->f, "mend 1: there is room for a table", 0, 1, 0); /* unreachable: as above */
         *cleared = true;
     }
     if (i->op == GB_INTENT_RETIME) {

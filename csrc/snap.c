@@ -96,9 +96,10 @@ enum gb_err gb_snap_step(struct gb_store *s, struct gb_snap *p, struct gb_keep_f
     }
     while (n < p->most && k->left) {
         gb_ref ref = next_unsaved(s, p, &n);
-        if (!ref && s->index.walk[p->walk].at == gb_index_list(&s->index)) { /* some were used meanwhile: again */
-            s->index.walk[p->walk].at = s->index.root->lru.prev;
-            k->eager = true;
+        bool end = !ref && s->index.walk[p->walk].at == gb_index_list(&s->index); /* one way: who is left lies ahead */
+        if (end) { /* one way: as above, but no save is to go on for ever */
+            s->index.walk[p->walk].at = s->index.root->lru.prev; /* unreachable: as above */
+            k->eager = true; /* unreachable: as above */
         }
         if (!ref) break;
         bool chain = gb_store_is_chain(s, ref, gb_entry_at(s->base, ref)->word);

@@ -134,7 +134,7 @@ static struct gb_bucket *slot_of(const struct gb_table *t, uint32_t hash, gb_ref
                 return b;
             }
         GB_ASSERT(b->overflow);
-        if (!b->overflow) return NULL; /* only in a broken image */
+        if (!b->overflow) return NULL; /* one way: only in a broken image */
         b = &overflow_at(t, b->overflow)->bucket;
     }
 }
@@ -150,7 +150,7 @@ static void trim(struct gb_table *t, struct tail *at) {
 void gb_table_remove(struct gb_table *t, uint32_t hash, gb_ref ref) {
     uint32_t slot = 0;
     struct gb_bucket *b = slot_of(t, hash, ref, &slot);
-    if (!b) return;
+    if (!b) return; /* one way: only in a broken image */
     t->root->count--;
     if (GB_LIKELY(!b->overflow)) { /* it is the last: only an overflow bucket may need freeing */
         put_slot(b, slot, 0, 0);
@@ -170,7 +170,7 @@ void gb_table_remove(struct gb_table *t, uint32_t hash, gb_ref ref) {
 void gb_table_replace(struct gb_table *t, uint32_t hash, gb_ref from, gb_ref to) {
     uint32_t slot = 0;
     struct gb_bucket *b = slot_of(t, hash, from, &slot);
-    if (b) b->ref[slot] = to;
+    if (b) b->ref[slot] = to; /* one way: only in a broken image */
 }
 
 bool gb_table_wants_grow(const struct gb_table *t) {

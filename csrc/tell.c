@@ -46,7 +46,7 @@ static void put(struct gb_store *s, struct gb_ring_record *e, const void *key, g
     e->at = s->now;
     uint8_t *to = gb_ring_begin(&s->ring, e, &s->index.arena.work);
     GB_ASSERT(to); /* GB_TELL_LEAST: a key fits */
-    if (!to) return;
+    if (!to) return; /* one way: no value is told that does not fit, and GB_TELL_LEAST holds any key */
     if (key) memcpy(to, key, e->key_len);
     to += e->key_len;
     if (told_held(e->value)) to = copy_value(s, value, to);

@@ -260,6 +260,37 @@ def test_hostile_files_with_right_sums(
     assert seen["refused"] > 100, seen
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("at", [72, 80])
+def test_as_many_frames_and_entries_as_the_head_says(
+    at: int, mode: str, folder: Path, sound: tuple[bytes, dict[Any, Any]]
+) -> None:
+    path = folder / "counts.gbs"
+    path.touch(0o600)
+    for more in (-1, 1):
+        forged = Forged(sound[0])
+        forged.put("Q", at, forged.get("Q", at) + more)
+        path.write_bytes(forged.sealed())
+        refused(path, mode)
+
+
+def test_a_record_in_the_index_itself_is_none(
+    folder: Path, sound: tuple[bytes, dict[Any, Any]]
+) -> None:
+    forged, path = Forged(sound[0]), folder / "index.gbs"
+    at = next(r for r in records(forged) if forged.data[r + 12 : r + 19] == b"key 1v1")
+    index, slots = forged.index, forged.get("Q", 96)
+    first = forged.get("I", at + 4) * slots >> 32  # where the search for it begins
+    place = index + (0 if first > slots // 2 else slots * 4 // 8 * 8 - 64)
+    for slot in range(slots):
+        forged.put("I", index + 4 * slot, place // 8)
+    forged.data[place : place + 24] = forged.data[at : at + 24]
+    path.touch(0o600)
+    path.write_bytes(forged.sealed())
+    with Cache.open(path, "r") as found:
+        assert "key 1" not in found
+
+
 def test_what_is_no_snapshot(folder: Path) -> None:
     (folder / "empty").touch(0o600)
     (folder / "text").write_text("hello\n" * 2000)

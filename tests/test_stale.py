@@ -164,6 +164,15 @@ def test_the_hard_end_is_exact(cache: Any, clock: Any) -> None:
     assert cache.expire() + cache.stats().expirations >= 1 and len(cache) == 0
 
 
+@pytest.mark.parametrize("serve", [True, False])
+def test_after_the_hard_end_nothing_is_served(cache: Any, clock: Any, serve: bool) -> None:
+    """Also to who asks again after a refresh that took longer than the value was kept (a tier does)."""
+    clock.pass_(4.999)
+    assert cache._stale("k", None, serve) == "old"
+    clock.pass_(0.001)
+    assert cache._stale("k", None, serve) is None
+
+
 def test_popitem_does_not_void_a_refresh(cache: Any) -> None:
     """It took nothing of the key's: to popitem it is absent."""
 

@@ -353,6 +353,27 @@ def test_fork_under_load() -> None:
 
 
 @forks
+def test_a_child_is_not_held_up_by_what_the_parents_threads_read() -> None:
+    """A read under way keeps a clear waiting: in the child there is nobody to end it."""
+    with gbcache.Cache("12MB") as cache:
+        cache["k"] = bytes(10 << 20)
+        stop = threading.Event()
+
+        def read() -> None:
+            while not stop.is_set():
+                assert len(cache["k"]) == 10 << 20
+
+        def fork() -> None:
+            try:
+                for _ in range(5 if SHORT else 20):
+                    in_child(cache.clear)
+            finally:
+                stop.set()
+
+        together(read, fork)
+
+
+@forks
 def test_the_cache_works_in_fork_hooks() -> None:
     code = """
 import os, gbcache

@@ -9,7 +9,6 @@ where it stands, and that is checked: a line with the comment "unreachable: why"
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import re
@@ -37,7 +36,9 @@ class Seen:
 
     def __init__(self) -> None:
         self.lines: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-        self.branches: dict[str, dict[int, dict[int, list[int]]]] = defaultdict(lambda: defaultdict(dict))
+        self.branches: dict[str, dict[int, dict[int, list[int]]]] = defaultdict(
+            lambda: defaultdict(dict)
+        )
 
     def add(self, notes: Path, where: Path) -> None:
         """What gcov says of an object."""
@@ -56,7 +57,9 @@ class Seen:
         self.lines[file][number] += count
         if taken:
             before = self.branches[file][number].get(len(taken), [0] * len(taken))
-            self.branches[file][number][len(taken)] = [a + b for a, b in zip(before, taken, strict=True)]
+            self.branches[file][number][len(taken)] = [
+                a + b for a, b in zip(before, taken, strict=True)
+            ]
 
     def merge(self, other: Seen) -> None:
         for file, lines in other.lines.items():
@@ -76,7 +79,9 @@ def native(source: Path, tiny: bool, where: Path, seed: str) -> Seen:
     here.mkdir()
     program = here / "test"
     flags = [*FLAGS, *(["-DGB_TINY"] if tiny else []), *INCLUDE]
-    subprocess.run(["gcc", *flags, str(source), "-lpthread", "-o", str(program)], check=True, cwd=here)
+    subprocess.run(
+        ["gcc", *flags, str(source), "-lpthread", "-o", str(program)], check=True, cwd=here
+    )
     ran = subprocess.run([str(program), seed], cwd=here, capture_output=True, text=True)
     if ran.returncode:
         raise SystemExit(f"{here.name} failed:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
@@ -85,17 +90,59 @@ def native(source: Path, tiny: bool, where: Path, seed: str) -> Seen:
     return seen
 
 
+def killed(tiny: bool, where: Path, seed: str) -> Seen:
+    """The same of kill_stores.c, whose operations end before each of their stores, and are mended."""
+    here = where / f"kill_{'tiny' if tiny else 'normal'}"
+    here.mkdir()
+    flags = (
+        [flag for flag in FLAGS if "atomic" not in flag] + (["-DGB_TINY"] if tiny else []) + INCLUDE
+    )
+    for name, more in (("kill_core", ["-fsanitize=thread"]), ("kill_stores", [])):
+        source = str(NATIVE / f"{name}.c")
+        subprocess.run(
+            ["gcc", *flags, *more, "-c", source, "-o", f"{name}.o"], check=True, cwd=here
+        )
+    objects = ["kill_core.o", "kill_stores.o"]
+    subprocess.run(["gcc", "--coverage", *objects, "-lpthread", "-o", "test"], check=True, cwd=here)
+    ran = subprocess.run(["./test", seed, "1"], cwd=here, capture_output=True, text=True)
+    if ran.returncode:
+        raise SystemExit(f"{here.name} failed:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
+    seen = Seen()
+    for notes in here.glob("*.gcno"):
+        seen.add(notes, here)
+    return seen
+
+
 def python(tiny: bool, where: Path, seed: str) -> Seen:
     """Builds the extension in a copy of the tree, and runs the Python tests there."""
     tree = where / f"python_{'tiny' if tiny else 'normal'}"
-    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "*.so", ".hypothesis"))
+    shutil.copytree(
+        ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "*.so", ".hypothesis")
+    )
     env = os.environ | {"GB_CFLAGS": " ".join(MEASURED), "GB_LDFLAGS": "--coverage", "GB_TINY": "1" if tiny else "0",
                         "GB_SLICE": "short", "SEED": seed, "PYTHONPATH": str(tree), "GB_EXPECT": ""}  # fmt: skip
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-temp", "build/temp"]
+    build = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--inplace",
+        "--build-temp",
+        "build/temp",
+    ]
     subprocess.run(build, cwd=tree, env=env, check=True, capture_output=True)
-    pytest = [sys.executable, str(Path(sys.executable).with_name("pytest")), "-q", "-p", "no:cacheprovider", "tests"]
+    pytest = [
+        sys.executable,
+        str(Path(sys.executable).with_name("pytest")),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests",
+    ]
     ran = subprocess.run([*pytest, *ALONE], cwd=tree, env=env, capture_output=True, text=True)
-    print(f"pytest, {'tiny' if tiny else 'normal'}: {ran.stdout.strip().splitlines()[-1]}", flush=True)
+    print(
+        f"pytest, {'tiny' if tiny else 'normal'}: {ran.stdout.strip().splitlines()[-1]}", flush=True
+    )
     if ran.returncode:
         raise SystemExit(ran.stdout[-4000:])
     seen = Seen()
@@ -117,14 +164,18 @@ class Told:
             if UNREACHABLE in line:
                 self.named += 1
                 if ran:
-                    self.wrong.append(f"{file}:{number}: is run, and says it is not: {line.strip()}")
+                    self.wrong.append(
+                        f"{file}:{number}: is run, and says it is not: {line.strip()}"
+                    )
                 continue
             self.lines += 1
             self.lines_run += ran > 0
             if ONE_WAY in line:
                 self.named += 1
                 if ran and all(taken):
-                    self.wrong.append(f"{file}:{number}: is gone every way, and says it is not: {line.strip()}")
+                    self.wrong.append(
+                        f"{file}:{number}: is gone every way, and says it is not: {line.strip()}"
+                    )
                 taken = []
             self.branches += len(taken)
             self.branches_taken += sum(map(bool, taken))
@@ -142,11 +193,17 @@ class Told:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--least", type=float, default=0.0, help="percent of csrc/'s lines")
-    parser.add_argument("--least-branches", type=float, default=0.0, help="percent of csrc/'s branches")
+    parser.add_argument(
+        "--least-branches", type=float, default=0.0, help="percent of csrc/'s branches"
+    )
     parser.add_argument("--show", action="store_true", help="list what never ran")
-    parser.add_argument("--python", action="store_true", help="the Python tests too, and gbcache/'s own C")
+    parser.add_argument(
+        "--python", action="store_true", help="the Python tests too, and gbcache/'s own C"
+    )
     parser.add_argument("--seed", default=os.environ.get("SEED", "1"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
@@ -155,6 +212,7 @@ def main() -> int:
         where = Path(name)
         jobs = [workers.submit(native, source, tiny, where, args.seed)
                 for source in sorted(NATIVE.glob("test_*.c")) for tiny in (False, True)]  # fmt: skip
+        jobs += [workers.submit(killed, tiny, where, args.seed) for tiny in (False, True)]
         if args.python:
             jobs += [workers.submit(python, tiny, where, args.seed) for tiny in (False, True)]
         for job in jobs:
@@ -166,7 +224,10 @@ def tell(total: Seen, args: argparse.Namespace) -> int:
     sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
     wrong: list[str] = []
     for file in sorted(total.lines):
-        if re.search(r"^gbcache/(_packed|_object|_disk|flight|notify)\.c$", file) or not (ROOT / file).exists():
+        if (
+            re.search(r"^gbcache/(_packed|_object|_disk|flight|notify)\.c$", file)
+            or not (ROOT / file).exists()
+        ):
             continue  # Cython's
         told = Told(total, file)
         print(f"{file:24} {told.figure()}" + (f", {told.named} named" if told.named else ""))

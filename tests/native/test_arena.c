@@ -282,6 +282,38 @@ static void shrunk(void) {
     SOUND(gb_arena_check, &arena);
     free(arena.base);
 }
+/* Work is bounded: of the holes of one class only so many are looked at. */
+static void looks(void) {
+    gb_ref hole[40];
+    uint32_t n = 0, span = GB_BLOCK_MAX >= 512u ? 2u : 1u; /* two blocks: a hole of the last class, where windows are large */
+    for (uint32_t blocks_of = 1; blocks_of <= span; blocks_of++, n = 0) {
+        start(LONGEST);
+        while (n < 18u) {
+            gb_ref ref = gb_arena_alloc(&arena, GB_BLOCK_MAX, GB_KIND_ENTRY);
+            CHECK(ref);
+            if (blocks_of == 2u) CHECK(gb_arena_alloc(&arena, GB_BLOCK_MAX, GB_KIND_ENTRY) == ref + GB_BLOCK_MAX);
+            if (ref % GB_BLOCK_MAX || blocks_of == 2u) hole[n++] = ref;
+            CHECK(gb_arena_alloc(&arena, 3, GB_KIND_ENTRY));
+            if (blocks_of == 2u && n == 9u) break;
+        }
+        while (gb_arena_alloc(&arena, GB_BLOCK_MAX, GB_KIND_ENTRY)) {}
+        for (uint32_t size = GB_BLOCK_MAX - 1u; size; size--)
+            while (gb_arena_alloc(&arena, size, GB_KIND_ENTRY)) {}
+        for (uint32_t i = 0; i < n; i++) {
+            if (blocks_of == 2u) gb_arena_free(&arena, hole[i] + GB_BLOCK_MAX);
+            gb_arena_free(&arena, hole[i]);
+        }
+        SOUND(gb_arena_check, &arena);
+        if (blocks_of == 1u) CHECK(!gb_arena_alloc_window(&arena, GB_KIND_BUCKETS));
+        else CHECK(!gb_arena_alloc_run(&arena, 2u * GB_BLOCK_MAX + 1u, 0, GB_KIND_ENTRY));
+        if (blocks_of == 2u) { /* the bytes beside a run are the run's too */
+            CHECK(!gb_arena_alloc_run(&arena, 2u * GB_BLOCK_MAX - 3u, 4, GB_KIND_ENTRY));
+            SOUND(gb_arena_check, &arena);
+            CHECK(gb_arena_alloc_run(&arena, 2u * GB_BLOCK_MAX - 4u, 4, GB_KIND_ENTRY));
+        }
+        free(arena.base);
+    }
+}
 static void faults(void) {
     start(6u * GB_BLOCK_MAX);
     gb_ref a = gb_arena_alloc(&arena, 10, GB_KIND_ENTRY), b = gb_arena_alloc(&arena, 10, GB_KIND_ENTRY);
@@ -313,6 +345,7 @@ static void faults(void) {
 int main(int argc, char **argv) {
     check_start(argc, argv);
     shrunk();
+    looks();
     faults();
     for (uint32_t round = 0; round < 3; round++) {
         run(5u * GB_BLOCK_MAX, 4000, 12);

@@ -133,6 +133,7 @@ static void retime(uint32_t i) {
     if (!items[i].due || !due) return;
     bool wide = gb_wheel_wide(&ix.wheel, due);
     bool extra = gb_entry_at(ix.base, items[i].ref)->word & GB_WORD_EXTRA;
+    CHECK(extra || !gb_index_retime(&ix, items[i].ref, due, 0, 5)); /* it has no words to say it */
     bool done = gb_index_retime(&ix, items[i].ref, due, 0, 0);
     CHECK(done == (extra || !wide));
     if (done) items[i].due = due;

@@ -72,6 +72,14 @@ int main(int argc, char **argv) {
         places += n;
     }
     CHECK(places > 200);
+    start(gb_room_smallest(), false);
+    fail_at = asked;
+    fail_many = 2;
+    CHECK(!gb_arena_alloc_window(&s->index.arena, GB_KIND_BUCKETS));
+    CHECK(!gb_arena_alloc_run(&s->index.arena, 10, 0, GB_KIND_ENTRY));
+    fail_many = 0;
+    CHECK(gb_arena_alloc_window(&s->index.arena, GB_KIND_BUCKETS));
+    free(image);
     printf("%lu allocations\n", places);
     return check_done();
 }
