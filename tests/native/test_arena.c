@@ -282,6 +282,23 @@ static void shrunk(void) {
     SOUND(gb_arena_check, &arena);
     free(arena.base);
 }
+/* A slide to an aligned place, finished after a kill: what is before it and behind it is free. */
+static void slid(void) {
+    static struct gb_intent intent;
+    start(6u * GB_BLOCK_MAX);
+    gb_ref gap = gb_arena_alloc(&arena, 40, GB_KIND_ENTRY), from = gb_arena_alloc(&arena, 10, GB_KIND_ENTRY);
+    CHECK(from == gap + 40u && gb_arena_alloc(&arena, 3, GB_KIND_ENTRY) == from + 10u);
+    gb_arena_free(&arena, gap);
+    uint32_t word = *(uint32_t *)gb_at(arena.base, from);
+    intent = (struct gb_intent){.op = GB_INTENT_SLIDE, .from = from, .to = gap + 6u, .gap = gap, .size = 10};
+    arena.intent = &intent;
+    gb_arena_slide_finish(&arena);
+    const uint32_t *before = gb_at(arena.base, gap), *behind = gb_at(arena.base, gap + 16u);
+    CHECK(gb_word_kind(before[0]) == GB_KIND_FREE && before[1] == 6u);
+    CHECK(*(uint32_t *)gb_at(arena.base, gap + 6u) == word);
+    CHECK(gb_word_kind(behind[0]) == GB_KIND_FREE && gap + 16u + behind[1] == from + 10u);
+    free(arena.base);
+}
 /* Work is bounded: of the holes of one class only so many are looked at. */
 static void looks(void) {
     gb_ref hole[40];
@@ -346,6 +363,7 @@ int main(int argc, char **argv) {
     check_start(argc, argv);
     shrunk();
     looks();
+    slid();
     faults();
     for (uint32_t round = 0; round < 3; round++) {
         run(5u * GB_BLOCK_MAX, 4000, 12);

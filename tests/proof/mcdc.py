@@ -3,8 +3,8 @@
     python tests/proof/mcdc.py [--seed S] [--show] [--must]
 
 Needs clang 18 or newer (Debian: `apt-get install clang-19 llvm-19 libclang-rt-19-dev`), whose coverage counts it;
-gcc 12's does not. Each native test is built in the normal and the tiny build; a condition counts as shown if one of the programs
-showed it alone. A figure, not a gate: without a clang it says so, and fails only with --must.
+gcc 12's does not. Each native test is built in the normal and the tiny build; a condition counts as shown if one of
+the programs showed it alone. A figure, not a gate: without a clang it says so, and fails only with --must.
 """
 
 from __future__ import annotations
