@@ -152,18 +152,23 @@ fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, f
 fuzz-tools: ## clang with libFuzzer, which fuzz then uses (Debian, as root)
 	apt-get update -q && apt-get install -y --no-install-recommends clang libclang-rt-dev llvm
 
-servers: ## redis-server, which the tests of Valkey then use (Debian, as root)
-	apt-get update -q && apt-get install -y --no-install-recommends redis-server
+servers: ## redis-server, which the tests of Valkey then use, and memcached, for a bench (Debian, as root)
+	apt-get update -q && apt-get install -y --no-install-recommends redis-server memcached
 
 coverage: $(VENV)/.made ## lines and branches of csrc/ the native tests run
 	$(PY) tests/native/coverage.py --least 99 --least-branches 93
 
-bench: build build/silent/.made $(VENV)/.peers ## every figure of the README, beside the peers
+bench: build build/silent/.made $(VENV)/.peers ## every figure and plot of the README, beside the peers; says which it shows are stale
 	$(PY) -m bench all
+	$(PY) -m bench.plots
+	$(PY) -m bench.readme
 
 bench-events: build/silent/.made
-bench-%: build $(VENV)/.peers ## one bench: ops objects memo events memory budget traces latency expire persist far valkey tier
+bench-%: build $(VENV)/.peers ## one bench: ops outside objects memo events memory budget traces latency expire persist far valkey tier
 	$(PY) -m bench $*
+
+readme: build ## whether the README shows what bench/results/ has
+	$(PY) -m bench.readme
 
 gate: build ## instructions an operation, within 1 % of the committed figures
 	$(PY) -m bench.gate
@@ -185,7 +190,7 @@ $(VENV)/.nox: | $(VENV)/.made
 	touch $@
 
 $(VENV)/.peers: | $(VENV)/.made
-	$(PY) -m pip install -q cachebox lru-dict cachetools theine moka-py diskcache
+	$(PY) -m pip install -q cachebox lru-dict cachetools theine moka-py diskcache pymemcache matplotlib
 	touch $@
 
 $(VENV)/.lint: | $(VENV)/.made

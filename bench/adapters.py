@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gbcache
 
 __all__ = [
+    "OUTSIDE",
     "PEERS",
     "Adapter",
     "CacheBox",
     "CacheTools",
     "Dict",
+    "DiskCache",
     "GbCache",
+    "Lmdb",
     "LruDict",
+    "Memcached",
     "MokaPy",
+    "Redis",
     "Theine",
+    "installed",
 ]
 
 
@@ -98,7 +109,110 @@ class MokaPy(Adapter):
         self.get, self.set = self.held.get, self.held.set
 
 
+class DiskCache(Adapter):
+    name, package = "diskcache Cache", "diskcache"
+
+    def __init__(self, entries: int, max_bytes: int) -> None:
+        import diskcache
+
+        self.folder = tempfile.TemporaryDirectory(prefix="gbcache-bench-")
+        self.held = diskcache.Cache(self.folder.name, size_limit=max_bytes)
+        self.get, self.set = self.held.get, self.held.set
+
+    def close(self) -> None:
+        self.held.close()
+        self.folder.cleanup()
+
+
+class Lmdb(Adapter):
+    """A transaction a call, unsynced, as the others are."""
+
+    name, package = "LMDB", "lmdb"
+
+    def __init__(self, entries: int, max_bytes: int) -> None:
+        import lmdb
+
+        self.folder = tempfile.TemporaryDirectory(prefix="gbcache-bench-")
+        self.held = lmdb.open(self.folder.name, map_size=4 * max_bytes, sync=False)
+
+    def get(self, key: str) -> bytes | None:
+        with self.held.begin() as txn:
+            return txn.get(key.encode())
+
+    def set(self, key: str, value: bytes) -> None:
+        with self.held.begin(write=True) as txn:
+            txn.put(key.encode(), value)
+
+    def close(self) -> None:
+        self.held.close()
+        self.folder.cleanup()
+
+
+class Server(Adapter):
+    """A server of its own on a unix socket, the quickest way to one; it ends with the adapter."""
+
+    programs: tuple[str, ...] = ()
+
+    def __init__(self, entries: int, max_bytes: int) -> None:
+        program = next(filter(None, map(shutil.which, self.programs)), None)
+        if program is None:
+            raise ImportError(f"no {' or '.join(self.programs)} here: make servers")
+        self.folder = tempfile.TemporaryDirectory(prefix="gbcache-bench-")
+        self.socket = str(Path(self.folder.name, "socket"))
+        said = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        self.server = subprocess.Popen(
+            [program, *self.options(max_bytes)], cwd=self.folder.name, **said
+        )
+        end = time.monotonic() + 20
+        while not Path(self.socket).exists():
+            if self.server.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{program} does not come up")
+            time.sleep(0.01)
+        self.connect()
+
+    def options(self, max_bytes: int) -> list[str]:
+        raise NotImplementedError
+
+    def connect(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.held.close()
+        self.server.terminate()
+        self.server.wait()
+        self.folder.cleanup()
+
+
+class Redis(Server):
+    name, package, programs = "Redis or Valkey", "redis", ("valkey-server", "redis-server")
+
+    def options(self, max_bytes: int) -> list[str]:
+        much = str(4 * max_bytes)
+        return ["--port", "0", "--unixsocket", self.socket, "--save", "", "--maxmemory", much]
+
+    def connect(self) -> None:
+        import redis
+
+        self.held = redis.Redis(unix_socket_path=self.socket)
+        self.get, self.set = self.held.get, self.held.set
+
+
+class Memcached(Server):
+    name, package, programs = "memcached", "pymemcache", ("memcached",)
+
+    def options(self, max_bytes: int) -> list[str]:
+        return ["-s", self.socket, "-u", "root", "-t", "1", "-m", str(max(64, 4 * max_bytes >> 20))]
+
+    def connect(self) -> None:
+        from pymemcache.client.base import Client
+
+        self.held = Client(self.socket, no_delay=True, default_noreply=False)
+        self.get, self.set = self.held.get, self.held.set
+
+
 PEERS: list[type[Adapter]] = [CacheBox, LruDict, CacheTools, Theine, MokaPy]
+OUTSIDE: list[type[Any]] = [Lmdb, DiskCache, Redis, Memcached]
+"""Rivals on disk or behind a socket."""
 
 
 def installed(peers: list[type[Adapter]]) -> list[type[Adapter]]:

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.adapters import PEERS
+from bench.adapters import OUTSIDE, PEERS
 
-__all__ = ["Report"]
+__all__ = ["Report", "load"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,7 +31,7 @@ def _cpu() -> str:
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     versions = {}
-    for peer in PEERS:
+    for peer in (*PEERS, *OUTSIDE):
         try:
             versions[peer.package] = importlib.metadata.version(peer.package)
         except importlib.metadata.PackageNotFoundError:
@@ -79,3 +79,17 @@ class Report:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.name}{'-quick' if self.quick else ''}.json"
         path.write_text(json.dumps({"machine": machine(), "rows": self.rows}, indent=1) + "\n")
+
+
+def load(name: str) -> dict[str, dict[str, Any]]:
+    """The kept rows of a bench by what they say; one that belongs to the row above it as ``that > this``."""
+    rows: dict[str, dict[str, Any]] = {}
+    above = ""
+    for row in json.loads((RESULTS / f"{name}.json").read_text())["rows"]:
+        what = row["what"].strip()
+        if row["what"].startswith(" "):
+            what = f"{above} > {what}"
+        else:
+            above = what
+        rows[what] = row
+    return rows

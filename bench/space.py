@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import gbcache
+from bench.adapters import PEERS, Adapter, Dict, GbCache, installed
 from bench.report import Report
 
 __all__ = ["run_budget", "run_memory"]
@@ -51,6 +52,17 @@ def overhead(entries: int, size: int, ttl: int) -> dict[str, float]:
     memory = cache.memory()
     assert memory.entries == entries + 1
     return {"rss": (grown - entries * (size + 12)) / entries, "ledger": memory.overhead}
+
+
+def whole(name: str, entries: int) -> dict[str, float]:
+    """What an entry takes in all, key and value of 12 and 100 bytes among it: each its own, as from a network."""
+    kinds: list[type[Adapter]] = [Dict, GbCache, *PEERS]
+    cache = next(kind for kind in kinds if kind.name == name)(entries, entries * 150 + (4 << 20))
+    cache.set("warm", b"v")
+    before = rss()
+    for i in range(entries - 1):
+        cache.set(f"key{i:09d}", b"%0100d" % i)
+    return {"rss": (rss() - before) / (entries - 1)}
 
 
 def held(size: int) -> dict[str, float]:
@@ -139,6 +151,10 @@ def run_memory(quick: bool) -> Report:
                 got = apart(f"overhead({entries}, {size}, {ttl})")
                 label = f"overhead, {entries:,} x {size} B{', TTL' if ttl else ''}, by RSS"
                 report.row(label, got["rss"], "B", at_most=aim, ledger=got["ledger"])
+    many = 100_000 if quick else 1_000_000
+    for kind in (GbCache, Dict, *installed(PEERS)):
+        got = apart(f"whole({kind.name!r}, {many})")
+        report.row(f"an entry in all, 12 + 100 B, {many:,}: {kind.name}", got["rss"], "B")
     for size, aim in ((100, 0.80), (1000, 0.93), (10_000, 0.96)):
         report.row(f"key + value held in 100 MB, {size:,} B", apart(f"held({size})")["share"], "",
                    at_least=aim)  # fmt: skip
