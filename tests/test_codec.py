@@ -278,3 +278,13 @@ def test_pickle_names_what_it_cannot() -> None:
 def test_dates_are_not_datetimes() -> None:
     assert type(CODEC.decode(CODEC.encode(date(2026, 1, 1)))) is date
     assert type(CODEC.decode(CODEC.encode(datetime(2026, 1, 1)))) is datetime
+
+
+@pytest.mark.parametrize("key", [1.5, (1, 2), 2**70, "\ud800"])
+def test_dicts_within_dicts_of_odd_keys_take_linear_time(key: object) -> None:
+    """Each level looks at its values once, whatever kind of dict it turns out to be."""
+    value: object = 1
+    for _ in range(100):
+        value = {"a": value, key: 0}
+    codec = TypedCodec()
+    assert codec.decode(codec.encode(value)) == value
