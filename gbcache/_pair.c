@@ -37,7 +37,7 @@ struct gb_pair {
     struct gb_loader *l;
     struct gb_pour how;
     struct gb_lock reading; /* the loader's place, stop, given */
-    struct gb_lock putting; /* the image, but for runs being filled */
+    struct gb_lock putting; /* the image, but for runs being filled; full */
     struct part part[2];
     bool stop;            /* no more parts */
     uint64_t given;       /* parts, ever */
@@ -127,9 +127,9 @@ static bool room_for(struct gb_pair *p, struct part *w) {
     if (!w->sum.entries) return true;
     gb_lock_wait(&p->putting);
     w->run = gb_pour_run(p->l->store, &w->sum);
+    if (!w->run) p->full = true;
     gb_lock_free(&p->putting);
     if (w->run) populate(p->l->store, w);
-    else p->full = true;
     return w->run != 0;
 }
 

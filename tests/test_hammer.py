@@ -117,7 +117,7 @@ def every_verb(cache: Any, key: Callable[[int], Any], number: Callable[[Any], in
             elif what < 0.84:
                 cache.set_many({key(i): value_of(i, 2) for i in range(n, n + 4)})
             elif what < 0.88:
-                right(n, cache.get_or_set(key(n), lambda: value_of(n, 7)))
+                right(n, cache.get_or_set(key(n), lambda n=n: value_of(n, 7)))
             elif what < 0.92:
                 for k, v in list(cache.items()):
                     right(number(k), v)
