@@ -91,9 +91,4 @@ extensions = [Extension(f"gbcache.{name}", [f"gbcache/{name}.py"]) for name in P
     )
     for name, sources in (MODULES | LEAN).items()
 ]
-setup(
-    ext_modules=cythonize(
-        extensions, build_dir=None, compiler_directives={"freethreading_compatible": True}
-    ),
-    cmdclass={"build_ext": BuildExt},
-)
+setup(ext_modules=cythonize(extensions, build_dir=None), cmdclass={"build_ext": BuildExt})

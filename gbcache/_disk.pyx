@@ -1,5 +1,5 @@
 # _disk.pyx - a Disk's inner loops: names and records, reading many, and the check of a file.
-# cython: language_level=3, binding=False, boundscheck=False, wraparound=False
+# cython: language_level=3, binding=False, boundscheck=False, wraparound=False, freethreading_compatible=True
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
 """ObjectStore: the packed store's index, over references to Python objects.
 
 The rare verbs; the frequent ones are hand-written in ``_quick.c`` and put into the class here. The GIL is

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
 """PackedStore: buffer in, lock at the door, bytes out.
 
 The rare verbs; the frequent ones are hand-written in ``_hot.c`` and put into the class here. Between

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True
 """One flight per key: whoever misses first loads, the others wait for what comes.
 
 A flight belongs to one cache and one key. Its leader runs the user's function with no lock held; followers

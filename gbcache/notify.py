@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True
 """Who is told of a cache's changes: subscribers in the dispatcher's thread, at once, or on a loop.
 
 Events are recorded under the cache's lock (`csrc/ring.h`, `_queue.h`) and delivered after it. Each reader has
