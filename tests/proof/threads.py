@@ -26,7 +26,9 @@ import gbcache
 ROOT = Path(__file__).resolve().parent.parent.parent
 NATIVE = ROOT / "tests" / "native"
 ENTRIES = 60_000
-OURS = re.compile(r"/gbcache/_?\w+\.\w|/csrc/\w+\.[ch]|_(packed|object|disk)\.cpython|(flight|notify)\.cpython")
+OURS = re.compile(
+    r"/gbcache/_?\w+\.\w|/csrc/\w+\.[ch]|_(packed|object|disk)\.cpython|(flight|notify)\.cpython"
+)
 
 
 class Plant(NamedTuple):
@@ -90,7 +92,9 @@ def core(seed: int, rounds: int) -> None:
         }
         program, found, says = compiled(at, ROOT), 0, []
         for arguments in modes.values():
-            ran = subprocess.run([str(program), str(seed), *arguments], capture_output=True, text=True, timeout=3000)
+            ran = subprocess.run(
+                [str(program), str(seed), *arguments], capture_output=True, text=True, timeout=3000
+            )
             bad = reports(ran.stderr)
             found += len(bad) + (ran.returncode != 0 and not bad)
             says.append(ran.stdout.split("\n")[1])
@@ -102,7 +106,9 @@ def core(seed: int, rounds: int) -> None:
         for i, plant in enumerate(PLANTS):
             tree = at / str(i)
             for room in ("csrc", "gbcache"):
-                shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+                shutil.copytree(
+                    ROOT / room, tree / room, ignore=shutil.ignore_patterns("*.so", "*.pyc")
+                )
             text = (tree / plant.file).read_text()
             assert text.count(plant.old) == 1, plant
             (tree / plant.file).write_text(text.replace(plant.old, plant.new))
@@ -120,7 +126,9 @@ def accesses(report: str) -> str:
     return re.split(r"\n\s+(?:Location|As if|Mutex|Thread) ", report)[0]
 
 
-def extension(python: str, build: str, packages: str, seed: int, seconds: float) -> tuple[int, int, str]:
+def extension(
+    python: str, build: str, packages: str, seed: int, seconds: float
+) -> tuple[int, int, str]:
     """Reports of ours, of the interpreter's alone, and how the tests ended."""
     with tempfile.TemporaryDirectory() as name:
         log = Path(name) / "tsan"
@@ -134,13 +142,17 @@ def extension(python: str, build: str, packages: str, seed: int, seconds: float)
         env.pop("GB_EXPECT", None)
         ran = subprocess.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_hammer.py"],
                              cwd=ROOT, env=env, capture_output=True, text=True, timeout=7200)  # fmt: skip
-        found = [report for path in Path(name).glob("tsan*") for report in reports(path.read_text())]
+        found = [
+            report for path in Path(name).glob("tsan*") for report in reports(path.read_text())
+        ]
         ours = [report for report in found if OURS.search(accesses(report))]
         if ours or ran.returncode:
             at = said.kept("threads-extension")
             at.write_text(ran.stdout[-4000:] + ran.stderr[-4000:] + "\n".join(ours))
             print(f"kept in {at}")
-        ended = ran.stdout.strip().split("\n")[-1] if ran.stdout.strip() else f"exit {ran.returncode}"
+        ended = (
+            ran.stdout.strip().split("\n")[-1] if ran.stdout.strip() else f"exit {ran.returncode}"
+        )
         return len(ours) + (ran.returncode != 0 and not ours), len(found) - len(ours), ended
 
 
@@ -149,14 +161,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--python", help="an instrumented interpreter without the GIL; none: the core alone")
+    parser.add_argument(
+        "--python", help="an instrumented interpreter without the GIL; none: the core alone"
+    )
     parser.add_argument("--build", default="build/tsan", help="where the instrumented extension is")
     parser.add_argument("--packages", default="", help="where pytest is")
     given = parser.parse_args()
     print(f"seed {given.seed}")
     core(given.seed, given.rounds)
     if given.python:
-        ours, theirs, ended = extension(given.python, given.build, given.packages, given.seed, given.seconds)
+        ours, theirs, ended = extension(
+            given.python, given.build, given.packages, given.seed, given.seconds
+        )
         said.row("R8 threads: the extension without the GIL under ThreadSanitizer, four threads at each object",
                  f"{ours} reports with a frame of ours, {theirs} of the interpreter's alone; {ended}", not ours)  # fmt: skip
     return said.verdict()
