@@ -42,8 +42,8 @@ $(VENV)/.made: pyproject.toml
 
 # One package directory a build: the normal one must never load another's extension.
 build/%/.made: $(SOURCES) | $(VENV)/.made
-	rm -rf build/$* build/lib* build/temp* build/bdist* && mkdir -p build/$*
-	$(BUILD_ENV) $(PY) -m pip install -q --no-build-isolation --no-deps --target build/$* .
+	rm -rf build/$* && mkdir -p build/$*
+	$(BUILD_ENV) $(PY) setup.py -q build --build-base build/$*-base --build-lib build/$* --build-temp build/$*-temp
 	touch $@
 
 build/tiny/.made: BUILD_ENV = GB_TINY=1 GB_WERROR=1
@@ -51,7 +51,7 @@ build/silent/.made: BUILD_ENV = GB_CFLAGS="-DGB_SILENT"
 build/asan/.made: BUILD_ENV = GB_CFLAGS="$(SAN) -O1 -g -DGB_DEBUG=2" GB_LDFLAGS="$(SAN)"
 
 build/.inplace: $(SOURCES) | $(VENV)/.made
-	mkdir -p build && rm -rf build/lib* build/temp* # another build's objects
+	mkdir -p build
 	GB_WERROR=1 $(PY) setup.py -q build_ext --inplace --build-temp build/inplace
 	touch $@
 
