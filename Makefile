@@ -25,6 +25,7 @@ DOWN ?= 10
 STEPS ?= 200000
 OPS ?= 1000000
 STOPPED ?= 3
+STRIDE ?= 12
 MINUTES ?= 2
 FUZZ_RUNS ?= 0
 
@@ -121,7 +122,7 @@ free: build/free/.made ## the Python tests on an interpreter without the GIL
 	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
 
 proof-io: build ## every call that touches a file fails, in every way; and disks that are full
-	PYTHONPATH=. $(PY) tests/proof/io_faults.py
+	PYTHONPATH=. $(PY) tests/proof/io_faults.py --stride $(STRIDE)
 
 proof-budget: build build/tiny/.made ## the budget after each of STEPS operations, and what the process grows by
 	PYTHONPATH=. $(PY) tests/proof/budget.py --steps $(STEPS) --seed $(SEED)

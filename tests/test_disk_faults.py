@@ -126,7 +126,8 @@ def life(folder):
     known = {}
     try:
         disk = Disk(folder)
-    except FarError:
+    except OSError as error:  # FarError is one
+        assert error.errno == int(code) or mode == "2", error
         return known
     for i in range(40):
         key, value = i % 13, b"%d" % i * 40

@@ -1,14 +1,15 @@
 """Each call that touches a file fails, at each of its turns, in every way; and disks that are really full.
 
-    python tests/proof/io_faults.py
+    python tests/proof/io_faults.py [--stride N]
 
 EIO, ENOSPC, EINTR, half of what was asked for, and a failure that stays: in every work of tests/test_files_faults.py
 (save, sync, open in all modes, create, close, resize of a live file) and in the life of a Disk
-(tests/test_disk_faults.py). The disk that is full is a tmpfs of 2 MB, mounted where this runs as root.
+(tests/test_disk_faults.py; of its turns each N-th, as a life takes long). The disk that is full is a tmpfs of 2 MB, mounted where this runs as root.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import subprocess
@@ -74,13 +75,13 @@ def faults_of(call: str, turns: range) -> list[str]:
     return [f"{call}:{turn}:{code}:{how}" for turn in turns for code, how in kinds]
 
 
-def of_disk(shim: Path) -> None:
+def of_disk(shim: Path, stride: int) -> None:
     """All faults of a Disk's life, some turns of one call in a process."""
     tried, reached, bad = 0, list[str](), list[str]()
     for call in DISK_CALLS:
         last, struck_here = 1, 0
         while last < MOST:
-            turns = range(last, last + 10)
+            turns = range(last, last + 4 * stride, stride)
             with tempfile.TemporaryDirectory() as root:
                 try:
                     struck, _ = disks.fail(Path(root), shim, faults_of(call, turns))
@@ -88,7 +89,7 @@ def of_disk(shim: Path) -> None:
                     bad.append(f"{call}, turns {turns}: {str(error)[-600:]}")
                     break
             struck_here += struck
-            last += 10
+            last += 4 * stride
             if not struck:
                 break
         tried += struck_here
@@ -236,10 +237,15 @@ def full() -> None:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stride", type=int, default=12)
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         shim = disks.build_shim(Path(made) / "shim.so")
         of_files(shim)
-        of_disk(shim)
+        of_disk(shim, args.stride)
     full()
     return said.verdict()
 

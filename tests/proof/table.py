@@ -35,10 +35,10 @@ class Part(NamedTuple):
 PARTS = [
     Part("kill", 3, "KILLS=600 KILL_ROUNDS=5", "KILLS=10000 KILL_ROUNDS=40"),
     Part("power", 2, "STATES=100000", "STATES=1000000"),
-    Part("corrupt", 3, "", "CORRUPT=asan"),
+    Part("corrupt", 4),
     Part("disk", 3, "KILLS=300 STORES=300", "KILLS=5000 STORES=5000"),
     Part("oom", 3),
-    Part("io", 2),
+    Part("io", 3, "STRIDE=12", "STRIDE=1"),
     Part("budget", 1.5, "STEPS=200000", "STEPS=2000000"),
     Part("events", 1, "OPS=1000000", "OPS=20000000"),
     Part("fork", 1),
