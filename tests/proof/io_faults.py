@@ -4,7 +4,8 @@
 
 EIO, ENOSPC, EINTR, half of what was asked for, and a failure that stays: in every work of tests/test_files_faults.py
 (save, sync, open in all modes, create, close, resize of a live file) and in the life of a Disk
-(tests/test_disk_faults.py; of its turns each N-th, as a life takes long). The disk that is full is a tmpfs of 2 MB, mounted where this runs as root.
+(tests/test_disk_faults.py; of its turns each N-th, as a life takes long). The disk that is full is a tmpfs of 2 MB,
+mounted where this runs as root.
 """
 
 from __future__ import annotations
