@@ -306,9 +306,14 @@ def stale() -> list[str]:
     out = []
     for name, (gather, _) in PLOTS.items():
         path = RESULTS / f"{name}.png"
+        try:
+            data = gather()
+        except (KeyError, FileNotFoundError) as error:
+            out.append(f"{path.name}: results/ has not what it shows: {error}")
+            continue
         if not path.exists():
             out.append(f"{path.name}: not drawn")
-        elif digest(gather()).encode() not in path.read_bytes():
+        elif digest(data).encode() not in path.read_bytes():
             out.append(f"{path.name}: drawn from other figures than results/ has now")
     return out
 
@@ -320,15 +325,21 @@ def main() -> int:
     from matplotlib import pyplot as plt
 
     plt.rcParams.update({"font.size": 10, "axes.titlepad": 8, "figure.dpi": 100})
+    left = 0
     for name, (gather, draw) in PLOTS.items():
-        data = gather()
+        try:
+            data = gather()
+        except (KeyError, FileNotFoundError) as error:
+            print(f"{name}.png: not drawn, results/ has not what it shows: {error}")
+            left += 1
+            continue
         figure = draw(plt, data)
         path = Path(RESULTS, f"{name}.png")
         figure.savefig(path, bbox_inches="tight", dpi=110,
                        metadata={"Software": None, "Comment": digest(data)})  # fmt: skip
         plt.close(figure)
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
-    return 0
+    return 1 if left else 0
 
 
 if __name__ == "__main__":
