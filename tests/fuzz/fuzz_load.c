@@ -250,7 +250,7 @@ static uint64_t careless_record(uint8_t *to, bool is_long, uint32_t *hash) {
     static const uint32_t of_type[] = {0, 0, 8, 8, 1, 0, 0, 3};
     uint32_t key = check_below(48), type = is_long ? check_below(2) : check_below(7), klen = key % 11u ? 8u : 300u;
     uint32_t len = of_type[type] ? of_type[type] : check_below(is_long ? 9000u : 200u);
-    if (is_long && rarely(8)) len = 60000u + check_below(1u << 14);
+    if (is_long && rarely(24)) len = 60000u + check_below(1u << 14);
     if (rarely(24)) len = check_below(2) ? check_below(3000) : (uint32_t)odd_one();
     if (rarely(32)) klen = check_below(4100);
     struct gb_record r = {.value_len = len, .key_len = (uint16_t)klen, .types = (uint8_t)((key & 1u) | type << 2)};
