@@ -28,6 +28,7 @@ STOPPED ?= 3
 STRIDE ?= 12
 MINUTES ?= 2
 FUZZ_RUNS ?= 0
+HAMMER ?= 2
 
 .NOTPARALLEL:
 .PHONY: $(shell grep -oE '^[a-z][a-z-]*:' Makefile | tr -d :)
@@ -99,6 +100,10 @@ proof-disk: build ## a Disk's writers killed KILLS times, and STORES damaged sto
 	PYTHONPATH=. $(PY) tests/proof/disk_kill.py --kills $(KILLS) --seed $(SEED)
 	PYTHONPATH=. $(PY) tests/proof/disk_damage.py --stores $(STORES) --seed $(SEED)
 
+proof-threads: build build/tsan/.made build/python3.13t-tsan/bin/python3.13t ## ThreadSanitizer: the core, and HAMMER seconds of each test without the GIL
+	PYTHONPATH=. $(PY) tests/proof/threads.py --seed $(SEED) --rounds 20000 --seconds $(HAMMER) --build build/tsan \
+	    --python build/python3.13t-tsan/bin/python3.13t --packages .venv-free/lib/python3.13t/site-packages
+
 proof-stale: build ## a copy behind its Valkey server: WRITES watched, CUTS of the channel, DOWN seconds without a server
 	PYTHONPATH=. $(PY) tests/proof/valkey_stale.py --writes $(WRITES) --cuts $(CUTS) --down $(DOWN) --seed $(SEED)
 
@@ -117,8 +122,11 @@ build/free/.made build/tsan/.made: PY = .venv-free/bin/python
 build/free/.made build/tsan/.made: | .venv-free/.made
 build/tsan/.made: BUILD_ENV = GB_CFLAGS="-fsanitize=thread -O1 -g -fno-omit-frame-pointer" GB_LDFLAGS="-fsanitize=thread"
 
+build/python3.13t-tsan/bin/python3.13t:
+	sh tests/free/python.sh build/python3.13t-tsan --with-thread-sanitizer
+
 free: build/free/.made ## the Python tests on an interpreter without the GIL
-	PYTHONPATH=build/free GB_EXPECT=free GB_SLICE=short .venv-free/bin/python .venv-free/bin/pytest tests $(NOT_FREE) \
+	PYTHONPATH=$(CURDIR)/build/free PYTHONSAFEPATH=1 GB_EXPECT=free GB_SLICE=short .venv-free/bin/python .venv-free/bin/pytest tests $(NOT_FREE) \
 	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
 
 proof-io: build ## every call that touches a file fails, in every way; and disks that are full

@@ -18,7 +18,13 @@ if not PYTHON_H.exists():
     raise SystemExit(
         f"gbcache: {PYTHON_H} is missing: install Python's headers (Debian: python3-dev)"
     )
-SHARED = ["csrc/gb.c", "gbcache/_args.c", "gbcache/_clock.c", "gbcache/_event.c"]
+SHARED = [
+    "csrc/gb.c",
+    "gbcache/_alone.c",
+    "gbcache/_args.c",
+    "gbcache/_clock.c",
+    "gbcache/_event.c",
+]
 MODULES = {
     "_packed": [
         "_box.c",

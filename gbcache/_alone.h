@@ -23,8 +23,11 @@
 #define GB_ALONE(object)                                                                           \
     PyCriticalSection gb_alone __attribute__((cleanup(PyCriticalSection_End)));                    \
     PyCriticalSection_Begin(&gb_alone, (PyObject *)(void *)(object))
+/* In a forked child: a thread that is not here may have been given the object's section just before. */
+void gb_alone_reborn(PyObject *object);
 #else
 #define GB_ALONE(object) (void)0
+static inline void gb_alone_reborn(PyObject *object) { (void)object; }
 #endif
 
 #define GB_LOAD(place) __atomic_load_n(&(place), __ATOMIC_RELAXED)

@@ -84,7 +84,9 @@ bool gb_door_rest(void) {
 }
 
 void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p) {
+    gb_door_hold(d);
     unsigned long long length = d->open ? d->store.head->length : 0;
+    gb_door_unlock(d);
     switch (err) {
     case GB_LONGKEY:
         PyErr_Format(PyExc_ValueError,

@@ -111,6 +111,14 @@ static inline void gb_door_leave(struct gb_door *d, enum gb_op op) {
 static inline void gb_door_hold(struct gb_door *d) {
     if (gb_door_locks(d)) gb_door_wait(d);
 }
+/* Asked without being in; what it says may be over at once. */
+static inline bool gb_door_is_open(const struct gb_door *d) { return GB_LOAD(d->open); }
+/* Held: nobody enters any more. Whether it was open. */
+static inline bool gb_door_shut(struct gb_door *d) {
+    bool was = d->open;
+    GB_STORE(d->open, false);
+    return was;
+}
 /* Entered, and about to leave: says that gb_door_out follows, so that the image stays until gb_door_back. */
 static inline void gb_door_stay(struct gb_door *d) {
 #ifdef Py_GIL_DISABLED

@@ -257,6 +257,8 @@ cdef extern from "_hot.h":
     void gb_door_unlock(gb_door *d)
     bint gb_door_rest() except 0
     void gb_door_hold(gb_door *d)
+    bint gb_door_is_open(const gb_door *d)
+    bint gb_door_shut(gb_door *d)
     void gb_door_hear(gb_door *d, PyObject *hears)
     bint gb_door_heard(const gb_door *d)
     bint gb_door_work(gb_door *d, uint64_t now, uint32_t slices)
@@ -294,6 +296,7 @@ cdef extern from "_front.h":
 cdef extern from "_args.h":
     void gb_args_key_error(PyObject *key) except *
     void gb_args_void_all(PyObject *flights)
+    void gb_alone_reborn(PyObject *object)
     bint gb_args_void(PyObject *flights, PyObject *key) except 0
 
 cdef extern from "_verbs.h":

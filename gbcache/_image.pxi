@@ -76,8 +76,7 @@ cdef class PackedImage:
         """
         cdef gb_door *d = &self.door
         gb_door_hold(d)
-        cdef bint was = d.open
-        d.open = False
+        cdef bint was = gb_door_shut(d)
         gb_door_unlock(d)
         if not was: return
         while d.outsiders:
@@ -93,7 +92,7 @@ cdef class PackedImage:
     @property
     def closed(self):
         """Whether the cache is closed (or was never initialised)."""
-        return not self.door.open
+        return not gb_door_is_open(&self.door)
 
     def check(self):
         """Walks the whole image and compares every invariant; AssertionError names the broken one.
@@ -112,7 +111,7 @@ cdef class PackedImage:
     def _work(self, uint32_t slices):
         """The housekeeper's door: some slices of due entries; True if more is waiting."""
         cdef gb_door *d = &self.door
-        if not d.open or d.clock.asks != NULL:
+        if not gb_door_is_open(d) or d.clock.asks != NULL:
             return False
         cdef bint more = gb_door_work(d, gb_clock_exact(&d.clock), 1 if gb_door_heard(d) else slices)
         gb_door_inform(d)
@@ -140,7 +139,7 @@ cdef class PackedImage:
                 found = self.flights.pop(key, None)
                 if found is not None and found is not flight:  # the key's == let another thread in
                     self.flights.setdefault(key, found)
-        if not d.open:
+        if not gb_door_is_open(d):
             return
         gb_door_enter(d)
         d.store.head.counters.loads += loaded
@@ -329,6 +328,7 @@ cdef class PackedImage:
 
     def _fork_child(self):
         cdef gb_door *d = &self.door
+        gb_alone_reborn(<PyObject *>self)
         gb_door_fork_child(d)
         if not d.store.live or not d.open: return
         d.open, d.forked = False, True  # one writer: the parent

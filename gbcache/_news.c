@@ -70,7 +70,7 @@ bool gb_news_finish(struct gb_door *d, struct gb_news *n) {
 
 int gb_news_pending(struct gb_door *d, const struct gb_news *n) {
     if (n->done < n->used || n->lost) return 1;
-    if (!d->open || n->none) return 0;
+    if (n->none || !gb_door_is_open(d)) return 0;
     if (!gb_door_enter(d)) return -1;
     bool pending = gb_ring_pending(&d->store.ring, &n->at);
     gb_door_leave(d, GB_OP_GET);
@@ -153,7 +153,7 @@ bool gb_news_take(struct gb_door *d, struct gb_news *n, Py_ssize_t most, struct 
     size_t end;
     memset(b, 0, sizeof *b);
     while (n->done == n->used && !n->lost) {
-        if (!d->open) return true;
+        if (!gb_door_is_open(d)) return true;
         n->done = n->used = 0;
         if (!make_room(n, GB_NEWS_BUFFER)) return false;
         int more = fetch(d, n);

@@ -31,20 +31,6 @@ def smallest():
     return gb_refs_smallest()
 
 
-cdef inline object owned(PyObject *made):
-    """A new reference as Cython counts it."""
-    cdef object result = <object>made
-    Py_DECREF(result)
-    return result
-
-
-cdef bint is_miss(PyObject *value) except -1:
-    """Whether NULL means absent; an exception goes on."""
-    if value != NULL:
-        return False
-    return -1 if PyErr_Occurred() != NULL else True
-
-
 cdef class ObjectStore:
     """References in a reservation of address space, and the verbs on them. See ``ObjectCache``."""
 
@@ -111,6 +97,7 @@ cdef class ObjectStore:
         return map
 
     @property
+    @cython.critical_section
     def closed(self):
         """Whether the cache is closed (or was never initialised)."""
         return not self.refs.open
@@ -294,6 +281,14 @@ cdef class ObjectStore:
             self.refs.counters.hits = self.refs.counters.misses_absent = 0
             self.refs.counters.misses_expired = 0
 
+    def _fork_before(self):
+        """Nothing of ours is held across a fork."""
+
+    _fork_parent = _fork_before
+
+    def _fork_child(self):
+        gb_alone_reborn(<PyObject *>self)
+
     def _weighs(self):
         return self.weigher is not None
 
@@ -345,6 +340,7 @@ cdef class ObjectStore:
         if found is not None and found is not flight:  # the key's == let another thread in
             self.flights.setdefault(key, found)
 
+    @cython.critical_section
     def _eager(self):
         """Whether somebody is to be told of what expires."""
         return (self.refs.kinds & 1 << GB_EVENT_EXPIRE) != 0

@@ -83,6 +83,20 @@ cdef class ObjectWalk:
         raise StopIteration
 
 
+cdef inline object owned(PyObject *made):
+    """A new reference as Cython counts it."""
+    cdef object result = <object>made
+    Py_DECREF(result)
+    return result
+
+
+cdef bint is_miss(PyObject *value) except -1:
+    """Whether NULL means absent; an exception goes on."""
+    if value != NULL:
+        return False
+    return -1 if PyErr_Occurred() != NULL else True
+
+
 cdef PyObject *read_object(PyObject *near, PyObject *key) noexcept:
     return gb_quick_read(&(<ObjectStore>near).refs, key, GB_QUICK_READ)
 

@@ -187,7 +187,7 @@ cdef class PackedStore(PackedImage):
         gb_door_enter(d)
         before = d.store.head.counters.expirations
         gb_door_leave(d, GB_OP_EXPIRE)
-        while self.door.open and gb_door_work(d, now, 1 if gb_door_heard(d) else 256):
+        while gb_door_is_open(d) and gb_door_work(d, now, 1 if gb_door_heard(d) else 256):
             gb_door_inform(d)
             PyErr_CheckSignals()
         gb_door_inform(d)

@@ -124,6 +124,7 @@ cdef extern from "_bulk.h":
     int gb_bulk_walk(gb_refs *r, PyObject *key, uint64_t hash, PyObject **value) except -1
     void gb_args_key_error(PyObject *key) except *
     void gb_args_void_all(PyObject *flights)
+    void gb_alone_reborn(PyObject *object)
     bint gb_args_void(PyObject *flights, PyObject *key) except 0
     int gb_quick_land(gb_refs *r, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
                       uint32_t stale, bint over) except -1

@@ -23,7 +23,7 @@ bool gb_save_all(int fd, const void *bytes, size_t n, uint64_t at) {
 
 static void fail(struct gb_saver *v, int error) {
     gb_lock_wait(&v->filing);
-    if (!v->error) v->error = error ? error : EIO;
+    if (!v->error) GB_STORE(v->error, error ? error : EIO);
     gb_lock_free(&v->filing);
 }
 
@@ -64,7 +64,7 @@ struct place {
 };
 static struct place place_of(struct gb_saver *v, uint64_t payload) {
     struct place p = {v->end, v->number++};
-    v->end += sizeof(struct gb_snap_frame) + payload;
+    GB_STORE(v->end, v->end + sizeof(struct gb_snap_frame) + payload);
     return p;
 }
 
@@ -79,7 +79,7 @@ static void write_frame(struct gb_saver *v, const struct gb_keep_frame *f, enum 
     gb_digest_sum_add(&sum, head, offsetof(struct gb_snap_frame, sum));
     gb_digest_sum_add(&sum, f->to, f->used);
     head->sum = gb_digest_sum_end(&sum);
-    if (v->error) return;
+    if (GB_LOAD(v->error)) return;
     index_frame(v, f, p.at + sizeof *head);
     if (!gb_save_all(v->fd, head, sizeof *head + f->used, p.at)) fail(v, errno);
 }
@@ -98,11 +98,11 @@ static void write_long(struct gb_saver *v, const struct gb_keep_frame *f) {
         gb_digest_sum_add(&v->long_sum, head, offsetof(struct gb_snap_frame, sum));
     }
     gb_digest_sum_add(&v->long_sum, f->to, f->used);
-    if (!v->error && !gb_save_all(v->fd, f->to, f->used, v->long_at + sizeof *head + done)) fail(v, errno);
+    if (!GB_LOAD(v->error) && !gb_save_all(v->fd, f->to, f->used, v->long_at + sizeof *head + done)) fail(v, errno);
     v->long_left -= f->used;
     if (v->long_left) return;
     head->sum = gb_digest_sum_end(&v->long_sum);
-    if (!v->error && !gb_save_all(v->fd, head, sizeof *head, v->long_at)) fail(v, errno);
+    if (!GB_LOAD(v->error) && !gb_save_all(v->fd, head, sizeof *head, v->long_at)) fail(v, errno);
 }
 
 void gb_save_help(struct gb_saver *v) {
@@ -140,7 +140,7 @@ static enum gb_err save_on(struct gb_saver *v) {
     gb_lock_wait(&d->lock);
     while (d->open && late_out(v)) {}
     if (!d->open) v->closed = true;
-    if (v->closed || v->error || p->keep.failed) {
+    if (v->closed || GB_LOAD(v->error) || p->keep.failed) {
         gb_lock_free(&d->lock);
         return GB_GONE;
     }
@@ -201,7 +201,7 @@ bool gb_save_finish(struct gb_saver *v) {
     struct gb_snap_head *h = &v->head;
     struct gb_sum sum;
     uint8_t page[GB_SNAP_HEAD] = {0};
-    if (v->error || v->closed || v->snap.keep.failed) return false;
+    if (GB_LOAD(v->error) || v->closed || v->snap.keep.failed) return false;
     h->frames = v->number;
     h->index_at = v->end;
     h->slots = v->slots;
@@ -221,7 +221,7 @@ bool gb_save_finish(struct gb_saver *v) {
     return true;
 }
 
-uint64_t gb_save_bytes(const struct gb_saver *v) { return v->end; }
+uint64_t gb_save_bytes(const struct gb_saver *v) { return GB_LOAD(v->end); }
 
 static void forget(struct gb_saver *v) {
     PyMem_RawFree(v->snap.keep.bits);

@@ -368,6 +368,8 @@ class ObjectCache(ObjectStore, Common):
             flights=self._flights,
             housekeeping=bool(housekeeping) and clock is None,
         )
+        if memory.FREE:
+            housekeeper.register(self)
         self._hub, self._events_room = None, queue
         if events is not None:
             self._hub = Hub(self, queue, True)

@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ._object import ObjectStore
     from ._packed import PackedStore
 
 __all__ = ["PERIOD", "keep", "register"]
@@ -27,7 +28,7 @@ SLICES = 2000
 """Slices of one cache in one round, before the next cache's turn: about 20 ms of work."""
 
 # By id, not in a WeakSet: a cache is unhashable, as every mapping is.
-_stores: dict[int, weakref.ref[PackedStore]] = {}
+_stores: dict[int, weakref.ref[PackedStore | ObjectStore]] = {}
 _kept: dict[int, weakref.ref[PackedStore]] = {}
 _wake = threading.Event()
 _starting = threading.RLock()  # a signal handler or __del__ may write a TTL in the middle of it
@@ -35,10 +36,10 @@ _over = False
 _thread: threading.Thread | None = None
 _forking = threading.RLock()
 _depth = 0  # a signal handler may fork while we get ready to
-_held: dict[int, PackedStore] = {}
+_held: dict[int, PackedStore | ObjectStore] = {}
 
 
-def register(store: PackedStore) -> None:
+def register(store: PackedStore | ObjectStore) -> None:
     """Makes `store` known to fork: its lock is held across, its child's copy is the child's own."""
     key = id(store)
     _stores[key] = weakref.ref(store, lambda _: _stores.pop(key, None))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import mmap
 import sys
-import sysconfig
 
-__all__ = ["MOST", "copy_needed", "private", "reservation", "reserve", "shared"]
+__all__ = ["FREE", "MOST", "copy_needed", "private", "reservation", "reserve", "shared"]
 
 MOST = (1 << 35) - 4096  # what 32-bit refs of 8-byte granules reach
+FREE = "t" in getattr(sys, "abiflags", "")
+"""Whether the interpreter can be without the GIL."""
 _NORESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)  # not in `mmap` before 3.13
 
 
@@ -54,6 +55,6 @@ def copy_needed(length: int) -> mmap.mmap | None:
 
     Without the GIL somebody may be looking while it moves: there it is copied, too.
     """
-    if sys.platform.startswith("linux") and not sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if sys.platform.startswith("linux") and not FREE:
         return None
     return _map(length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)

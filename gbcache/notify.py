@@ -130,7 +130,8 @@ class Subscription:
 
     def _failed(self, error: BaseException) -> None:
         self.errors += 1
-        self._hub.errors += 1
+        with self._hub.counting:
+            self._hub.errors += 1
         if isinstance(error, KeyboardInterrupt):  # meant for the program, not for the subscriber
             if self.delivery == "inline":
                 self._hub.interrupted = True  # C sees to it, once the operation is over
@@ -220,11 +221,13 @@ class Hub:
         self._reserved = ALL if reserved else 0
         self.errors = 0
         """Times a subscriber raised."""
+        self.counting = threading.RLock()  # several threads deliver
         self.interrupted = False
         """Whether one that is called inline was interrupted."""
         self._changing = threading.RLock()
         self._draining = threading.Lock()
-        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+        self._watches: dict[int, weakref.ref[Watch]] = {}
+        """By id: a dict can be gone through while the collector takes out of it."""
         self._subscribers: list[Subscription] = []
         _hubs.add(self)
         if reserved:
@@ -284,7 +287,8 @@ class Hub:
         return cursor
 
     def _readers(self) -> list[Watch | Subscription]:
-        return [*self._watches, *self._subscribers]
+        alive = [watch for ref in list(self._watches.values()) if (watch := ref()) is not None]
+        return [*alive, *self._subscribers]
 
     def _listen(self, mask: int = 0, values: bool = False) -> None:
         """Has recorded what anybody wants: those who read, and who is about to with `mask`."""
@@ -302,7 +306,8 @@ class Hub:
             if wake is not None and cache is not None:
                 cache._bells(wake.bell.address, True)
             if isinstance(reader, Watch):
-                self._watches.add(reader)
+                key, watches = id(reader), self._watches
+                watches[key] = weakref.ref(reader, lambda _: watches.pop(key, None))
             else:
                 self._subscribers.append(reader)
                 try:
@@ -324,7 +329,7 @@ class Hub:
             if wake is not None and cache is not None:
                 cache._bells(wake.bell.address, False)
             if isinstance(reader, Watch):
-                self._watches.discard(reader)
+                self._watches.pop(id(reader), None)
             elif reader in self._subscribers:
                 self._subscribers.remove(reader)
                 self._hear()
@@ -392,6 +397,7 @@ class Hub:
     def orphan(self, dead: Wake | None) -> None:
         """In a forked child: readers, and the dispatcher's bell, are the parent's."""
         self._changing, self._draining = threading.RLock(), threading.Lock()
+        self.counting = threading.RLock()
         cache = self._cache()
         if dead is not None:
             self.silence(dead)

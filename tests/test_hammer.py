@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -262,6 +263,30 @@ def test_closed_in_the_middle(make: str) -> None:
             thread.join(60)
             assert not thread.is_alive()
         assert cache.closed
+
+
+@pytest.mark.parametrize("make", ["Cache", "ObjectCache"])
+def test_forks(make: str) -> None:
+    """A child has the cache as its own, whoever was at it when it was forked."""
+    with CACHES[make]() as cache:
+
+        def fork(draw: random.Random) -> None:
+            child = os.fork()
+            if not child:
+                try:
+                    signal.alarm(60)
+                    cache["key1"] = value_of(1, 3)
+                    fine = (
+                        cache["key1"] == value_of(1, 3)
+                        and cache.get_or_set("key99", lambda: 9) == 9
+                    )
+                    os._exit(0 if fine else 1)
+                finally:
+                    os._exit(2)
+            assert os.waitpid(child, 0)[1] == 0
+
+        hammer(fork, *[every_verb(cache, lambda n: f"key{n}", lambda k: int(k[3:]))] * 3)
+        cache.check()
 
 
 # --- loads -----------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def extension(
             "TSAN_OPTIONS": f"log_path={log} exitcode=0 history_size=4",
         }
         env.pop("GB_EXPECT", None)
-        ran = subprocess.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_hammer.py"],
+        ran = subprocess.run([python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_hammer.py"],
                              cwd=ROOT, env=env, capture_output=True, text=True, timeout=7200)  # fmt: skip
         found = [
             report for path in Path(name).glob("tsan*") for report in reports(path.read_text())
@@ -174,7 +174,7 @@ def main() -> int:
             given.python, given.build, given.packages, given.seed, given.seconds
         )
         said.row("R8 threads: the extension without the GIL under ThreadSanitizer, four threads at each object",
-                 f"{ours} reports with a frame of ours, {theirs} of the interpreter's alone; {ended}", not ours)  # fmt: skip
+                 f"{ours} reports of ours, {theirs} of the interpreter's alone; {ended}", not ours)  # fmt: skip
     return said.verdict()
 
 
