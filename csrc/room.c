@@ -242,13 +242,14 @@ enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
         return GB_OK;
     }
     gb_ref victim = 0;
-    bool more;
+    bool more = false;
     if (ix->wheel.root->count && (now >> GB_WHEEL_TICK_SHIFT) >= ix->wheel.root->tick)
         victim = gb_wheel_due(&ix->wheel, now, &ix->arena.work, gb_head_steps(s) + 8u, &more);
     if (victim) {
         gb_room_remove(s, victim, GB_CAUSE_EXPIRE);
         return GB_OK;
     }
+    if (more) return GB_OK; /* the wheel came forward: who is due may be next, and goes before the living */
     victim = gb_index_victim(ix);
     if (GB_UNLIKELY(s->keep && s->keep->ghost) && (!victim || s->writing || is_long(s, victim)))
         return GB_FULL; /* for a moment: a ghost's room is what comes next */

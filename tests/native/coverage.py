@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NATIVE = ROOT / "tests" / "native"
-MEASURED = ["--coverage", "-O0", "-frandom-seed=1", "-fprofile-update=atomic"]
+MEASURED = ["--coverage", "-O0", "-frandom-seed=1"]
 FLAGS = ["-std=c11", "-g", *MEASURED, "-Wno-unused-function"]
 INCLUDE = [f"-I{ROOT / 'csrc'}", f"-I{NATIVE}"]
 ALONE = ["--ignore-glob=tests/test_valkey*", "--ignore-glob=tests/test_tier_*", "--ignore=tests/test_lru_cache.py",
@@ -119,7 +119,7 @@ def python(tiny: bool, where: Path, seed: str) -> Seen:
     shutil.copytree(
         ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "*.so", ".hypothesis")
     )
-    env = os.environ | {"GB_CFLAGS": " ".join(MEASURED), "GB_LDFLAGS": "--coverage", "GB_TINY": "1" if tiny else "0",
+    env = os.environ | {"GB_CFLAGS": " ".join([*MEASURED, "-fprofile-update=atomic"]), "GB_LDFLAGS": "--coverage", "GB_TINY": "1" if tiny else "0",
                         "GB_SLICE": "short", "SEED": seed, "PYTHONPATH": str(tree), "GB_EXPECT": ""}  # fmt: skip
     build = [
         sys.executable,

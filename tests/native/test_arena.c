@@ -304,7 +304,7 @@ static void looks(void) {
     gb_ref hole[40];
     uint32_t n = 0, span = GB_BLOCK_MAX >= 512u ? 2u : 1u; /* two blocks: a hole of the last class, where windows are large */
     for (uint32_t blocks_of = 1; blocks_of <= span; blocks_of++, n = 0) {
-        start(LONGEST);
+        start(LONGEST - 1u);
         while (n < 18u) {
             gb_ref ref = gb_arena_alloc(&arena, GB_BLOCK_MAX, GB_KIND_ENTRY);
             CHECK(ref);

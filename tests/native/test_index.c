@@ -134,8 +134,13 @@ static void retime(uint32_t i) {
     bool wide = gb_wheel_wide(&ix.wheel, due);
     bool extra = gb_entry_at(ix.base, items[i].ref)->word & GB_WORD_EXTRA;
     CHECK(extra || !gb_index_retime(&ix, items[i].ref, due, 0, 5)); /* it has no words to say it */
-    bool done = gb_index_retime(&ix, items[i].ref, due, 0, 0);
+    uint64_t hard = extra ? check_random() >> check_below(40) : 0;
+    bool done = gb_index_retime(&ix, items[i].ref, due, hard, extra ? 7 : 0);
     CHECK(done == (extra || !wide));
+    if (extra) {
+        const struct gb_extra *x = gb_extra_at(ix.base, items[i].ref, gb_entry_at(ix.base, items[i].ref)->word);
+        CHECK(x->idle == 7 && x->hard_low == (uint32_t)hard && x->hard_high == (uint32_t)(hard >> 32));
+    }
     if (done) items[i].due = due;
 }
 static void move(uint32_t i) {

@@ -82,6 +82,26 @@ static void intents(void) {
     }
 }
 
+/* An extent that says it holds more than it is long: all the lengths agree, and it is not believed. */
+static void overlong(void) {
+    struct gb_fault f = {0};
+    for (uint32_t acts = 20;; acts += 20u) {
+        make(acts);
+        for (gb_ref at = store.head->arena.first; at < store.head->arena.end; at += gb_arena_size(&store.index.arena, at)) {
+            uint32_t word = gb_entry_at(image, at)->word;
+            if (gb_word_kind(word) != GB_KIND_ENTRY || !gb_store_is_chain(&store, at, word)) continue;
+            struct gb_extra *x = gb_extra_at(image, at, word);
+            if (!x->chain) continue;
+            struct gb_extent *e = gb_extent_at(image, x->chain);
+            uint32_t more = gb_word_granules(e->word) * GB_GRANULE - (uint32_t)sizeof *e - e->used + 8u;
+            e->used += more;
+            x->val_len += more;
+            CHECK(mend(&f) == GB_BADIMAGE && strstr(f.rule, "mend 2"));
+            return;
+        }
+    }
+}
+
 /* A right sum over a head that cannot be. */
 #define REFUSED(place, value, says)                                                                \
     do {                                                                                           \
@@ -170,6 +190,7 @@ int main(int argc, char **argv) {
         unharmed(check_below(300));
         if (round % 4u == 0) intents();
         if (round % 10u == 0) verdicts();
+        if (round % 10u == 1) overlong();
     }
     free(image);
     for (uint32_t round = 0; round < 12000; round++) { /* any bytes changed: fuzz_mend.c, from dice */

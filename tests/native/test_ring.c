@@ -261,6 +261,11 @@ static void faults_of_records(uint32_t filler_bytes) {
     PLANT(e->seq, e->seq + 1u, "ring 6");
     PLANT(w->seq, (uint64_t)1 << 62, "ring 6");
     PLANT(((uint8_t *)e)[gb_ring_size(e) - 1u], 1, "ring 5");
+    uint8_t bytes[256];
+    memcpy(bytes, e + 1, gb_ring_size(e) - sizeof *e);
+    memset(e + 1, 0, gb_ring_size(e) - sizeof *e); /* so that what a shorter one leaves over is zero */
+    PLANT(e->key_len, 0, "ring 5");
+    memcpy(e + 1, bytes, gb_ring_size(e) - sizeof *e);
     twin_stop(&t);
 }
 /* In itself sound, and longer by a granule than any begin would have made it. */

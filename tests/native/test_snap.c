@@ -590,6 +590,22 @@ static void grown(void) {
     end();
     stop();
 }
+/* Everything is used again and again, so that the walk finds what it has saved before in its way: a save ends. */
+static void stirred(void) {
+    uint32_t steps = 0;
+    quick = true;
+    start(400000u, 1200, 0);
+    for (uint32_t k = 0; k < keys; k++) put_short(k, 20);
+    begin();
+    do {
+        for (uint32_t k = 0; k < keys; k++)
+            if (model[k].there) use(k);
+        CHECK(steps++ < 200u);
+    } while (save_on());
+    end();
+    stop();
+    quick = false;
+}
 /* All of a large image leaves at once, and more late frames are filled than there are. */
 static void storm(bool crowded) {
     quick = true;
@@ -689,6 +705,7 @@ int main(int argc, char **argv) {
     uint64_t small = gb_room_smallest();
     ghosts();
     grown();
+    stirred();
     start(small + 65536u, 10, 0);
     hostile(false, 5, 30);
     hostile(true, 3, 0);

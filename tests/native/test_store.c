@@ -52,9 +52,36 @@ static void same_hash(void) {
     free(mine);
 }
 
+/* Room is made of what is due before anybody who is not has to go. */
+static void dead_first(void) {
+    const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() * 2u;
+    uint8_t *mine = malloc(length), value[200] = {0};
+    struct gb_store one;
+    uint64_t now = 1000;
+    CHECK(gb_room_format(&one, mine, length, seed, now) == GB_OK);
+    const struct gb_counters *c = &one.head->counters;
+    for (uint32_t n = 0; now == 1000u; n++) {
+        struct gb_put p = {.value = value, .value_len = sizeof value, .due = n % 4u ? 0 : 100000};
+        gb_store_key(&one, &p.key, &n, sizeof n, 0);
+        gb_head_enter(&one);
+        while (gb_store_put(&one, &p, now) == GB_AGAIN) gb_head_enter(&one);
+        if (c->evictions >= 50u) now = 200000;
+    }
+    uint64_t evictions = c->evictions, expirations = c->expirations;
+    for (uint32_t n = 1u << 20; n < (1u << 20) + 20u; n++) {
+        struct gb_put p = {.value = value, .value_len = sizeof value};
+        gb_store_key(&one, &p.key, &n, sizeof n, 0);
+        gb_head_enter(&one);
+        while (gb_store_put(&one, &p, now) == GB_AGAIN) gb_head_enter(&one);
+    }
+    CHECK(c->evictions == evictions && c->expirations > expirations);
+    free(mine);
+}
+
 int main(int argc, char **argv) {
     check_start(argc, argv);
     same_hash();
+    dead_first();
     uint64_t small = gb_room_smallest();
     for (uint32_t round = 0; round < 6; round++) {
         run(small, 3000, 0, 40);

@@ -298,13 +298,14 @@ def shortly(text: str) -> str:
 
 
 class Campaign:
-    def __init__(self, where: Path, workers: int, seed: int, quick: bool) -> None:
+    def __init__(self, where: Path, workers: int, seed: int, quick: bool, build: bool) -> None:
         self.quick = quick
         self.sound: dict[str, str] = {}  # stage -> how it fails over the tree as it is
         self.lock, self.sound_lock = threading.Lock(), threading.Lock()
         self.original = Tree(where / "original", seed)
         self.original.fill()
-        self.original.build("normal")
+        if build:
+            self.original.build("normal")
         self.trees = [self.original.copy(where / f"tree{i}") for i in range(workers)]
 
     def passes_as_it_is(self, stage: str) -> None:
@@ -394,10 +395,11 @@ def main() -> int:
     if args.list:
         return 0
     random.Random(args.seed).shuffle(mutants)
+    pythons = [m for m in mutants if not m.path.startswith("csrc/")]  # the extension is built once for all
     print(f"seed {args.seed}: {len(mutants)} planted faults", flush=True)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gbcache-mutants-", ignore_cleanup_errors=True) as name:
-        campaign = Campaign(Path(name), args.workers, args.seed, args.quick)
+        campaign = Campaign(Path(name), args.workers, args.seed, args.quick, bool(pythons))
         with ThreadPoolExecutor(args.workers) as pool:
             done = list(pool.map(campaign.one, mutants))
     print(f"{time.monotonic() - begun:.0f} s")
