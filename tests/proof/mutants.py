@@ -395,7 +395,9 @@ def main() -> int:
     if args.list:
         return 0
     random.Random(args.seed).shuffle(mutants)
-    pythons = [m for m in mutants if not m.path.startswith("csrc/")]  # the extension is built once for all
+    pythons = [
+        m for m in mutants if not m.path.startswith("csrc/")
+    ]  # the extension is built once for all
     print(f"seed {args.seed}: {len(mutants)} planted faults", flush=True)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gbcache-mutants-", ignore_cleanup_errors=True) as name:
