@@ -119,8 +119,8 @@ def python(tiny: bool, where: Path, seed: str) -> Seen:
     shutil.copytree(
         ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "*.so", ".hypothesis")
     )
-    flags = " ".join([*MEASURED, "-fprofile-update=atomic"])
-    env = os.environ | {"GB_CFLAGS": flags, "GB_LDFLAGS": "--coverage", "GB_TINY": str(int(tiny)),
+    flags = " ".join([*MEASURED, "-fprofile-update=atomic"])  # there are threads
+    env = os.environ | {"GB_CFLAGS": flags, "GB_LDFLAGS": "--coverage", "GB_TINY": "1" if tiny else "0",
                         "GB_SLICE": "short", "SEED": seed, "PYTHONPATH": str(tree), "GB_EXPECT": ""}  # fmt: skip
     build = [
         sys.executable,
