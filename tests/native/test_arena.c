@@ -349,6 +349,7 @@ static void faults(void) {
     SPOIL(&root()->ledger[GB_KIND_HEAD], 7u, "arena 5");
     SPOIL(&wb[2], a + 1u, "list 1");
     SPOIL((uint32_t *)(void *)&root()->bits[0], 0u, "arena 6");
+    SPOIL((uint32_t *)(void *)&root()->bits[0], (uint32_t)root()->bits[0] | 1u << 20, "arena 6"); /* of an empty class */
     struct gb_link l = *(struct gb_link *)(void *)&wb[2];
     gb_list_unlink(arena.base, b + 1u);
     root()->bits[0] &= ~((uint64_t)1 << 10);
