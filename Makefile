@@ -29,6 +29,8 @@ STRIDE ?= 12
 MINUTES ?= 2
 FUZZ_RUNS ?= 0
 HAMMER ?= 2
+STEP ?= 1
+OPERATIONS ?= 10000000
 
 .NOTPARALLEL:
 .PHONY: $(shell grep -oE '^[a-z][a-z-]*:' Makefile | tr -d :)
@@ -156,6 +158,12 @@ proof-coverage: build ## lines and branches of csrc/ all tests run, Python's too
 
 proof-mcdc: $(VENV)/.made ## conditions the native tests show to decide alone (clang-19)
 	$(PY) tests/proof/mcdc.py --seed $(SEED)
+
+proof-oom: build ## no memory at every STEP-th allocation of every operation, on each Python from 3.10 to 3.13 that is here
+	$(PY) tests/proof/oom.py --seed $(SEED) --step $(STEP)
+
+proof-leak: build ## references (drift) and memory left behind by OPERATIONS operations of each class of cache
+	PYTHONPATH=. $(PY) tests/proof/leak.py --operations $(OPERATIONS) --seed $(SEED)
 
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)

@@ -29,8 +29,18 @@ bool gb_args_take(const char *verb, const char *const *names, int least, int mos
 }
 
 PyObject *gb_args_pairs(PyObject *items) {
-    bool mapping = PyMapping_Check(items) && PyObject_HasAttrString(items, "items");
-    return mapping ? PyMapping_Items(items) : PySequence_List(items);
+    if (PyDict_CheckExact(items)) return PyDict_Items(items);
+    if (!PyMapping_Check(items)) return PySequence_List(items);
+    PyObject *method = PyObject_GetAttrString(items, "items"); /* HasAttr would take any error for a no */
+    if (!method && !PyErr_ExceptionMatches(PyExc_AttributeError)) return NULL;
+    if (!method) {
+        PyErr_Clear();
+        return PySequence_List(items);
+    }
+    PyObject *view = PyObject_CallNoArgs(method), *pairs = view ? PySequence_List(view) : NULL;
+    Py_DECREF(method);
+    Py_XDECREF(view);
+    return pairs;
 }
 
 PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i) {

@@ -285,7 +285,7 @@ cdef class PackedImage:
             if fresh is None:
                 PyBuffer_Release(&self.view)
                 try:
-                    old.resize(size)
+                    resized(old, size)
                 finally:
                     PyObject_GetBuffer(old, &self.view, PyBUF_WRITABLE)
             else:

@@ -30,7 +30,10 @@ static void batch_take(struct gb_door *d, struct batch *g, int i, uint64_t now) 
     g->type[i] = gb_word_vtype(word);
     g->raw[i] = gb_box_raw(g->type[i], gb_store_value_at(s, ref, word),
                            gb_value_len(s->base, ref, word));
-    g->later[i] = !g->raw[i];
+    if (GB_UNLIKELY(!g->raw[i])) { /* no memory: who reads it later will say so, if it is still so */
+        PyErr_Clear();
+        g->later[i] = true;
+    }
     if (g->raw[i]) gb_hot_after(d, ref, now, GB_HOT_READ);
 }
 

@@ -15,7 +15,7 @@ from libc.stdint cimport uintptr_t
 from ._refs cimport *
 from .errors import BudgetError, ClosedError
 from .housekeeper import keep
-from .memory import MOST, copy_needed
+from .memory import MOST, copy_needed, resized
 from .stats import ObjectEntry
 from .units import seconds_of
 
@@ -382,7 +382,7 @@ cdef class ObjectStore:
         try:
             PyBuffer_Release(&self.view)
             try:
-                map.resize(length)
+                resized(map, length)
             finally:
                 PyObject_GetBuffer(map, &self.view, PyBUF_WRITABLE)
             gb_refs_rebase(&self.refs, self.view.buf)

@@ -101,6 +101,8 @@ class TypedCodec:
         assert self._unpack is not None
         try:
             return self._unpack(data)
+        except MemoryError:
+            raise
         except Exception as error:  # hostile bytes may trip anything below; it is all one verdict
             raise ValueError(f"not an encoded value: {type(error).__name__}: {error}") from None
 
@@ -386,9 +388,8 @@ def _encode_key(key: Any, depth: int) -> tuple[int, bytes]:
         if depth >= _TUPLE_DEPTH:
             raise ValueError(f"a key's tuples are nested deeper than {_TUPLE_DEPTH}")
         parts = [_encode_key(part, depth + 1) for part in tuple.__iter__(key)]
-        return KT_OTHER, _K_TUPLE + b"".join(
-            struct.pack("<BI", kind, len(data)) + data for kind, data in parts
-        )
+        framed = [struct.pack("<BI", kind, len(data)) + data for kind, data in parts]
+        return KT_OTHER, _K_TUPLE + b"".join(framed)
     raise TypeError(f"a key cannot be a {type(key).__name__}: use {_KEY_TYPES}")
 
 

@@ -12,7 +12,6 @@ After singleflight (Go, golang.org/x/sync), made safe for re-entrance, loops and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable
@@ -71,7 +70,8 @@ _leading: ContextVar[Any] = ContextVar("gbcache_leading", default=None)
 """The flights this thread, task, or a task it comes from, is loading for: (flight, the rest), or None."""
 _graph = threading.RLock()
 """Guards who waits for whom, and how a flight ended. Held for a few steps, in which nothing is made that
-the collector counts: it could run user code."""
+the collector counts: it could run user code. Without `with`, as all that is compiled: where there is no memory for a
+traceback, Cython's passes NULL on."""
 _walks = 0
 _open: list[Flight] = []
 _process = os.getpid()
@@ -92,14 +92,24 @@ def _start() -> tuple[Flight, Token[Any]]:
     mine.loop, mine.process = asyncio._get_running_loop(), _process
     mine.value, mine.error, mine.future = MISS, None, None
     mine.waits, mine.seen, mine.led = [], 0, 0
-    return mine, _leading.set((mine, _leading.get()))
+    before = _leading.get()
+    while before is not None and _has_ended(before[0]):  # left there where memory was short
+        before = before[1]
+    try:
+        return mine, _leading.set((mine, before))
+    except MemoryError:
+        _leading.set(before)  # the token failed, and yet it may be set
+        raise
+
+
+def _has_ended(flight: Flight) -> bool:
+    return flight.value is not MISS or flight.error is not None
 
 
 def _over(flight: Flight) -> bool:
     """Whether a flight is nothing to join: voided, or ended and not taken off the list because its key
     raised or changed; or its leader did not come along when we were forked."""
-    ended = flight.value is not MISS or flight.error is not None
-    return bool(flight[0]) or ended or flight.process != _process
+    return bool(flight[0]) or _has_ended(flight) or flight.process != _process
 
 
 def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
@@ -113,27 +123,39 @@ def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
 def _future(flight: Flight) -> Future[None]:
     """What a follower waits on."""
     future: Future[None] = Future()
-    with _graph:
-        ended = flight.value is not MISS or flight.error is not None
+    _graph.acquire()
+    try:
+        ended = _has_ended(flight)
         if flight.future is None:
             flight.future = future
         future = flight.future
-    if ended and not future.done():
-        with contextlib.suppress(InvalidStateError):
-            future.set_result(None)
+    finally:
+        _graph.release()
+    if ended:
+        _wake(future)
     return future
+
+
+def _wake(future: Future[None]) -> None:
+    try:
+        if not future.done():
+            future.set_result(None)
+    except InvalidStateError:  # another was first
+        pass
 
 
 def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
     """The leader's last word; only the first counts."""
-    with _graph:
-        if flight.value is not MISS or flight.error is not None:
+    _graph.acquire()
+    try:
+        if _has_ended(flight):
             return
         flight.value, flight.error = value, error
         future = flight.future
+    finally:
+        _graph.release()
     if future is not None:
-        with contextlib.suppress(InvalidStateError):
-            future.set_result(None)
+        _wake(future)
 
 
 def _wait_for(flight: Flight, blocking: bool) -> bool:
@@ -141,7 +163,8 @@ def _wait_for(flight: Flight, blocking: bool) -> bool:
     global _walks
     ours = _leading.get()
     loop = asyncio._get_running_loop() if blocking else None
-    with _graph:
+    _graph.acquire()
+    try:
         _walks += 1
         up = ours
         while up is not None:
@@ -151,7 +174,6 @@ def _wait_for(flight: Flight, blocking: bool) -> bool:
         while _open:
             at = _open.pop()
             if at.led == _walks or (loop is not None and at.loop is loop):
-                _open.clear()
                 return False
             if at.seen != _walks:
                 at.seen = _walks
@@ -159,23 +181,32 @@ def _wait_for(flight: Flight, blocking: bool) -> bool:
         while ours is not None:
             ours[0].waits.append(flight)
             ours = ours[1]
+    except MemoryError:
+        _waited(flight)
+        raise
+    finally:
+        _open.clear()
+        _graph.release()
     return True
 
 
 def _waited(flight: Flight) -> None:
     ours = _leading.get()
-    with _graph:
+    _graph.acquire()
+    try:
         while ours is not None:
             if flight in ours[0].waits:
                 ours[0].waits.remove(flight)
             ours = ours[1]
+    finally:
+        _graph.release()
 
 
 def _ended(token: Token[Any]) -> None:
-    with contextlib.suppress(
-        ValueError
-    ):  # a coroutine that is closed in another context than it began in
+    try:  # noqa: SIM105
         _leading.reset(token)
+    except ValueError:  # a coroutine that is closed in another context than it began in
+        pass
 
 
 def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, stale: int) -> None:
@@ -262,7 +293,7 @@ def fill_many(
 ) -> dict[Any, Any]:
     """The values of keys that were just missed. Those that nobody is loading are loaded by one ``fn(keys)``, which
     returns a value for each; the others are waited for after that, so that nobody waits for us meanwhile."""
-    led: dict[Any, Flight] = {}
+    led: list[tuple[Any, Flight]] = []
     found: dict[Any, Any] = {}
     others = []
     before = _leading.set(
@@ -271,23 +302,29 @@ def fill_many(
     try:
         for key in keys:
             mine, token = _start()
-            led[key] = mine
+            led.append((key, mine))
             if _join(cache, key, mine) is not mine:
-                del led[key]
+                led.pop()
                 others.append(key)
                 _ended(token)
             elif (value := cache.peek(key, MISS)) is not MISS:
-                del led[key]
                 found[key] = value
+                led.pop()
                 cache._leave(key, mine, False, False)
                 _settle(mine, value)
-        loaded = fn(list(led)) if led else {}
-        for key in list(led):
+        loaded = fn([key for key, _ in led]) if led else {}
+        led.reverse()
+        while led:
+            key, mine = led[-1]
             found[key] = loaded[key]
-            _landed(cache, key, led.pop(key), loaded[key], None, 0)
+            led.pop()
+            _landed(cache, key, mine, loaded[key], None, 0)
     except BaseException as error:
-        for key, mine in led.items():
-            _failed(cache, key, mine, error, False)
+        for pair in led:  # nothing is popped: a list that shrinks asks for memory
+            try:  # noqa: SIM105
+                _failed(cache, pair[0], pair[1], error, False)
+            except MemoryError:
+                pass
         raise
     finally:
         _ended(before)

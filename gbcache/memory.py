@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import sys
 
-__all__ = ["FREE", "MOST", "copy_needed", "private", "reservation", "reserve", "shared"]
+__all__ = ["FREE", "MOST", "copy_needed", "private", "reservation", "reserve", "resized", "shared"]
 
 MOST = (1 << 35) - 4096  # what 32-bit refs of 8-byte granules reach
 FREE = "t" in getattr(sys, "abiflags", "")
@@ -48,6 +49,16 @@ def reservation(entries: int) -> int:
     Without a bound 64 MiB: every such cache in a process has as much, and address space is 128 TiB.
     """
     return min(MOST, 160 * entries + (1 << 18)) if entries else 1 << 26
+
+
+def resized(mapped: mmap.mmap, length: int) -> None:
+    """Makes a mapping so long, in place. MemoryError: it is as it was."""
+    try:
+        mapped.resize(length)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError(f"the system has no {length} bytes of address space: {error}") from error
 
 
 def copy_needed(length: int) -> mmap.mmap | None:

@@ -8,6 +8,9 @@ Three rules, and no lock is held while the far side is asked:
    So a flight that read what was there before is void.
 3. Of two writes to a key that overlap, in whatever order the far side had them, neither lands; nor does one that an
    invalidation overlaps. The next read finds out.
+
+What cannot be taken out, because memory is short or a key raises, makes all of memory doubtful: nothing in it is
+believed until it has been emptied.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ._packed import UNSET
@@ -47,14 +50,25 @@ class Write(bytearray):
     __slots__ = ("under_way",)
     under_way: int
 
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.under_way = 0
+
 
 class NearSide:
     """The cache in memory, as flights and writes of a `Tiered` see it (a `flight.Loadable` of `Found`)."""
 
-    def __init__(self, cache: Cache | ObjectCache, negative_ttl: float | None, stale: int) -> None:
+    def __init__(
+        self, cache: Cache | ObjectCache, negative_ttl: float | None, stale: int, front: Any
+    ) -> None:
         self.cache, self.stale = cache, stale
+        self._front = weakref.ref(front)
         self.trusted = True
         """Whether what is in memory is as the far side has it."""
+        self.told = True
+        """Whether the far side tells of changes, if others make them."""
+        self.doubted = False
+        """Whether something may be in memory that should have been taken out."""
         self.own_ttl = cache._own_ttl()
         self.absent = None
         if negative_ttl is not None:
@@ -122,17 +136,18 @@ class NearSide:
 
     def begin(self, keys: Sequence[Any]) -> list[Write]:
         """Before the far side is told."""
-        made = []
-        with self.lock:
-            for key in keys:
-                write = self._writing.get(key)
-                if write is None:
-                    write = self._writing[key] = Write(1)
-                    write.under_way = 1
-                else:
+        made: list[Write] = []
+        try:
+            with self.lock:
+                for key in keys:
+                    write = self._writing.get(key) or Write()
+                    made.append(write)
+                    if self._writing.setdefault(key, write) is write and write.under_way:
+                        write[0] = 1
                     write.under_way += 1
-                    write[0] = 1
-                made.append(write)
+        except BaseException:
+            self.release(keys, made)
+            raise
         return made
 
     def end(
@@ -148,16 +163,22 @@ class NearSide:
                     self.forget(key)
         except ClosedError:  # closed meanwhile: the far side has it
             pass
+        except BaseException:
+            self.drop(keys)
+            raise
         finally:
             self.release(keys, writes)
 
     def release(self, keys: Sequence[Any], writes: Sequence[Write]) -> None:
-        """Where nothing was changed."""
+        """Where nothing was changed. Makes no object, but what a key's __eq__ does."""
+        at = 0
         with self.lock:
-            for key, write in zip(keys, writes, strict=True):
+            while at < len(writes):
+                key, write = keys[at], writes[at]
                 write.under_way -= 1
-                if not write.under_way and self._writing.get(key) is write:
+                if write.under_way <= 0 and self._writing.get(key) is write:
                     del self._writing[key]
+                at += 1
 
     def _write(self, key: Any, found: Found, write: bytearray) -> bool:
         keep = None if found.value is ABSENT else self._ttl(found.until)
@@ -189,20 +210,62 @@ class NearSide:
         if self.absent is not None:
             self.absent.pop(key, None)
 
-    def changed(self, keys: Sequence[Any] | None) -> None:
-        """Somebody else wrote these keys (None: any)."""
-        with self.lock:
-            for write in self._writing.values() if keys is None else map(self._writing.get, keys):
-                if write is not None:
-                    write[0] = 1
-        if keys is None:
-            self.clear()
-        else:
+    def drop(self, keys: Iterable[Any]) -> None:
+        """Takes keys out of memory, whatever went wrong; else it is not believed."""
+        try:
             for key in keys:
                 self.forget(key)
+        except ClosedError:
+            pass
+        except BaseException:
+            self.doubt()
+
+    def doubt(self) -> None:
+        """Nothing in memory is believed until `settle` could empty it. Makes no object."""
+        self.doubted = True
+        self.believe()
+
+    def believe(self) -> None:
+        self.trusted = self.told and not self.doubted
+        front = self._front()
+        if front is not None:
+            front._trust(self.trusted)
+
+    def settle(self) -> None:
+        """Before the far side is asked: what is doubted goes, if it can now."""
+        if self.doubted:
+            try:
+                self._empty()
+            except MemoryError:
+                return
+            self.doubted = False
+            self.believe()
+
+    def changed(self, keys: Sequence[Any] | None) -> None:
+        """Somebody else wrote these keys (None: any)."""
+        try:
+            with self.lock:
+                for write in (
+                    self._writing.values() if keys is None else map(self._writing.get, keys)
+                ):
+                    if write is not None:
+                        write[0] = 1
+            if keys is None:
+                self._empty()
+            else:
+                for key in keys:
+                    self.forget(key)
+        except ClosedError:
+            raise
+        except BaseException:
+            self.doubt()
+            raise
 
     def clear(self) -> None:
         """Nothing is in memory; flights under way are void."""
+        self.changed(None)
+
+    def _empty(self) -> None:
         self.cache.clear()
         if self.absent is not None:
             self.absent.clear()

@@ -279,11 +279,15 @@ class Hub:
         cache = self._cache()
         assert cache is not None
         _check_prefix(prefix)
-        with self._changing:  # the ring first: a cursor belongs to one
+        changing = self._changing  # another one in a forked child
+        changing.acquire()
+        try:  # the ring first: a cursor belongs to one
             if since is not None:
                 self._check_since(since)
             self._listen(mask, values)
             cursor: Cursor = cache._cursor(since, mask, prefix, bool(values))
+        finally:
+            changing.release()
         return cursor
 
     def _readers(self) -> list[Watch | Subscription]:
@@ -302,7 +306,9 @@ class Hub:
 
     def join(self, reader: Watch | Subscription, wake: Wake | None) -> None:
         cache = self._cache()
-        with self._changing:
+        changing = self._changing  # another one in a forked child
+        changing.acquire()
+        try:
             if wake is not None and cache is not None:
                 cache._bells(wake.bell.address, True)
             if isinstance(reader, Watch):
@@ -316,6 +322,8 @@ class Hub:
                     self._subscribers.remove(reader)
                     raise
             self._listen()
+        finally:
+            changing.release()
 
     def silence(self, wake: Wake) -> None:
         """Nobody rings it any more. Takes no lock: the collector may call it anywhere."""
@@ -325,7 +333,9 @@ class Hub:
 
     def leave(self, reader: Watch | Subscription, wake: Wake | None = None) -> None:
         cache = self._cache()
-        with self._changing:
+        changing = self._changing  # another one in a forked child
+        changing.acquire()
+        try:
             if wake is not None and cache is not None:
                 cache._bells(wake.bell.address, False)
             if isinstance(reader, Watch):
@@ -334,6 +344,8 @@ class Hub:
                 self._subscribers.remove(reader)
                 self._hear()
             self._listen()
+        finally:
+            changing.release()
 
     def _hear(self) -> None:
         """Inline and thread delivery as they are needed now."""
@@ -377,9 +389,13 @@ class Hub:
 
     def closing(self) -> None:
         """The cache is about to be closed: what was recorded can still be read, and is delivered."""
-        with self._changing:
+        changing = self._changing  # another one in a forked child
+        changing.acquire()
+        try:
             for reader in self._readers():
                 reader.end()
+        finally:
+            changing.release()
         if self.inline():
             _thread.interrupt_main()
         draining = self._draining

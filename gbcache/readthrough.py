@@ -104,14 +104,15 @@ class ReadThrough(Front):
             self._counts[what] += n
 
     def _believe(self, trusted: bool) -> None:
-        self._side.trusted = trusted
-        self._trust(trusted)
+        self._side.told = trusted
+        self._side.believe()
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """Around every call of the far side."""
         if self._closed:
             raise ClosedError("the tier is closed")
+        self._side.settle()
         try:
             yield
         except FarError:

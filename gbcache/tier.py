@@ -46,9 +46,11 @@ class _Listener:
     def changed(self, keys: Sequence[Any] | None) -> None:
         tier = self.tier()
         if tier is not None:
-            tier._count("invalidations", 1 if keys is None else len(keys))
-            with suppress(ClosedError):
+            try:
                 tier._side.changed(keys)
+            except ClosedError:
+                return
+            tier._count("invalidations", 1 if keys is None else len(keys))
 
     def lost(self) -> None:
         tier = self.tier()
@@ -134,7 +136,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         self.far, self.load, self._on_error = far, load, on_far_error
         self.default_ttl = None if ttl is None else seconds_of(ttl)
         absent = None if negative_ttl is None else seconds_of(negative_ttl, "negative_ttl")
-        self._side = NearSide(near, absent, stale_ms(stale))
+        self._side = NearSide(near, absent, stale_ms(stale), self)
         self._count_from_zero()
         self._behind = None
         if write == "behind":
@@ -183,7 +185,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     def _put(self, keys: list[Any], values: list[Any], ttl: float | None) -> None:
         until = None if ttl is None else time.monotonic() + ttl
         items = [(key, value, ttl) for key, value in zip(keys, values, strict=True)]
-        writes, landed = self._side.begin(keys), [Found(value, until) for value in values]
+        landed = [Found(value, until) for value in values]
+        writes = self._side.begin(keys)
         try:
             with self._asking():
                 self.far.put_many(items)
@@ -210,13 +213,17 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             else:
                 self._put([key], [value], ttl)
             return
-        if value is not REMOVED:
-            with suppress(BudgetError):  # it will be read from where it is going
-                kept = self._side.keep({key: value}, until)
-        if not kept or behind.last(key) is not write:  # or a later one, or it is there already
-            self._side.forget(key)
-        elif self._side.absent is not None:
-            self._side.absent.pop(key, None)
+        try:
+            if value is not REMOVED:
+                with suppress(BudgetError):  # it will be read from where it is going
+                    kept = self._side.keep({key: value}, until)
+            if not kept or behind.last(key) is not write:  # or a later one, or it is there already
+                self._side.forget(key)
+            elif self._side.absent is not None:
+                self._side.absent.pop(key, None)
+        except BaseException:
+            self._side.drop([key])
+            raise
 
     def _queue_many(self, items: dict[Any, Any], ttl: float | None) -> None:
         """`_queue` for some at once, or else for one after the other."""
@@ -225,18 +232,22 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         until = None if ttl is None else time.monotonic() + ttl
         writes = behind.put_many(items, until)
         kept = False
-        if writes is not None:
-            with suppress(BudgetError):
-                kept = self._side.keep(items, until)
-        if writes is None or not kept:
-            for key, value in items.items():
-                self._queue(key, value, ttl)
-            return
-        for key, write in zip(items, writes, strict=True):
-            if behind.last(key) is not write:
-                self._side.forget(key)
-        if self._side.absent is not None:
-            self._side.absent.delete_many(items)
+        try:
+            if writes is not None:
+                with suppress(BudgetError):
+                    kept = self._side.keep(items, until)
+            if writes is None or not kept:
+                for key, value in items.items():
+                    self._queue(key, value, ttl)
+                return
+            for key, write in zip(items, writes, strict=True):
+                if behind.last(key) is not write:
+                    self._side.forget(key)
+            if self._side.absent is not None:
+                self._side.absent.delete_many(items)
+        except BaseException:
+            self._side.drop(items)
+            raise
 
     def add(self, key: Any, value: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
         """Writes a value only if `key` is absent; True if it was written. Atomic at the far side, which must have
@@ -244,15 +255,13 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         needs(self.far, "add", "add")
         seconds = self._seconds(ttl)
         self._drained(key)
-        writes, begun = self._side.begin([key]), time.monotonic()
+        keys, found = [key], [Found(value, None if seconds is None else time.monotonic() + seconds)]
+        writes, done = self._side.begin(keys), False
         try:
             with self._asking():
-                done: bool = self.far.add(key, value, seconds)  # type: ignore[attr-defined]
-        except BaseException:
-            self._side.end([key], writes)
-            raise
-        until = None if seconds is None else begun + seconds
-        self._side.end([key], writes, [Found(value, until)] if done else ())
+                done = self.far.add(key, value, seconds)  # type: ignore[attr-defined]
+        finally:
+            self._side.end(keys, writes, found if done else ())
         return done
 
     def incr(self, key: Any, delta: int = 1, initial: int = 0) -> int:
@@ -279,12 +288,13 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     @contextmanager
     def _changing(self, key: Any) -> Iterator[None]:
         """The far side changes a key, to what we do not know."""
-        writes = self._side.begin([key])
+        keys = [key]
+        writes = self._side.begin(keys)
         try:
             with self._asking():
                 yield
         finally:
-            self._side.end([key], writes)
+            self._side.end(keys, writes)
 
     def delete_many(self, keys: Iterable[Any]) -> int:
         """Removes keys from both sides; how many were there."""

@@ -63,8 +63,11 @@ class Wake:
         self.drain()
 
     def close(self) -> None:
-        fds, self.fd, self._write = {self.fd, self._write}, -1, -1
-        for fd in fds - {-1}:
+        fd, write = self.fd, self._write  # nothing is made here: memory may be short
+        self.fd = self._write = -1
+        if write not in (fd, -1):
+            os.close(write)
+        if fd != -1:
             os.close(fd)
 
     def __del__(self) -> None:

@@ -7,6 +7,10 @@
  *   shim_disarm()                how many calls of that name there were
  *   shim_log(path)               what is written from here on is recorded there; NULL: no longer
  *   shim_mark(text)              a line of its own in the record
+ *   shim_memory(n, how)          the n-th thing our own objects ask of the system's memory fails: malloc, calloc,
+ *                                realloc; mmap, mremap, pthread_create, whoever asks
+ *   shim_memory_end()            how many there were
+ *   shim_crashes()               SIGSEGV, SIGABRT and SIGALRM write the C frames to stderr first
  *
  * how: 0 it fails with `error`; 1 it fails, and so do all after it; 2 it does half of what it was asked to.
  * A `close` that fails has closed, as Linux does it. A record is a line: call, inode, path, other path, two numbers,
@@ -16,9 +20,12 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <execinfo.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,6 +87,63 @@ void shim_arm(const char *name, int n, int error, int what) {
 int shim_disarm(void) {
     is_armed = 0;
     return calls;
+}
+
+/* --- memory ---------------------------------------------------------------------------------------------------- */
+
+static struct { uintptr_t from, to; } objects[64];
+static int objects_n, memory_turn, memory_how, memory_calls, memory_on;
+
+extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
+
+/* Where the code of our objects lies now: what /proc says of files of a directory "gbcache". */
+static void find_objects(void) {
+    FILE *maps = fopen("/proc/self/maps", "r");
+    char line[4400], mode[8];
+    unsigned long from, to;
+    for (objects_n = 0; maps && objects_n < 64 && fgets(line, sizeof line, maps);)
+        if (sscanf(line, "%lx-%lx %7s", &from, &to, mode) == 3 && strchr(mode, 'x') && strstr(line, "/gbcache/"))
+            objects[objects_n].from = from, objects[objects_n++].to = to;
+    if (maps) fclose(maps);
+}
+void shim_memory(int n, int what) {
+    find_objects();
+    memory_turn = n, memory_how = what, memory_calls = 0, memory_on = 1;
+}
+int shim_memory_end(void) {
+    memory_on = 0;
+    return memory_calls;
+}
+static int short_of(void) {
+    int n = __atomic_add_fetch(&memory_calls, 1, __ATOMIC_RELAXED);
+    if (n != memory_turn && !(memory_how == FAIL_ON && n > memory_turn)) return 0;
+    errno = ENOMEM;
+    return 1;
+}
+static int short_for(const void *caller) {
+    if (!memory_on) return 0;
+    for (int i = 0; i < objects_n; i++)
+        if ((uintptr_t)caller >= objects[i].from && (uintptr_t)caller < objects[i].to) return short_of();
+    return 0;
+}
+void *malloc(size_t n) { return short_for(__builtin_return_address(0)) ? NULL : __libc_malloc(n); }
+void *calloc(size_t n, size_t of) { return short_for(__builtin_return_address(0)) ? NULL : __libc_calloc(n, of); }
+void *realloc(void *p, size_t n) { return short_for(__builtin_return_address(0)) ? NULL : __libc_realloc(p, n); }
+int pthread_create(pthread_t *thread, const pthread_attr_t *with, void *(*run)(void *), void *arg) {
+    REAL(int, "pthread_create", pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    return memory_on && short_of() ? EAGAIN : real(thread, with, run, arg);
+}
+
+static void crashed(int number) {
+    void *frames[40];
+    backtrace_symbols_fd(frames, backtrace(frames, 40), 2);
+    signal(number, SIG_DFL);
+    raise(number);
+}
+void shim_crashes(void) {
+    void *first[1];
+    backtrace(first, 1); /* loads what it needs now */
+    signal(SIGSEGV, crashed), signal(SIGABRT, crashed), signal(SIGALRM, crashed);
 }
 
 /* --- what is recorded ------------------------------------------------------------------------------------------ */
@@ -352,6 +416,7 @@ int openat(int dir, const char *path, int flags, ...) {
 static void *map_file(void *want, size_t n, int prot, int flags, int fd, off64_t at) {
     REAL(void *, "mmap64", void *, size_t, int, int, int, off64_t);
     int watched = fd >= 0 && ours(fd);
+    if (memory_on && short_of()) return MAP_FAILED;
     if (watched && fails("mmap")) return MAP_FAILED;
     void *to = real(want, n, prot, flags, fd, at);
     if (watched && out && to != MAP_FAILED && flags & MAP_SHARED && prot & PROT_WRITE) map_begin(fd, to, n);
@@ -366,6 +431,7 @@ int munmap(void *p, size_t n) {
 }
 void *mremap(void *p, size_t old, size_t n, int flags, ...) { /* as mmap.resize calls it */
     REAL(void *, "mremap", void *, size_t, size_t, int, ...);
+    if (memory_on && short_of()) return MAP_FAILED;
     struct map *m = map_of(p);
     void *to = real(p, old, n, flags);
     if (m && to != MAP_FAILED) {

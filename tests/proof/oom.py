@@ -1,0 +1,108 @@
+"""No memory, at every allocation of every operation, once and from there on, on three Pythons or more.
+
+Each interpreter sweeps all of `starve.py`'s cases in a process of its own, in both ways. Interpreters that do
+something of the kind to themselves have it counted apart: what no line of ours is needed for is not ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pythons
+import said
+
+TESTS = Path(__file__).resolve().parent.parent
+
+
+def shim(folder: Path) -> Path:
+    made = folder / "shim.so"
+    source = TESTS / "fault" / "shim.c"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-O1", str(source), "-o", str(made), "-ldl"], check=True
+    )
+    return made
+
+
+def sweep(python: str, site: str, shim: Path, way: str, options: Any) -> list[dict[str, Any]]:
+    env = {**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": site}
+    start = options.seed % options.step
+    call = [
+        python,
+        str(TESTS / "starve.py"),
+        way,
+        "--step",
+        str(options.step),
+        "--start",
+        str(start),
+    ]
+    ran = subprocess.run(
+        [*call, "--only", options.only], env=env, capture_output=True, text=True, check=False
+    )
+    told = [json.loads(line) for line in ran.stdout.splitlines()]
+    if ran.returncode not in (0, 1) or not told:
+        told.append(
+            {
+                "case": "the sweep",
+                "tried": 0,
+                "failed": 0,
+                "bad": [ran.stderr[-2000:]],
+                "theirs": [],
+            }
+        )
+    return told
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--step", type=int, default=1, help="every so many places; begins at seed %% step"
+    )
+    parser.add_argument("--only", default="")
+    parser.add_argument("--versions", default=",".join(pythons.SUPPORTED))
+    options = parser.parse_args()
+    wanted = options.versions.split(",")
+    there = {version: path for version, path in pythons.found().items() if version in wanted}
+    said.row("interpreters that lack memory", ", ".join(there), len(there) >= min(3, len(wanted)))
+    with tempfile.TemporaryDirectory() as folder:
+        library = shim(Path(folder))
+        for version, path in there.items():
+            python, site = pythons.built(version, path)
+            for way in ("python", "ours"):
+                begun = time.monotonic()
+                told = sweep(python, site, library, way, options)
+                bad = [f"{one['case']}: {what}" for one in told for what in one["bad"]]
+                n, failed = (sum(one[k] for one in told) for k in ("tried", "failed"))
+                theirs = sum(len(one["theirs"]) for one in told)
+                if bad:
+                    case = said.kept(f"oom-{version}-{way}")
+                    case.write_text("\n".join(bad))
+                    print(
+                        f"{len(bad)} bad, kept in {case}; seed {options.seed}:",
+                        *bad[:10],
+                        sep="\n  ",
+                    )
+                whose = (
+                    "Python's allocators"
+                    if way == "python"
+                    else "our own objects' malloc, mmap, threads"
+                )
+                said.row(
+                    f"no memory, {version}, {whose}",
+                    f"{len(told)} operations, {n:,} failures tried, {len(bad)} bad, {theirs} the interpreter's own, "
+                    f"{time.monotonic() - begun:.0f} s, seed {options.seed}",
+                    not bad and (n > 0 and failed > 0),
+                )
+    return said.verdict()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

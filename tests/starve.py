@@ -1,0 +1,340 @@
+"""Operations with too little memory: each, with the first allocation failing, then the second, until none fails.
+
+A script of its own, for a process of its own (`test_oom.py` runs a slice, `proof/oom.py` all). Two ways to fail:
+
+``python``: `_testcapi.set_nomemory`, so what Python's allocators give, binding and interpreter alike.
+``ours``: behind ``fault/shim.c``, the malloc, calloc, realloc, mmap, mremap and pthread_create of our own objects.
+
+Each at place n once, and from n on. What must hold after each: only errors that are documented were raised, `check`
+is clean, every key has the value it had before or the one it was to get, all works again, and no reference, block
+of memory, descriptor, thread or file is left. A case has a forked child, so that one that crashes names itself.
+
+Interpreters fail here too, without a line of ours: they lose the exception while they unwind, leak the items of a
+list, spin at a `with`, free a generator twice, crash in PyContextVar_Set. So each is asked first, by the cases named
+"interpreter:", and what it does to itself is counted as its own ("theirs") where one of ours shows the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import json
+import mmap
+import os
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import starving_more as starving
+
+MODES = ("on", "once")
+NO_MORE = ("can't allocate lock", "can't start new thread")
+"""What the interpreter says in a MemoryError's place."""
+AGAIN = 8
+"""How often a place is tried again that seemed to leave something: a leak does so each time."""
+
+
+class Python:
+    """Fails what Python's allocators are asked for."""
+
+    def __init__(self) -> None:
+        import _testcapi
+
+        self._begin, self._end = _testcapi.set_nomemory, _testcapi.remove_mem_hooks
+
+    def attempt(
+        self, act: Callable[[], Any], n: int, once: bool
+    ) -> tuple[BaseException | None, bool]:
+        """What was raised, and whether place n was reached (of "once": not known, True)."""
+        raised, reached = None, once
+        begin, end, stop = self._begin, self._end, n + 1 if once else 0
+        begin(n, stop)
+        try:
+            act()
+        except BaseException as error:
+            raised = error
+        if not once:
+            try:
+                bytearray(33)
+            except MemoryError:
+                reached = True
+        end()
+        return raised, reached
+
+
+class Ours:
+    """Fails what our own objects ask the system for."""
+
+    def __init__(self) -> None:
+        self._shim = ctypes.CDLL(None)
+
+    def attempt(
+        self, act: Callable[[], Any], n: int, once: bool
+    ) -> tuple[BaseException | None, bool]:
+        raised = None
+        self._shim.shim_memory(n + 1, 0 if once else 1)
+        try:
+            act()
+        except BaseException as error:
+            raised = error
+        return raised, self._shim.shim_memory_end() > n
+
+
+def bare(error: BaseException | None) -> None:
+    """Takes the frames from an error, and from those it came from: they would keep what they had."""
+    while error is not None:
+        error = error.with_traceback(None).__context__
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def left() -> dict[str, int]:
+    """What is to be the same after as before."""
+    gc.collect()
+    ours = sum(str(type(one).__module__).startswith("gbcache") for one in gc.get_objects())
+    total = getattr(sys, "gettotalrefcount", int)()
+    return {"blocks": sys.getallocatedblocks(), "references": total, "descriptors": descriptors(),
+            "threads": threading.active_count(), "ours": ours}  # fmt: skip
+
+
+class Own:
+    """What this interpreter does to itself where memory is short."""
+
+    LOST = "error return without exception set"
+
+    def __init__(self) -> None:
+        self.loses = self.leaks = self.spins = self.corrupts = False
+
+    def learn(self, told: dict[str, Any]) -> None:
+        said = " ".join(told["bad"])
+        self.loses |= self.LOST in said
+        self.leaks |= "blocks" in said or "references" in said
+        self.spins |= f"signal {int(signal.SIGALRM)}" in said
+        self.corrupts |= "generators" in told["case"] and "it ended with" in said
+
+    def did(self, said: str) -> bool:
+        """Whether what one of our cases shows is that."""
+        if (
+            "PyContextVar_Set" in said
+        ):  # its token and its new mapping both failed: it lets go of NULL
+            return True
+        if "it ended with" in said:
+            return self.corrupts or (self.spins and f"signal {int(signal.SIGALRM)}" in said)
+        if "left each time" in said:
+            return self.leaks and "descriptors" not in said and "threads" not in said
+        return self.loses and (self.LOST in said or "returned NULL without setting an exc" in said)
+
+
+class Sweep:
+    """One case, at one place after the other."""
+
+    def __init__(self, case: str, how: Python | Ours, root: Path, progress: mmap.mmap) -> None:
+        self.make, self.how, self.root, self.progress = starving.CASES[case], how, root, progress
+        self.unraisable: list[BaseException] = []
+        self.tried = self.failed = 0
+        self.bad: list[str] = []
+        sys.unraisablehook = lambda told: self.unraisable.append(told.exc_value or told.exc_type())
+        threading.excepthook = lambda told: self.unraisable.append(
+            told.exc_value or told.exc_type()
+        )
+
+    def one(self, n: int, once: bool) -> tuple[str, bool]:
+        """What is wrong after an attempt at place n, and whether it was reached."""
+        for path in self.root.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        work = self.make(self.root)
+        said, reached = "", False
+        try:
+            self.unraisable.clear()
+            raised, reached = self.how.attempt(work.act, n, once)
+            bare(raised)
+            said = self._odd(raised, work.allowed)
+            self.unraisable.clear()
+            if not said:
+                try:
+                    work.look(raised is not None)
+                except BaseException as error:
+                    trace = error.__traceback__
+                    while trace is not None and trace.tb_next is not None:
+                        trace = trace.tb_next
+                    where = "" if trace is None else f" at line {trace.tb_lineno}"
+                    said = f"after {type(raised).__name__}: {error!r}{where}"
+                    bare(error)
+        finally:
+            try:
+                work.over()
+            except BaseException as error:
+                said = said or f"it does not close: {error!r}"
+                bare(error)
+        self.failed += raised is not None
+        return said, reached
+
+    def _odd(self, raised: BaseException | None, allowed: tuple[type[BaseException], ...]) -> str:
+        if isinstance(raised, RuntimeError) and str(raised) in NO_MORE:
+            return ""
+        if raised is not None and not isinstance(raised, allowed):
+            return f"raised {raised!r} from {raised.__context__!r}"
+        for error in self.unraisable:
+            if not isinstance(error, (*allowed, MemoryError)):
+                return f"unraisable: {error!r}"
+            bare(error)
+        return ""
+
+    def leaks(self, n: int, once: bool) -> str:
+        """What each further attempt at this place leaves."""
+        for _ in range(2):
+            self.one(n, once)
+        before = left()
+        for _ in range(AGAIN):
+            self.one(n, once)
+        after = left()
+        until = time.monotonic() + 5
+        while after["threads"] > before["threads"] and time.monotonic() < until:
+            time.sleep(0.01)
+            after = left()
+        more = {
+            name: after[name] - before[name]
+            for name in before
+            if after[name] - before[name] >= AGAIN
+        }
+        return f"left each time: { ({k: v / AGAIN for k, v in more.items()}) }" if more else ""
+
+    def at(self, n: int, once: bool) -> bool:
+        """Tries a place; whether it was reached."""
+        self.progress[:9] = struct.pack("<iib", n, 1, once)
+        before = left()
+        said, reached = self.one(n, once)
+        after = left()
+        self.tried += 1
+        if not said and any(after[name] > before[name] for name in before):
+            said = self.leaks(n, once)
+        if said:
+            self.bad.append(f"{MODES[once]} {n}: {said}")
+        return reached
+
+    def run(self, start: int, step: int, most: int) -> dict[str, Any]:
+        for _ in range(3):  # what is made at the first use
+            said, _ = self.one(1 << 30, True)
+            assert not said, f"with all its memory: {said}"
+        self.failed, n = 0, start
+        while n < most and len(self.bad) < 400:
+            signal.alarm(3)
+            reached = self.at(n, False)
+            self.at(n, True)
+            if not reached:
+                break
+            n += step
+        return {"tried": self.tried, "failed": self.failed, "places": n, "bad": self.bad}
+
+
+def child(
+    case: str, how: str, start: int, options: Any, progress: mmap.mmap
+) -> tuple[dict[str, Any] | None, str]:
+    """A sweep in a process of its own: what it says, or how it ended."""
+    ours, theirs = os.pipe()
+    with tempfile.TemporaryFile() as errors:
+        pid = os.fork()
+        if pid == 0:
+            os.close(ours)
+            os.dup2(errors.fileno(), 2)
+            shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
+            try:
+                with tempfile.TemporaryDirectory(dir=shm, prefix="gbcache-starve-") as root:
+                    gc.freeze()
+                    way = Python() if how == "python" else Ours()
+                    told = Sweep(case, way, Path(root), progress).run(
+                        start, options.step, options.most
+                    )
+            except BaseException as error:
+                told = {"tried": 0, "failed": 0, "places": 0, "bad": [f"{error!r}"]}
+            with os.fdopen(theirs, "w") as pipe:
+                json.dump(told, pipe)
+            os._exit(0)
+        os.close(theirs)
+        with os.fdopen(ours) as pipe:
+            said = pipe.read()
+        status = os.waitpid(pid, 0)[1]
+        if said and not status:
+            return json.loads(said), ""
+        errors.seek(0)
+        frames = [
+            line.split("(")[-1].split(")")[0]
+            for line in errors.read().decode(errors="replace").splitlines()
+            if "[0x" in line
+        ]
+    return (
+        None,
+        f"it ended with signal {status & 127}, status {status >> 8}: {' < '.join(frames[2:9])}",
+    )
+
+
+def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
+    """A sweep that goes on after a crash, some times."""
+    whole: dict[str, Any] = {
+        "case": case,
+        "tried": 0,
+        "failed": 0,
+        "places": 0,
+        "bad": [],
+        "theirs": [],
+    }
+    progress, start, said = mmap.mmap(-1, 4096), options.start, []
+    for _ in range(12):
+        told, ended = child(case, how, start, options, progress)
+        if told is not None:
+            for name in ("tried", "failed"):
+                whole[name] += told[name]
+            whole["places"], said = told["places"], [*said, *told["bad"]]
+            break
+        n, _, once = struct.unpack("<iib", progress[:9])
+        said.append(f"{MODES[once]} {n}: {ended}")
+        spun = f"signal {int(signal.SIGALRM)}" in ended  # it does so for a stretch of places
+        start = n + options.step * (20 if spun else 1)
+    for what in said:
+        whole["theirs" if own.did(what) else "bad"].append(what)
+    return whole
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("how", choices=["python", "ours"])
+    parser.add_argument("--only", default="", help="cases whose name has this")
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--step", type=int, default=1)
+    parser.add_argument("--most", type=int, default=5000)
+    parser.add_argument(
+        "--planted", action="store_true", help="with cases that are to be found out"
+    )
+    options = parser.parse_args()
+    if options.planted:
+        starving.plant()
+    with contextlib.suppress(AttributeError):  # not behind the shim
+        ctypes.CDLL(None).shim_crashes()
+    bad, own = 0, Own()
+    for case in sorted(starving.CASES, key=lambda case: not case.startswith("interpreter:")):
+        control = case.startswith("interpreter:")
+        if control or any(part in case for part in options.only.split("|")):
+            begun = time.monotonic()
+            told = swept(case, options.how, options, own)
+            told["seconds"] = round(time.monotonic() - begun, 2)
+            if control:
+                own.learn(told)
+                told["theirs"], told["bad"] = told["bad"], []
+            bad += len(told["bad"])
+            print(json.dumps(told), flush=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""A slice of `starve.py`: operations with the first allocation failing, then a later one, until none fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gbcache
+
+HERE = Path(__file__).parent
+
+pytestmark = [
+    pytest.mark.skipif(
+        not importlib.util.find_spec("_testcapi"), reason="needs _testcapi.set_nomemory"
+    ),
+    pytest.mark.skipif(
+        not sys.platform.startswith("linux") or not shutil.which("gcc"),
+        reason="a preloaded library has our own allocations fail: Linux, and gcc",
+    ),
+    pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer's allocator is there"),
+]
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("shim") / "shim.so"
+    source = HERE / "fault" / "shim.c"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-O1", str(source), "-o", str(made), "-ldl"], check=True
+    )
+    return made
+
+
+def sweep(shim: Path, *arguments: str) -> list[dict[str, Any]]:
+    package = str(Path(gbcache.__file__).parent.parent)
+    env = {**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": package}
+    call = [sys.executable, str(HERE / "starve.py"), *arguments]
+    ran = subprocess.run(call, env=env, capture_output=True, text=True, timeout=240)
+    told = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert told and not ran.stderr, ran.stderr[-3000:]
+    return told
+
+
+SHOWED = [
+    # Each showed a bug: a mapping taken for a sequence; an exception carried into the next read; a handler that
+    # passed NULL on; a descriptor kept; a copy older than the far side; a flight that nobody could end.
+    "Cache: set_many", "Cache: get_many of an iterator", "Cache: iterate", "ObjectCache: watch, dropped",
+    "ObjectCache: get_or_set, raises", "Tiered Cache: set over", "Tiered Cache: add, incr", "Tiered Cache: told",
+    "Tiered ObjectCache: get_many",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "way, cases", [("python", SHOWED), ("ours", ["make: Cache", "resize", "clear"])]
+)
+def test_memory_is_short(way: str, cases: list[str], shim: Path) -> None:
+    told = sweep(shim, way, "--only", "|".join(cases), "--step", "7" if way == "python" else "1")
+    ours = [one for one in told if not one["case"].startswith("interpreter:")]
+    assert len(ours) >= len(cases) and all(one["tried"] for one in ours), told
+    assert sum(one["failed"] for one in ours) > 0
+    assert not [one for one in ours if one["bad"]], [
+        (one["case"], one["bad"][:3]) for one in ours if one["bad"]
+    ]
+
+
+def test_it_finds_what_is_planted(shim: Path) -> None:
+    """A half state, a leak and a crash, in operations of their own."""
+    found = {
+        one["case"]: one["bad"] for one in sweep(shim, "python", "--only", "planted:", "--planted")
+    }
+    assert found["planted: half a state"] and found["planted: a descriptor"], found
+    assert any("ended with signal 11" in what for what in found["planted: a crash"]), found
+    assert not found["planted: nothing"], found
