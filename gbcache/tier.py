@@ -256,7 +256,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         seconds = self._seconds(ttl)
         self._drained(key)
         keys, found = [key], [Found(value, None if seconds is None else time.monotonic() + seconds)]
-        writes, done = self._side.begin(keys), False
+        writes = self._side.begin(keys)
+        done: bool = False
         try:
             with self._asking():
                 done = self.far.add(key, value, seconds)  # type: ignore[attr-defined]

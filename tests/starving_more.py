@@ -1,4 +1,4 @@
-"""More operations of `starve.py`: what is built on a cache, codecs, what an interpreter does itself, what is planted."""
+"""More operations of `starve.py`: what is built on a cache, codecs, the interpreter alone, what is planted."""
 
 from __future__ import annotations
 
