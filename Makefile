@@ -31,6 +31,8 @@ FUZZ_RUNS ?= 0
 HAMMER ?= 2
 STEP ?= 1
 OPERATIONS ?= 10000000
+FORKS ?= 1000
+EXITS ?= 500
 
 .NOTPARALLEL:
 .PHONY: $(shell grep -oE '^[a-z][a-z-]*:' Makefile | tr -d :)
@@ -164,6 +166,9 @@ proof-oom: build ## no memory at every STEP-th allocation of every operation, on
 
 proof-leak: build ## references (drift) and memory left behind by OPERATIONS operations of each class of cache
 	PYTHONPATH=. $(PY) tests/proof/leak.py --operations $(OPERATIONS) --seed $(SEED)
+
+proof-fork: build ## FORKS forks under load, descriptors over exec, signals, EXITS exits with live threads
+	PYTHONPATH=. $(PY) tests/proof/fork.py --forks $(FORKS) --exits $(EXITS) --seed $(SEED)
 
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)

@@ -44,6 +44,15 @@ def failed(error: BaseException, what: str) -> FarError:
     return made
 
 
+def _close_on_exec(path: str) -> None:
+    """LMDB leaves its data file open over exec, and its binding does not say which descriptor it is."""
+    found = os.stat(path)
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # that of the listing is closed by now
+            if os.path.samestat(os.fstat(int(name)), found):
+                os.set_inheritable(int(name), False)
+
+
 class Store:
     """The environment. One thread at a time may `write` or `sweep`; any may read, inside `gate`."""
 
@@ -121,6 +130,7 @@ class Store:
             room = max(min(room, self.most), size)
         self.env = lmdb.open(self.folder, map_size=room // mmap.PAGESIZE * mmap.PAGESIZE, max_dbs=2, mode=0o600,
                              create=False, max_readers=READERS, max_spare_txns=16)  # fmt: skip
+        _close_on_exec(os.path.join(self.folder, "data.mdb"))
         self.map_size = room
         self.entries_db = self.env.open_db(b"entries", create=False)
         self.due_db = self.env.open_db(b"due", create=False)

@@ -195,3 +195,18 @@ def test_max_bytes(tmp_path: Path, size: int) -> None:
         assert (
             disk.get_many(stored) == {i: (bytes(size), None) for i in stored} and len(stored) == 1
         )
+
+
+def test_nothing_is_open_over_exec(tmp_path: Path) -> None:
+    with Disk(tmp_path / "d") as disk:
+        disk.put_many([("k", 1, None)])
+        disk.scan()
+        code = "import os; print([os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')])"
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            close_fds=False,
+            check=True,
+        )
+    assert str(tmp_path) not in ran.stdout
