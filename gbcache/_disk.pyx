@@ -150,6 +150,7 @@ cdef class Gate:
     """Many inside, or one alone: LMDB's map may only move while no transaction is open.
 
     The numbers are under the GIL, or in the gate's critical section; the condition is for those who have to wait.
+    No ``with``: where memory is short, Cython's hands a traceback on that is not there.
     """
 
     cdef Py_ssize_t inside
@@ -161,14 +162,23 @@ cdef class Gate:
 
     cpdef enter(self):
         if not self._in():
-            with self.changed:
+            self.changed.acquire()
+            try:
                 while not self._in():
                     self.changed.wait()
+            finally:
+                self.changed.release()
 
     cpdef leave(self):
         if self._out():
-            with self.changed:
-                self.changed.notify_all()
+            self._tell()
+
+    def _tell(self):
+        self.changed.acquire()
+        try:
+            self.changed.notify_all()
+        finally:
+            self.changed.release()
 
     @cython.critical_section
     cdef bint _in(self) except -1:
@@ -189,17 +199,19 @@ cdef class Gate:
 
     @contextmanager
     def alone(self):
-        with self.changed:
+        self.changed.acquire()
+        try:
             while self.shut:
                 self.changed.wait()
             while self._shut(True):
                 self.changed.wait()
+        finally:
+            self.changed.release()
         try:
             yield
         finally:
-            with self.changed:
-                self._shut(False)
-                self.changed.notify_all()
+            self._shut(False)
+            self._tell()
 
 
 cdef class Records:

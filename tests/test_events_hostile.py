@@ -66,7 +66,8 @@ def test_a_subscriber_that_comes_back(make: Any, delivery: str, act: str) -> Non
     assert sub.errors == cache.stats().callback_errors == len(hook.seen)
     assert all(fn is hostile for _, fn in hook.seen)
     if act in ("raise", "interrupt"):
-        assert sub.errors == 3 and len(interrupts) == (3 if act == "interrupt" else 0)
+        assert sub.errors == 3
+        assert bool(interrupts) == (act == "interrupt")  # signals that are not yet handled are one
     cache.check()
     cache["after"] = 1
     assert cache["after"] == 1 and until(lambda: witness[-1].key == "after", 4)
