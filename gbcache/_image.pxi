@@ -269,10 +269,14 @@ cdef class PackedImage:
             raise
 
     def _remap(self, uint64_t length, fresh=None):
-        """Makes the mapping, in place or as a copy into `fresh`, as long as an image that fits already.
+        """Makes the mapping, in place or as a copy into `fresh`, as long as an image that fits already."""
+        try:
+            self._remap_alone(length, fresh)
+        except OSError as error:
+            raise refused(error, length) from error
 
-        No Python code may run meanwhile: the collector rests, and mmap.resize is called as it is.
-        """
+    def _remap_alone(self, uint64_t length, fresh):
+        """No Python code may run meanwhile: the collector rests, and mmap.resize is called as it is."""
         cdef gb_door *d = &self.door
         cdef Py_buffer other
         cdef bint collects
@@ -285,7 +289,7 @@ cdef class PackedImage:
             if fresh is None:
                 PyBuffer_Release(&self.view)
                 try:
-                    resized(old, size)
+                    old.resize(size)
                 finally:
                     PyObject_GetBuffer(old, &self.view, PyBUF_WRITABLE)
             else:

@@ -15,7 +15,7 @@ from libc.stdint cimport uintptr_t
 from ._refs cimport *
 from .errors import BudgetError, ClosedError
 from .housekeeper import keep
-from .memory import MOST, copy_needed, resized
+from .memory import MOST, copy_needed, refused
 from .stats import ObjectEntry
 from .units import seconds_of
 
@@ -372,7 +372,10 @@ cdef class ObjectStore:
         if length <= <uint64_t>self.view.len:
             return
         if fresh is None:
-            self._stretch(int(length), self.map)
+            try:
+                self._stretch(int(length), self.map)
+            except OSError as error:
+                raise refused(error, length) from error
         else:
             self._move(fresh)
 
@@ -382,7 +385,7 @@ cdef class ObjectStore:
         try:
             PyBuffer_Release(&self.view)
             try:
-                resized(map, length)
+                map.resize(length)
             finally:
                 PyObject_GetBuffer(map, &self.view, PyBUF_WRITABLE)
             gb_refs_rebase(&self.refs, self.view.buf)

@@ -21,7 +21,7 @@ from ._gb cimport *
 from .codec import decode_key, encode_key
 from .errors import BudgetError, ClosedError, ImageError
 from .housekeeper import keep
-from .memory import resized
+from .memory import refused
 from .stats import Entry
 from .units import seconds_of
 

@@ -6,7 +6,7 @@ import errno
 import mmap
 import sys
 
-__all__ = ["FREE", "MOST", "copy_needed", "private", "reservation", "reserve", "resized", "shared"]
+__all__ = ["FREE", "MOST", "copy_needed", "private", "refused", "reservation", "reserve", "shared"]
 
 MOST = (1 << 35) - 4096  # what 32-bit refs of 8-byte granules reach
 FREE = "t" in getattr(sys, "abiflags", "")
@@ -51,14 +51,14 @@ def reservation(entries: int) -> int:
     return min(MOST, 160 * entries + (1 << 18)) if entries else 1 << 26
 
 
-def resized(mapped: mmap.mmap, length: int) -> None:
-    """Makes a mapping so long, in place. MemoryError: it is as it was."""
-    try:
-        mapped.resize(length)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        raise MemoryError(f"the system has no {length} bytes of address space: {error}") from error
+def refused(error: OSError, length: int) -> Exception:
+    """What to raise where a mapping could not be made so long, and is as it was.
+
+    Made afterwards: while a mapping moves no Python code may run, not even a function around mmap.resize.
+    """
+    if error.errno != errno.ENOMEM:
+        return error
+    return MemoryError(f"the system has no {length} bytes of address space: {error}")
 
 
 def copy_needed(length: int) -> mmap.mmap | None:
