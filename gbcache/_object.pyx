@@ -165,8 +165,9 @@ cdef class ObjectStore:
         gb_clock_now(&r.clock, True, &now)
         old = None
         while old is None:  # whatever ran meanwhile may have resized it
-            gb_refs_opened(r)
-            entries = r.max_entries
+            with cython.critical_section(self):
+                gb_refs_opened(r)
+                entries = r.max_entries
             fresh = reserve(entries)
             old = self._begin_anew(fresh, entries, now)
             if old is None:
@@ -241,7 +242,8 @@ cdef class ObjectStore:
             before = r.counters.expirations
         while self._expire(now):
             PyErr_CheckSignals()
-        return r.counters.expirations - before
+        with cython.critical_section(self):
+            return r.counters.expirations - before
 
     @cython.critical_section
     def _expire(self, uint64_t now):
@@ -368,9 +370,10 @@ cdef class ObjectStore:
 
     def _reserve(self, uint64_t length, fresh=None):
         """Makes the reservation longer: in place, which needs the GIL, or as a copy into `fresh`."""
-        gb_refs_opened(&self.refs)
-        if length <= <uint64_t>self.view.len:
-            return
+        with cython.critical_section(self):
+            gb_refs_opened(&self.refs)
+            if length <= <uint64_t>self.view.len:
+                return
         if fresh is None:
             try:
                 self._stretch(int(length), self.map)

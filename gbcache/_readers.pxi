@@ -18,6 +18,7 @@ cdef class PackedWalk:
     def __iter__(self):
         return self
 
+    @cython.critical_section
     def __length_hint__(self):
         return self.n - self.at
 
@@ -122,6 +123,7 @@ cdef class BatchWalk:
     def __iter__(self):
         return self
 
+    @cython.critical_section
     def __length_hint__(self):
         return self.all.batch.count - self.at
 

@@ -228,7 +228,9 @@ class Hub:
         self._draining = threading.Lock()
         self._watches: dict[int, weakref.ref[Watch]] = {}
         """By id: a dict can be gone through while the collector takes out of it."""
-        self._subscribers: list[Subscription] = []
+        self._subscribers: tuple[
+            Subscription, ...
+        ] = ()  # another one for each change: it is gone through without a lock
         _hubs.add(self)
         if reserved:
             cache._listen(ALL, False, room)
@@ -315,11 +317,11 @@ class Hub:
                 key, watches = id(reader), self._watches
                 watches[key] = weakref.ref(reader, lambda _: watches.pop(key, None))
             else:
-                self._subscribers.append(reader)
+                self._subscribers = (*self._subscribers, reader)
                 try:
                     self._hear()
                 except BaseException:
-                    self._subscribers.remove(reader)
+                    self._without(reader)
                     raise
             self._listen()
         finally:
@@ -341,11 +343,14 @@ class Hub:
             if isinstance(reader, Watch):
                 self._watches.pop(id(reader), None)
             elif reader in self._subscribers:
-                self._subscribers.remove(reader)
+                self._without(reader)
                 self._hear()
             self._listen()
         finally:
             changing.release()
+
+    def _without(self, reader: Subscription) -> None:
+        self._subscribers = tuple(sub for sub in self._subscribers if sub is not reader)
 
     def _hear(self) -> None:
         """Inline and thread delivery as they are needed now."""
@@ -381,7 +386,7 @@ class Hub:
         return sum(sub.turn() for sub in subs) > 0  # each has its turn
 
     def pending(self, delivery: str) -> bool:
-        return any(sub.delivery == delivery and sub.pending() for sub in list(self._subscribers))
+        return any(sub.delivery == delivery and sub.pending() for sub in self._subscribers)
 
     def turn(self) -> bool:
         """The dispatcher's: some events to each; whether there were any."""
@@ -406,7 +411,7 @@ class Hub:
 
     def over(self, delivery: str) -> None:
         """All is delivered of a closed cache."""
-        for sub in list(self._subscribers):
+        for sub in self._subscribers:
             if sub.delivery == delivery:
                 sub.closed = True
 
@@ -420,7 +425,7 @@ class Hub:
         for reader in self._readers():
             reader.orphan()
         self._watches.clear()
-        self._subscribers.clear()
+        self._subscribers = ()
         if cache is not None and not cache.closed:
             cache._hear(None)
             self._listen()
