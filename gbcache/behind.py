@@ -173,7 +173,9 @@ class Behind:
 
     def last(self, key: Any) -> Pending | None:
         """The write of the key that is on its way, if one is."""
-        for generation in reversed(tuple(self._generations)):
+        with self._change:
+            generations = tuple(self._generations)
+        for generation in reversed(generations):
             write: Pending | None = generation.get(key)
             if write is not None:
                 return write
