@@ -119,7 +119,7 @@ static bool time_of_write(struct gb_door *d, bool exact, uint64_t *now) {
  * to the bucket is read here. */
 GB_FETCHES void foresee_bucket(struct gb_door *d, uint64_t hash) {
     const struct gb_table *t = &d->store.index.table;
-    if (GB_LIKELY(d->open && !gb_door_locks(d)))
+    if (GB_LIKELY(!gb_door_locks(d) && d->open))
         __builtin_prefetch(gb_table_bucket(t, gb_table_bucket_of(t, (uint32_t)hash)), 1);
 }
 
