@@ -134,13 +134,14 @@ def extension(
         log = Path(name) / "tsan"
         env = {
             **os.environ,
-            "PYTHONPATH": f"{build}:{packages}",
+            "PYTHONPATH": f"{ROOT / build}:{ROOT / packages}",
+            "PYTHONSAFEPATH": "1",  # or children would have the normal build
             "GB_HAMMER": str(seconds),
             "SEED": str(seed),
-            "TSAN_OPTIONS": f"log_path={log} exitcode=0 history_size=4",
+            "TSAN_OPTIONS": f"log_path={log} exitcode=0 history_size=4 die_after_fork=0",
         }
         env.pop("GB_EXPECT", None)
-        ran = subprocess.run([python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_hammer.py"],
+        ran = subprocess.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_hammer.py"],
                              cwd=ROOT, env=env, capture_output=True, text=True, timeout=7200)  # fmt: skip
         found = [
             report for path in Path(name).glob("tsan*") for report in reports(path.read_text())
