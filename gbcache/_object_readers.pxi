@@ -35,9 +35,6 @@ cdef class ObjectCursor:
         with cython.critical_section(self.store):
             return gb_queue_pull(self.store.refs.queue, &self.at, &self.store.refs.clock, most)
 
-    def finish(self):
-        """The cache is about to be closed: the queue stays as long as a cursor does."""
-
     def pending(self):
         """Whether there is something that this cursor has not looked at."""
         with cython.critical_section(self.store):
