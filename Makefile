@@ -170,6 +170,9 @@ proof-leak: build ## references (drift) and memory left behind by OPERATIONS ope
 proof-fork: build ## FORKS forks under load, descriptors over exec, signals, EXITS exits with live threads
 	PYTHONPATH=. $(PY) tests/proof/fork.py --forks $(FORKS) --exits $(EXITS) --seed $(SEED)
 
+proof-hostile: build ## user code that comes back, caches left at exit, imports again, sub-interpreters of 3.11 to 3.13
+	$(PY) tests/proof/hostile.py --seed $(SEED)
+
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)
 

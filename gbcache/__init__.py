@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import interpreter as interpreter  # isort: split
+
 from .cache import Cache, ObjectCache
 from .codec import Codec
 from .errors import BudgetError, ClosedError, FarError, GbError, ImageError
