@@ -173,6 +173,9 @@ proof-fork: build ## FORKS forks under load, descriptors over exec, signals, EXI
 proof-hostile: build ## user code that comes back, caches left at exit, imports again, sub-interpreters of 3.11 to 3.13
 	$(PY) tests/proof/hostile.py --seed $(SEED)
 
+proof-valgrind: build ## memcheck over the native tests, and tests of the binding under Debian's python3 (gate-tools; VALGRIND=--all: the slow ones too)
+	$(PY) tests/proof/valgrind.py --seed $(SEED) $(VALGRIND)
+
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)
 

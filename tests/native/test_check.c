@@ -53,8 +53,8 @@ int main(int argc, char **argv) {
     uint32_t clean = 0, found = 0;
     check_start(argc, argv);
     length = gb_room_smallest() + (1u << 16);
-    image = malloc(length);
-    sound = malloc(length);
+    image = calloc(1, length); /* as the system gives it: a damaged word leads anywhere */
+    sound = calloc(1, length);
     for (uint32_t round = 0; round < 6000; round++) {
         if (round % 40u == 0) make(check_below(300));
         memcpy(image, sound, length);
