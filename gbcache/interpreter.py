@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+__all__: list[str] = []
+
 
 def _is_main() -> bool:
     """Where the module that makes sub-interpreters is not there, nor are they."""

@@ -410,7 +410,9 @@ def light_import(tree: Tree) -> list[str]:
         )
     if ran.returncode:
         return [f"gbcache: cannot be imported: {ran.stderr[-500:]}"]
-    strange = set(ran.stdout.split()) - set(sys.stdlib_module_names) - {"gbcache"}
+    # CPython's own too, though its list leaves out what its tests began.
+    known = {*sys.stdlib_module_names, "gbcache", "_xxsubinterpreters"}
+    strange = set(ran.stdout.split()) - known
     # What Cython's own modules register under is no package that anybody installed.
     strange = {name for name in strange if not re.fullmatch(r"_?cython_\w+", name)}
     return [f"gbcache: its import brings in {name}" for name in sorted(strange)]
