@@ -78,7 +78,7 @@ def under_python(
     env = {**os.environ, "PYTHONMALLOC": "malloc", "PYTHONPATH": f"{BUILD}:{sysconfig.get_path('purelib')}",
            "GB_SLICE": "short", "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
     ran = subprocess.run(
-        [*MEMCHECK, "--undef-value-errors=no", "--xml=yes", f"--xml-file={log}", python, *arguments],
+        [*MEMCHECK, "--undef-value-errors=no", "--child-silent-after-fork=yes", "--xml=yes", f"--xml-file={log}", python, *arguments],
         env=env, cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     reports = len(list(ElementTree.parse(log).iter("error")))
