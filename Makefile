@@ -201,7 +201,7 @@ readme: build ## whether the README shows what bench/results/ has
 	$(PY) -m bench.readme
 
 gate: build ## instructions an operation, within 1 % of the committed figures
-	$(PY) -m bench.gate
+	$(PY) -m bench.gate $(GATE_FLAGS)
 
 gate-accept: build ## the figures of now, for these tools, to be committed with what moved them
 	$(PY) -m bench.gate --accept
