@@ -10,7 +10,7 @@ SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 UNDER_ASAN = ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
     LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 # What the other builds of the C have no part in, or little for its time.
-PYTHON_ALONE := --ignore-glob="tests/test_valkey*" --ignore-glob="tests/test_tier_*" --ignore=tests/test_lru_cache.py --ignore-glob="tests/test_power*"
+PYTHON_ALONE := --ignore-glob="tests/test_valkey*" --ignore-glob="tests/test_tier_*" --ignore=tests/test_lru_cache.py --ignore=tests/test_bench.py --ignore-glob="tests/test_power*"
 # What cannot be run without the GIL: the package lmdb asks for it when it is imported; nor what is of the normal build.
 NOT_FREE := --ignore=tests/test_bench.py --ignore-glob="tests/test_disk*" --ignore=tests/test_power_disk.py --ignore=tests/test_tier_disk.py
 FUZZ_SECONDS ?= 60
