@@ -62,7 +62,7 @@ SHOWED = [
     "way, cases", [("python", SHOWED), ("ours", ["make: Cache", "resize", "clear"])]
 )
 def test_memory_is_short(way: str, cases: list[str], shim: Path) -> None:
-    told = sweep(shim, way, "--only", "|".join(cases), "--step", "23" if way == "python" else "1")
+    told = sweep(shim, way, "--only", "|".join(cases), "--step", "7" if way == "python" else "1")
     ours = [one for one in told if not one["case"].startswith("interpreter:")]
     assert len(ours) >= len(cases) and all(one["tried"] for one in ours), told
     assert sum(one["failed"] for one in ours) > 0
