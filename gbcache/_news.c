@@ -42,21 +42,29 @@ static bool make_room(struct gb_news *n, size_t room) {
     return true;
 }
 
+/* `lost` events up to `last` are gone; what was fetched before the gap ends at `before`. One gap is kept: of two, what
+ * was fetched between them counts as lost with them. */
+static void gap(struct gb_news *n, size_t before, uint64_t last, uint64_t lost) {
+    if (!n->lost) n->lost_at = before;
+    else lost += last - lost - n->lost_last; /* between the two */
+    if (before > n->lost_at) memmove(n->buffer + n->lost_at, n->buffer + before, n->used - before);
+    n->used -= before - n->lost_at;
+    n->lost += lost;
+    n->lost_last = last;
+}
+
 /* One hold's worth into the buffer. 1: there may be more, 0: that was all, -1: exception. */
 static int fetch(struct gb_door *d, struct gb_news *n) {
     uint64_t lost = 0, wanted = n->at.wanted;
     bool more = false;
     if (n->none) return 0;
     if (!gb_door_enter(d)) return -1;
-    size_t room = n->room - n->used;
+    size_t room = n->room - n->used, before = n->used;
     n->used += gb_ring_pull(&d->store.ring, &n->at, &n->filter, n->buffer + n->used,
                             room < GB_NEWS_BUFFER ? (uint32_t)room : GB_NEWS_BUFFER,
                             &d->store.index.arena.work, GB_STEPS_MAX, &lost, &more);
     gb_door_leave(d, GB_OP_GET);
-    if (lost) {
-        n->lost += lost;
-        n->lost_last = wanted + lost - 1u;
-    }
+    if (lost) gap(n, before, wanted + lost - 1u, lost);
     return more;
 }
 
@@ -115,7 +123,8 @@ static PyObject *event_of(const struct gb_door *d, const struct gb_ring_record *
 /* How many of the records fetched, at most `most`, and where the last ends. */
 static Py_ssize_t some_of(const struct gb_news *n, Py_ssize_t most, size_t *end) {
     Py_ssize_t count = 0;
-    for (*end = n->done; *end < n->used && count < most; count++)
+    size_t until = n->lost && n->lost_at > n->done ? n->lost_at : n->used; /* what is before a gap is told first */
+    for (*end = n->done; *end < until && count < most; count++)
         *end += gb_ring_size(gb_ring_record_at(n->buffer + *end));
     return count;
 }
@@ -123,8 +132,9 @@ static Py_ssize_t some_of(const struct gb_news *n, Py_ssize_t most, size_t *end)
 /* Hands over [done, end): the buffer itself, where that is all of it. */
 static bool hand_over(struct gb_news *n, struct gb_batch *b, size_t end, Py_ssize_t records) {
     size_t length = end - n->done;
+    bool leads = n->lost && n->lost_at == n->done;
     b->place = PyMem_RawMalloc((size_t)records * sizeof *b->place + 1u);
-    bool whole = n->done == 0 && end == n->used;
+    bool whole = n->buffer && n->done == 0 && end == n->used;
     b->bytes = whole ? n->buffer : PyMem_RawMalloc(length + 1u);
     if (!b->place || !b->bytes) {
         if (whole) b->bytes = NULL;
@@ -132,20 +142,23 @@ static bool hand_over(struct gb_news *n, struct gb_batch *b, size_t end, Py_ssiz
         PyErr_NoMemory();
         return false;
     }
-    if (!whole) memcpy(b->bytes, n->buffer + n->done, length);
+    if (!whole && length) memcpy(b->bytes, n->buffer + n->done, length);
     n->done = end;
     if (whole) {
         n->buffer = NULL;
-        n->room = n->used = n->done = 0;
+        n->room = n->used = n->done = n->lost_at = 0;
     }
     for (size_t at = 0, i = 0; at < length; i++) {
         b->place[i] = (uint32_t)at;
         at += gb_ring_size(gb_ring_record_at(b->bytes + at));
     }
-    b->lost = n->lost;
-    b->lost_last = n->lost_last;
-    b->count = records + (n->lost != 0);
-    n->lost = 0;
+    b->count = records;
+    if (leads) {
+        b->lost = n->lost;
+        b->lost_last = n->lost_last;
+        b->count++;
+        n->lost = 0;
+    }
     return true;
 }
 
@@ -154,13 +167,13 @@ bool gb_news_take(struct gb_door *d, struct gb_news *n, Py_ssize_t most, struct 
     memset(b, 0, sizeof *b);
     while (n->done == n->used && !n->lost) {
         if (!gb_door_is_open(d)) return true;
-        n->done = n->used = 0;
+        n->done = n->used = n->lost_at = 0;
         if (!make_room(n, GB_NEWS_BUFFER)) return false;
         int more = fetch(d, n);
         if (more < 0) return false;
         if (!n->used && !n->lost && !more) return true;
     }
-    Py_ssize_t records = some_of(n, most - (n->lost != 0), &end);
+    Py_ssize_t records = some_of(n, most - (n->lost && n->lost_at == n->done), &end);
     return hand_over(n, b, end, records);
 }
 

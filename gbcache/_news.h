@@ -26,7 +26,8 @@ struct gb_news {
     uint8_t *buffer;
     size_t room, used, done; /* of the buffer; [done, used) is still to be handed over */
     bool none; /* there was no ring: nothing was recorded that it could tell of */
-    uint64_t lost, lost_last; /* to be told first: how many, the number of the last */
+    uint64_t lost, lost_last; /* how many, the number of the last; told where they were: */
+    size_t lost_at;           /* behind what was fetched before them, which ends here */
 };
 
 struct gb_batch {
