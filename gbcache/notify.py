@@ -130,8 +130,12 @@ class Subscription:
 
     def _failed(self, error: BaseException) -> None:
         self.errors += 1
-        with self._hub.counting:
+        counting = self._hub.counting
+        counting.acquire()
+        try:
             self._hub.errors += 1
+        finally:
+            counting.release()
         if isinstance(error, KeyboardInterrupt):  # meant for the program, not for the subscriber
             if self.delivery == "inline":
                 self._hub.interrupted = True  # C sees to it, once the operation is over

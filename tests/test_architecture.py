@@ -30,6 +30,7 @@ from laws import (
     light_import,
     no_function_pointers,
     no_pointer_in_image,
+    no_with,
     no_world,
     nothing_private,
     one_unit,
@@ -276,6 +277,8 @@ PLANTS = [
     Plant(function_sizes, "csrc/list.h", "#if 1\nint f(void) {\n#endif\n", "do not balance"),
     Plant(exports, "gbcache/new.py", "import sys\n", "gbcache/new.py: has no __all__"),
     Plant(exports, "gbcache/units.py", "__some__", "gbcache/units.py: has no", "__all__"),
+    Plant(no_with, "gbcache/flight.py", "\nwith _graph:\n    pass\n", "with _graph:"),
+    Plant(no_with, "gbcache/_disk.pyx", "\nwith self.changed:\n    pass\n", "self.changed"),
     Plant(light_import, "gbcache/units.py", "\nimport pytest\n", "brings in pytest"),
     Plant(light_import, "gbcache/units.py", "\nimport no_such_module\n", "cannot be imported"),
     *(

@@ -94,7 +94,7 @@ def run(target: str, variant: str, clang: str | None, limit: Limit, seed: int) -
     found = re.search(r"number_of_executed_units:\s*(\d+)", text) or re.search(
         r"(\d+) runs, ", text
     )
-    if not failed and found:
+    if not failed and found and int(found.group(1)) >= limit.runs:  # fewer: it was interrupted
         runs, seconds = int(found.group(1)), time.monotonic() - begun
         print(
             f"{target}, {variant}: {runs:,} runs, {runs / seconds:,.0f} runs/s, nothing found",

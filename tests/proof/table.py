@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 PARTS = [
     Part("kill", 3, "KILLS=600 KILL_ROUNDS=5", "KILLS=10000 KILL_ROUNDS=40"),
-    Part("power", 2, "STATES=100000", "STATES=1000000"),
+    Part("power", 4, "STATES=100000", "STATES=1000000"),
     Part("corrupt", 4),
     Part("disk", 3, "KILLS=300 STORES=300", "KILLS=5000 STORES=5000"),
     Part("oom", 3),
@@ -48,7 +48,7 @@ PARTS = [
     Part("threads", 2),
     Part("leak", 2),
     Part("soak", 2.2, "MINUTES=2", "MINUTES=120"),
-    Part("hostile", 1),
+    Part("hostile", 3),
     Part("mutants", 5, "MUTANTS=--quick"),
     Part("stale", 1.5, "WRITES=200000 CUTS=30 DOWN=3", "WRITES=1000000 CUTS=100 DOWN=10"),
     Part("coverage", None),
