@@ -164,7 +164,7 @@ def opening(report: Report, folder: Path, entries: int, rounds: int) -> None:
     size = cache.save(snap)
     cache.close()
     times = {"copy": [], "r": []}
-    for _ in range(rounds):
+    for _ in range(rounds + 2):
         for mode in times:
             begun = time.perf_counter()
             found = gbcache.Cache.open(snap, mode)

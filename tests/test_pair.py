@@ -42,6 +42,25 @@ def test_all_of_it_is_there_in_its_order(saved: tuple[Path, list[tuple[str, byte
     assert seen and seen[-1][0] <= seen[-1][1] == path.stat().st_size
 
 
+@pytest.mark.skipif(
+    not (
+        Path("/sys/kernel/mm/transparent_hugepage").exists() and Path("/proc/self/smaps").exists()
+    ),
+    reason="a kernel with huge pages that tells of them",
+)
+def test_huge_pages_are_for_the_load_alone(saved: tuple[Path, list[tuple[str, bytes]]]) -> None:
+    """A set that touched the first byte of one would wait for 2 MiB of zeros."""
+
+    def asked() -> int:
+        flags = [x for x in Path("/proc/self/smaps").read_text().splitlines() if "VmFlags" in x]
+        return sum("hg" in line.split() for line in flags)
+
+    before, during = asked(), []
+    with gbcache.Cache.open(saved[0], progress=lambda *_: during.append(asked())):
+        assert asked() == before
+    assert max(during) == before + 1
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.97])
 def test_less_room_keeps_the_newest(
     saved: tuple[Path, list[tuple[str, bytes]]], share: float
