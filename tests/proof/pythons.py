@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -50,6 +51,15 @@ def _newest() -> float:
 
 def built(version: str, python: str, flags: str = "") -> tuple[str, str]:
     """Of a version: an interpreter that has what gbcache needs, and the directory gbcache is in, built for it."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build" / "pythons.lock").open(
+        "w"
+    ) as lock:  # one at a time: they build in one tree
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _built(version, python, flags)
+
+
+def _built(version: str, python: str, flags: str) -> tuple[str, str]:
     home = ROOT / "build" / f"py{version}{'-' + flags.strip('-') if flags else ''}"
     own, site, made = home / "venv" / "bin" / "python", home / "site", home / "made"
     if not own.exists():
