@@ -60,6 +60,7 @@ class Behind:
 
     def __init__(self, far: Far, codec: Codec | None, max_bytes: int, interval: float) -> None:
         self.far, self.codec, self.max_bytes, self.interval = far, codec, max_bytes, interval
+        self._ample = max_bytes // 2  # up to so many bytes there is room, and no hurry
         self._late = interval * 0.7
         """Seconds: the oldest write is that old, and writers wait. What is being written has the rest."""
         self.refused = 0
@@ -75,9 +76,13 @@ class Behind:
         self._bytes = 0
         self._hurried = 0  # who waits for it to be empty, or for room
         self._over = False
-        self._change = threading.Condition(threading.RLock())
+        self._new_lock()
         self._thread: threading.Thread | None = None
         _all.add(self)
+
+    def _new_lock(self) -> None:
+        self._lock = threading.RLock()  # by itself in a third of the time its condition takes
+        self._change = threading.Condition(self._lock)
 
     # --- writers ---------------------------------------------------------------------------------
 
@@ -100,8 +105,13 @@ class Behind:
         size = write[4]
         if size * 2 > self.max_bytes:
             return None
-        with self._change:
-            self._make_room(size, write[3])
+        with self._lock:
+            if (
+                self._since + self._late < write[3]
+                or self._bytes + size > self._ample
+                or self._thread is None
+            ):
+                self._make_room(size, write[3])
             return self._add(key, write)
 
     def put_many(self, items: Mapping[Any, Any], until: float | None) -> list[Pending] | None:
@@ -111,7 +121,7 @@ class Behind:
         size = sum([write[4] for write in writes])
         if size * 2 > self.max_bytes:
             return None
-        with self._change:
+        with self._lock:
             self._make_room(size, now)
             return [self._add(key, write) for key, write in zip(items, writes, strict=True)]
 
@@ -122,7 +132,7 @@ class Behind:
             raise ClosedError("the tier is closed")
         if self._thread is None:
             self._start()
-        elif self._bytes * 2 > self.max_bytes:
+        elif self._bytes > self._ample:
             self._change.notify_all()
 
     def _add(self, key: Any, write: Pending) -> Pending:
@@ -173,13 +183,17 @@ class Behind:
 
     def last(self, key: Any) -> Pending | None:
         """The write of the key that is on its way, if one is."""
-        with self._change:
+        with self._lock:
             generations = tuple(self._generations)
         for generation in reversed(generations):
             write: Pending | None = generation.get(key)
             if write is not None:
                 return write
         return None
+
+    def is_last(self, key: Any, write: Pending) -> bool:
+        """Whether this write of the key is on its way, and none after it."""
+        return self._generations[-1].get(key) is write or self.last(key) is write
 
     def value_of(self, write: Pending) -> Any:
         """A copy of what is written."""
@@ -236,7 +250,7 @@ class Behind:
         with self._change:
             self._over = True
             self._change.notify_all()
-            thread = self._thread
+            thread, self._thread = self._thread, None  # so that a `put` looks whether it is over
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         _all.discard(self)
@@ -258,7 +272,7 @@ class Behind:
                 self._change.wait(1.0)
                 return False
             rest = self._since + self.interval / 2 - time.monotonic()
-            full = len(self._generations) > 1 or self._bytes * 2 > self.max_bytes
+            full = len(self._generations) > 1 or self._bytes > self._ample
             if rest > 0 and not full and not self._hurried and not self._over:
                 self._change.wait(rest)
                 return True
@@ -336,7 +350,7 @@ class Behind:
 
     def _in_child(self) -> None:
         """A forked child's writes are its own: what was pending is the parent's to write."""
-        self._change = threading.Condition(threading.RLock())
+        self._new_lock()
         self._generations, self._bytes, self._hurried = deque([{}]), 0, 0
         self._thread = self._flying = None
         self._since = _NEVER

@@ -195,12 +195,18 @@ class NearSide:
         ttl = UNSET if until is None else self._ttl(until)
         if ttl is None:
             return False
-        if len(items) == 1:
-            ((key, value),) = items.items()
-            self.cache.set(key, value, *(() if ttl is UNSET else (ttl,)))
-        else:
-            self.cache.set_many(items, *(() if ttl is UNSET else (ttl,)))
+        self.cache.set_many(items, *(() if ttl is UNSET else (ttl,)))
         return True
+
+    def keep_one(self, key: Any, value: Any, until: float | None) -> bool:
+        """`keep` for one."""
+        if until is None:
+            self.cache.set(key, value)
+            return True
+        ttl = self._ttl(until)
+        if ttl is not None:
+            self.cache.set(key, value, ttl)
+        return ttl is not None
 
     # --- what others changed ---------------------------------------------------------------------
 

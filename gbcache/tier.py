@@ -215,9 +215,11 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             return
         try:
             if value is not REMOVED:
-                with suppress(BudgetError):  # it will be read from where it is going
-                    kept = self._side.keep({key: value}, until)
-            if not kept or behind.last(key) is not write:  # or a later one, or it is there already
+                try:  # noqa: SIM105, `suppress` takes a tenth of all this
+                    kept = self._side.keep_one(key, value, until)
+                except BudgetError:  # it will be read from where it is going
+                    pass
+            if not kept or not behind.is_last(key, write):  # or a later one, or it is there already
                 self._side.forget(key)
             elif self._side.absent is not None:
                 self._side.absent.pop(key, None)
@@ -241,7 +243,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
                     self._queue(key, value, ttl)
                 return
             for key, write in zip(items, writes, strict=True):
-                if behind.last(key) is not write:
+                if not behind.is_last(key, write):
                     self._side.forget(key)
             if self._side.absent is not None:
                 self._side.absent.delete_many(items)
