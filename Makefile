@@ -188,10 +188,10 @@ servers: ## redis-server, which the tests of Valkey then use, and memcached, for
 coverage: $(VENV)/.made ## lines and branches of csrc/ the native tests run
 	$(PY) tests/native/coverage.py --least 99 --least-branches 90.5
 
-bench: build build/silent/.made $(VENV)/.peers ## every figure and plot of the README, beside the peers; says which it shows are stale
+bench: build build/silent/.made $(VENV)/.peers ## every figure and plot of the README, beside the peers; verdicts that no longer hold are said
 	$(PY) -m bench all
 	$(PY) -m bench.plots
-	$(PY) -m bench.readme
+	$(PY) -m bench.readme --write
 
 bench-events: build/silent/.made
 bench-%: build $(VENV)/.peers ## one bench: ops outside objects memo events memory budget traces latency expire persist far valkey tier

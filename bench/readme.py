@@ -1,14 +1,16 @@
-"""Whether the README shows what `results/` has: ``python -m bench.readme``.
+"""Whether the README shows what `results/` has: ``python -m bench.readme [--write]``.
 
 Every row of the tables under "Numbers", and a few sentences, name the kept figures they were taken from. A number is
 stale if the kept figure, rounded to as many digits, is another one; so is a verdict ("not met") that the
-figures do not bear out, a row that names no source, and a plot drawn from older data.
+figures do not bear out, a row that names no source, and a plot drawn from older data. ``--write`` puts the kept
+figures into the README, to as many digits as are there; verdicts, and what explains them, are for somebody to write.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -245,14 +247,23 @@ class Source:
         self.met: bool | None = row["met"]
 
     def said(self, number: str) -> bool:
-        """Whether this is that number, to the digits it has: 90,000 has as many as 9.0, whole ones their last zeros."""
-        shown = Decimal(number.replace(",", ""))
-        if "." in number or not shown:
-            unit = Decimal(1).scaleb(-len(number.partition(".")[2]))
-        else:
-            plain = str(shown)
-            unit = Decimal(10) ** (len(plain) - len(plain.rstrip("0")))
-        return abs(self.value - shown) <= unit / 2
+        """Whether this is that number, to the digits it has."""
+        return abs(self.value - Decimal(number.replace(",", ""))) <= unit_of(number) / 2
+
+    def shown(self, number: str) -> str:
+        """This, to the digits that number has."""
+        if self.said(number):
+            return number
+        unit = unit_of(number)
+        return f"{(self.value / unit).to_integral_value(ROUND_HALF_EVEN) * unit:,f}"
+
+
+def unit_of(number: str) -> Decimal:
+    """The worth of its last digit: 90,000 has as many as 9.0, whole ones their last zeros."""
+    plain = number.replace(",", "")
+    if "." in plain or not int(plain):
+        return Decimal(1).scaleb(-len(plain.partition(".")[2]))
+    return Decimal(10) ** (len(plain) - len(plain.rstrip("0")))
 
 
 _loaded: dict[str, dict[str, Any]] = {}
@@ -311,14 +322,41 @@ def rows(text: str) -> list[tuple[str, str, str, str]]:
     return out
 
 
+def begin_of(row: str, known: dict[str, list[str]]) -> str:
+    """The beginning in ROWS that is this row's; empty: there is none."""
+    return max((begin for begin in known if row.startswith(f"| {begin}")), key=len, default="")
+
+
+def sentence_in(text: str, sentence: str) -> re.Match[str] | None:
+    pattern = r"\s+".join(map(re.escape, sentence.split())).replace(r"\#", f"({NUMBER.pattern})")
+    return re.search(pattern, text)
+
+
+def written(text: str) -> str:
+    """This README with the figures that are kept. LookupError, ValueError: one has no source."""
+    known = parsed(ROWS)
+    for row, _, figure, _ in rows(text):
+        sources = iter(known.get(begin_of(row, known), []))
+        if NUMBER.search(figure):
+            new = NUMBER.sub(lambda found, s=sources: Source(next(s)).shown(found[0]), figure)  # type: ignore[misc]
+            text = text.replace(row, row.replace(f" | {figure} | ", f" | {new} | ", 1), 1)
+    for sentence, sources_ in parsed(SENTENCES).items():
+        found = sentence_in(text, sentence)
+        if found is None:
+            continue
+        for i in reversed(range(len(sources_))):
+            begin, end = found.span(i + 1)
+            text = text[:begin] + Source(sources_[i]).shown(found[i + 1]) + text[end:]
+    return text
+
+
 def check(text: str) -> list[str]:
     """A line for everything in this README that the kept figures do not bear out."""
     out = []
     known = parsed(ROWS)
     used = set()
     for row, what, figure, aim in rows(text):
-        begins = [begin for begin in known if row.startswith(f"| {begin}")]
-        begin = max(begins, key=len, default="")
+        begin = begin_of(row, known)
         if not begin:
             out.append(f"{what}: bench/readme.py knows no source of it")
             continue
@@ -329,10 +367,7 @@ def check(text: str) -> list[str]:
             out.append(f"{what}: says {aim!r}; of its aims {sum(met)} of {len(met)} are met")
     out += [f"{begin}: no such row in the README" for begin in known if begin not in used]
     for sentence, sources in parsed(SENTENCES).items():
-        pattern = r"\s+".join(map(re.escape, sentence.split())).replace(
-            r"\#", f"({NUMBER.pattern})"
-        )
-        found = re.search(pattern, text)
+        found = sentence_in(text, sentence)
         if found:
             out += compare(sentence, list(found.groups()), sources)[0]
         else:
@@ -341,6 +376,12 @@ def check(text: str) -> list[str]:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="the kept figures into the README")
+    if parser.parse_args().write:
+        README.write_text(written(README.read_text()))
     out = check(README.read_text()) + plots.stale()
     shown = set(re.findall(r"bench/results/([\w-]+)\.png", README.read_text()))
     out += [
