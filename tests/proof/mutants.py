@@ -66,7 +66,8 @@ ROOMS = {
 NATIVE = sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.c"))
 KILLS = ["kill-tiny", "kill-normal", "kill-fast"]
 PYTHON = ["pytest", "tiny pytest"]  # the suite, in the normal and in the tiny build
-APART = ["test_native.py", "test_architecture.py"]  # run by other means; sees no fault of this kind
+APART = ["test_native.py", "test_architecture.py", "test_bench.py"]
+"""Run by other means, or sees no fault of this kind."""
 
 
 class Mutant(NamedTuple):
