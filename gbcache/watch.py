@@ -37,6 +37,9 @@ class Wake:
     """A descriptor that news makes readable: an eventfd where there is one, else a pipe."""
 
     def __init__(self) -> None:
+        self.fd = (
+            self._write
+        ) = -1  # so that nothing is made between a descriptor and its place here
         if hasattr(os, "eventfd"):
             self.fd = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         else:

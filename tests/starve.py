@@ -17,6 +17,7 @@ list, spin at a `with`, free a generator twice, crash in PyContextVar_Set. So ea
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -34,13 +35,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import starving_files  # noqa: F401, its cases
 import starving_more as starving
 
 MODES = ("on", "once")
 NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
-AGAIN = 8
-"""How often a place is tried again that seemed to leave something: a leak does so each time."""
+AGAIN, WINDOWS = 8, 6
+"""How often a place is tried again that seemed to leave something, and how often that is repeated: a leak does so
+each time, what an interpreter makes at the first hundred calls of a line (3.10) does not."""
 
 
 class Python:
@@ -112,14 +115,16 @@ class Own:
     """What this interpreter does to itself where memory is short."""
 
     LOST = "error return without exception set"
+    ABORTS = "Cannot recover from MemoryErrors while normalizing exceptions"
 
     def __init__(self) -> None:
-        self.loses = self.leaks = self.spins = self.corrupts = False
+        self.loses = self.leaks = self.spins = self.corrupts = self.aborts = False
 
     def learn(self, told: dict[str, Any]) -> None:
         said = " ".join(told["bad"])
         self.loses |= self.LOST in said
         self.leaks |= "blocks" in said or "references" in said
+        self.aborts |= self.ABORTS in said
         self.spins |= f"signal {int(signal.SIGALRM)}" in said
         self.corrupts |= "generators" in told["case"] and "it ended with" in said
 
@@ -130,7 +135,8 @@ class Own:
         ):  # its token and its new mapping both failed: it lets go of NULL
             return True
         if "it ended with" in said:
-            return self.corrupts or (self.spins and f"signal {int(signal.SIGALRM)}" in said)
+            spun = self.spins and f"signal {int(signal.SIGALRM)}" in said
+            return self.corrupts or spun or (self.aborts and self.ABORTS in said)
         if "left each time" in said:
             return self.leaks and "descriptors" not in said and "threads" not in said
         return self.loses and (self.LOST in said or "returned NULL without setting an exc" in said)
@@ -158,6 +164,7 @@ class Sweep:
         try:
             self.unraisable.clear()
             raised, reached = self.how.attempt(work.act, n, once)
+            asyncio._set_running_loop(None)  # what asyncio itself may leave in 3.10
             bare(raised)
             said = self._odd(raised, work.allowed)
             self.unraisable.clear()
@@ -193,22 +200,23 @@ class Sweep:
 
     def leaks(self, n: int, once: bool) -> str:
         """What each further attempt at this place leaves."""
-        for _ in range(2):
-            self.one(n, once)
-        before = left()
-        for _ in range(AGAIN):
-            self.one(n, once)
-        after = left()
-        until = time.monotonic() + 5
-        while after["threads"] > before["threads"] and time.monotonic() < until:
-            time.sleep(0.01)
+        more: dict[str, int] = {}
+        for _ in range(WINDOWS):
+            before = left()
+            for _ in range(AGAIN):
+                self.one(n, once)
             after = left()
-        more = {
-            name: after[name] - before[name]
-            for name in before
-            if after[name] - before[name] >= AGAIN
-        }
-        return f"left each time: { ({k: v / AGAIN for k, v in more.items()}) }" if more else ""
+            until = time.monotonic() + 5
+            while after["threads"] > before["threads"] and time.monotonic() < until:
+                time.sleep(0.01)
+                after = left()
+            grown = {name: after[name] - before[name] for name in before}
+            more = {
+                name: n for name, n in grown.items() if n >= AGAIN and (not more or name in more)
+            }
+            if not more:
+                return ""
+        return f"left each time: { ({name: n / AGAIN for name, n in more.items()}) }"
 
     def at(self, n: int, once: bool) -> bool:
         """Tries a place; whether it was reached."""
@@ -223,14 +231,15 @@ class Sweep:
             self.bad.append(f"{MODES[once]} {n}: {said}")
         return reached
 
-    def run(self, start: int, step: int, most: int) -> dict[str, Any]:
+    def run(self, start: int, step: int, most: int, resume: int) -> dict[str, Any]:
+        """From place `start` on; in the way "on" not before `resume`."""
         for _ in range(3):  # what is made at the first use
             said, _ = self.one(1 << 30, True)
             assert not said, f"with all its memory: {said}"
         self.failed, n = 0, start
         while n < most and len(self.bad) < 400:
             signal.alarm(3)
-            reached = self.at(n, False)
+            reached = n < resume or self.at(n, False)
             self.at(n, True)
             if not reached:
                 break
@@ -239,7 +248,7 @@ class Sweep:
 
 
 def child(
-    case: str, how: str, start: int, options: Any, progress: mmap.mmap
+    case: str, how: str, start: int, resume: int, options: Any, progress: mmap.mmap
 ) -> tuple[dict[str, Any] | None, str]:
     """A sweep in a process of its own: what it says, or how it ended."""
     ours, theirs = os.pipe()
@@ -254,7 +263,7 @@ def child(
                     gc.freeze()
                     way = Python() if how == "python" else Ours()
                     told = Sweep(case, way, Path(root), progress).run(
-                        start, options.step, options.most
+                        start, options.step, options.most, resume
                     )
             except BaseException as error:
                 told = {"tried": 0, "failed": 0, "places": 0, "bad": [f"{error!r}"]}
@@ -268,15 +277,11 @@ def child(
         if said and not status:
             return json.loads(said), ""
         errors.seek(0)
-        frames = [
-            line.split("(")[-1].split(")")[0]
-            for line in errors.read().decode(errors="replace").splitlines()
-            if "[0x" in line
-        ]
-    return (
-        None,
-        f"it ended with signal {status & 127}, status {status >> 8}: {' < '.join(frames[2:9])}",
-    )
+        lines = errors.read().decode(errors="replace").splitlines()
+    frames = [line.split("(")[-1].split(")")[0] for line in lines if "[0x" in line]
+    last = " ".join(line for line in lines if line.startswith("Fatal Python error"))
+    how_ = f"it ended with signal {status & 127}, status {status >> 8}: {last} {' < '.join(frames[2:9])}"
+    return None, how_
 
 
 def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
@@ -289,9 +294,9 @@ def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
         "bad": [],
         "theirs": [],
     }
-    progress, start, said = mmap.mmap(-1, 4096), options.start, []
+    progress, start, resume, said = mmap.mmap(-1, 4096), options.start, 0, list[str]()
     for _ in range(12):
-        told, ended = child(case, how, start, options, progress)
+        told, ended = child(case, how, start, resume, options, progress)
         if told is not None:
             for name in ("tried", "failed"):
                 whole[name] += told[name]
@@ -299,8 +304,9 @@ def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
             break
         n, _, once = struct.unpack("<iib", progress[:9])
         said.append(f"{MODES[once]} {n}: {ended}")
-        spun = f"signal {int(signal.SIGALRM)}" in ended  # it does so for a stretch of places
-        start = n + options.step * (20 if spun else 1)
+        spun = f"signal {int(signal.SIGALRM)}" in ended and not once
+        start = n + options.step * (not spun)
+        resume = n + 20 * options.step if spun else 0  # it does so for a stretch of places
     for what in said:
         whole["theirs" if own.did(what) else "bad"].append(what)
     return whole

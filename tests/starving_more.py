@@ -273,13 +273,15 @@ def codecs() -> None:
 class Control(Work):
     """What the interpreter does to itself, without a line of ours."""
 
+    allowed = (MemoryError, KeyError)
+
     def __init__(self, root: Path, act: Callable[[], Any]) -> None:
         super().__init__(root)
         self.act = act  # type: ignore[method-assign]
 
 
-def _three_deep(n: int = 3) -> Any:
-    return _three_deep(n - 1) if n else {}["none"]
+def _deep(n: int) -> Any:
+    return _deep(n - 1) if n else {}["none"]
 
 
 def _joined(n: int = 2) -> bytes:
@@ -324,7 +326,8 @@ def controls() -> None:
     scope: dict[str, Any] = {"within": _within}
     exec(_LONG, scope)
     for name, act in {
-        "an error through frames": _forgiving(_three_deep), "a list of a list": _listed,
+        "an error through frames": _forgiving(lambda: _deep(3)), "a list of a list": _listed,
+        "an error through many frames": _forgiving(lambda: _deep(20)),
         "generators": _joined, "a with far down": scope["far_down"], "a context variable": _context,
     }.items():  # fmt: skip
         CASES[f"interpreter: {name}"] = lambda root, act=act: Control(root, act)  # type: ignore[misc]
