@@ -2,6 +2,8 @@
 
 cdef object text_of(const gb_load_fault *fault, path):
     """The exception for what is wrong with a file."""
+    if fault.error == ENOMEM:
+        return MemoryError()
     if fault.error:
         return OSError(fault.error, f"{os.strerror(fault.error)} (at byte {fault.at})", path)
     return ImageError(path, fault.at, fault.rule.decode())
@@ -150,9 +152,12 @@ cdef class SealedImage:
     def _attach(self, int fd, map, path, codec):
         cdef gb_snap_head head
         cdef gb_load_fault fault
+        cdef int64_t wall
         cdef bint good
         self.decode = codec.decode
         self.door.decode = <PyObject *>self.decode
+        self.running = monotonic_ns() // 1000000
+        wall = time_ns() // 1000000
         PyObject_GetBuffer(map, &self.view, 0)
         good = gb_load_head(fd, self.view.len, &head, &fault)
         if good:
@@ -163,9 +168,8 @@ cdef class SealedImage:
         if not good:
             PyBuffer_Release(&self.view)
             raise text_of(&fault, path)
-        self.running = monotonic_ns() // 1000000
-        self.wall = max(time_ns() // 1000000, <int64_t>head.saved_at)
-        self.map, self.open = map, True
+        self.map, self.open = map, True  # nothing is made from here on: memory may be short
+        self.wall = wall if wall > <int64_t>head.saved_at else <int64_t>head.saved_at
 
     def __dealloc__(self):
         if self.open:

@@ -19,6 +19,11 @@ bool gb_load_wrong(struct gb_load_fault *f, const char *rule, uint64_t at) {
     return false;
 }
 
+bool gb_load_short(struct gb_load_fault *f, uint64_t at) {
+    *f = (struct gb_load_fault){"there is memory", at, ENOMEM};
+    return false;
+}
+
 /* Exactly n bytes; the file was long enough when it was opened. */
 bool gb_load_bytes(int fd, void *to, uint64_t n, uint64_t at, struct gb_load_fault *f) {
     uint8_t *p = (uint8_t *)to;
@@ -288,7 +293,7 @@ static bool note_late(struct gb_loader *l, uint64_t at) {
     if (l->lates == l->late_room) {
         uint64_t room = l->late_room ? 2u * l->late_room : 64u;
         uint64_t *more = realloc(l->late, room * sizeof *more);
-        if (!more) return gb_load_wrong(&l->fault, "there is memory to load it", at);
+        if (!more) return gb_load_short(&l->fault, at);
         l->late = more;
         l->late_room = room;
     }

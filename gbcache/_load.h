@@ -27,6 +27,8 @@ struct gb_load_fault {
 /* What the readers of frames have in common; each false says in the fault what is wrong. */
 #define GB_LOAD_FRAME ((uint64_t)sizeof(struct gb_snap_frame))
 bool gb_load_wrong(struct gb_load_fault *f, const char *rule, uint64_t at);
+/* No memory: says nothing about the file. */
+bool gb_load_short(struct gb_load_fault *f, uint64_t at);
 /* Exactly n bytes; the file was long enough when it was opened. */
 bool gb_load_bytes(int fd, void *to, uint64_t n, uint64_t at, struct gb_load_fault *f);
 /* A frame's head, whose 32 bytes are there; its payload ends before the index. */

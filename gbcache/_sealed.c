@@ -7,7 +7,7 @@ bool gb_sealed_check(struct gb_sealed *s, const uint8_t *map, const struct gb_sn
     *s = (struct gb_sealed){.map = map, .head = *h};
     gb_digest_seed(&s->digest, h->seed);
     s->frames = malloc((h->frames + 1u) * sizeof *s->frames);
-    if (!s->frames) return gb_load_wrong(f, "there is memory to open it", at);
+    if (!s->frames) return gb_load_short(f, at);
     while (at < h->index_at) {
         struct gb_snap_frame x;
         if (h->index_at - at < GB_LOAD_FRAME) return gb_load_wrong(f, "the frames meet the index", at);

@@ -43,6 +43,8 @@ Pending = tuple[Any, bool, "float | None", float, int]
 plain tuple: of one of atoms the collector soon lets go, and there may be many."""
 REMOVED = object()
 """The value of a delete."""
+_SHORT = FarError("memory is short")
+"""Made beforehand."""
 
 
 def _size(generation: dict[Any, Pending]) -> int:
@@ -137,27 +139,23 @@ class Behind:
 
     def _add(self, key: Any, write: Pending) -> Pending:
         newest = self._generations[-1]
-        old = newest.get(key)
+        old, total = newest.get(key), self._bytes + write[4]
         if old is not None:  # its place in the row is the older one's, and so is its age
             write = (*write[:3], old[3], write[4])
-            self._bytes -= old[4]
+            total -= old[4]
         elif len(newest) >= _BATCH:
             newest = {}
             self._generations.append(newest)
+        newest[key] = write
+        self._bytes = total  # nothing is made from here on: memory may be short
         if self._since == _NEVER:
             self._since = write[3]
             self._change.notify_all()  # the thread waits for a first one
-        newest[key] = write
-        self._bytes += write[4]
         return write
 
     def _age(self) -> None:
         """The oldest is another one now: the first of the first generation that is not empty."""
-        self._since = _NEVER
-        for generation in self._generations:
-            for write in generation.values():
-                self._since = write[3]
-                return
+        self._since = next((w[3] for writes in self._generations for w in writes.values()), _NEVER)
 
     def _is_crowded(self, size: int, now: float) -> bool:
         return self._bytes + size > self.max_bytes or now > self._since + self._late
@@ -258,10 +256,11 @@ class Behind:
     # --- the thread ------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=_run, args=(weakref.ref(self),), name="gbcache-behind", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread  # not before: one that did not start writes nothing
 
     def _turn(self) -> bool | None:
         """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""
@@ -276,7 +275,7 @@ class Behind:
             if rest > 0 and not full and not self._hurried and not self._over:
                 self._change.wait(rest)
                 return True
-            if not self._generations[0]:
+            while len(self._generations) > 1 and not self._generations[0]:
                 self._generations.popleft()
             if len(self._generations) == 1:
                 self._generations.append({})  # nobody adds to what is being written
@@ -287,17 +286,18 @@ class Behind:
     def _write(self, generation: dict[Any, Pending]) -> None:
         try:
             self._send(generation)
-        except FarError as error:
+        except (FarError, MemoryError) as error:
             self._flying = None
-            self._rest(error)
+            self._rest(error if isinstance(error, FarError) else _SHORT)
             return
         except Exception as error:
             self._apart(generation, error)
         with self._change:
             self.error, self._row, self._flying = None, 0, None
             if self._generations[0] is generation:
+                rest = self._bytes - _size(generation)
                 self._generations.popleft()
-                self._bytes -= _size(generation)
+                self._bytes = rest
                 self._age()
             self._change.notify_all()
 
@@ -341,8 +341,8 @@ class Behind:
             while self._generations[0] is batch:  # no longer, once a clear made it moot
                 try:
                     self._send({key: write})
-                except FarError as far:
-                    self._rest(far)
+                except (FarError, MemoryError) as far:
+                    self._rest(far if isinstance(far, FarError) else _SHORT)
                     continue
                 except Exception as one:
                     self._apart({key: write}, one)
@@ -361,8 +361,16 @@ _all: weakref.WeakSet[Behind] = weakref.WeakSet()
 
 def _run(ref: weakref.ref[Behind]) -> None:
     while (behind := ref()) is not None:
-        while more := behind._turn():  # held, as long as anything is pending
-            pass
+        more: bool | None = True
+        try:
+            while more := behind._turn():  # held, as long as anything is pending
+                pass
+        except Exception as error:  # all is as it was, and nobody else writes it
+            if not isinstance(error, MemoryError):
+                from ._packed import report
+
+                report(error, Behind)
+            time.sleep(_FIRST)
         if more is None:
             return
         del behind

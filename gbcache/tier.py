@@ -34,6 +34,8 @@ __all__ = ["TierStats", "Tiered"]
 _ERRORS = ("raise", "serve_stale", "near_only")
 _QUEUED = 200
 """Of many writes behind, those that are queued in one go."""
+_MIDWAY = (MemoryError, KeyboardInterrupt)
+"""What may come when a write is queued already: what memory has is not the last word then."""
 _VERBS = ("get_many", "put_many", "delete_many", "scan", "sync", "close")
 
 
@@ -205,7 +207,11 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         behind, kept = self._behind, False
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
-        write = behind.put(key, value, until)
+        try:
+            write = behind.put(key, value, until)
+        except _MIDWAY:
+            self._side.drop([key])
+            raise
         if write is None:  # too long for it
             behind.drain()
             if value is REMOVED:
@@ -232,8 +238,12 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         behind = self._behind
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
-        writes = behind.put_many(items, until)
         kept = False
+        try:
+            writes = behind.put_many(items, until)
+        except _MIDWAY:
+            self._side.drop(items)
+            raise
         try:
             if writes is not None:
                 with suppress(BudgetError):

@@ -41,7 +41,9 @@ import starving_more as starving
 MODES = ("on", "once")
 NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
-AGAIN, WINDOWS = 8, 6
+CRASHES = 12
+"""After so many a case is given up."""
+AGAIN, WINDOWS = 8, 40
 """How often a place is tried again that seemed to leave something, and how often that is repeated: a leak does so
 each time, what an interpreter makes at the first hundred calls of a line (3.10) does not."""
 
@@ -115,15 +117,18 @@ class Own:
     """What this interpreter does to itself where memory is short."""
 
     LOST = "error return without exception set"
-    ABORTS = "Cannot recover from MemoryErrors while normalizing exceptions"
+    ABORTS = (
+        ": Cannot recover from "  # MemoryErrors while it normalizes exceptions, or a stack overflow
+    )
 
     def __init__(self) -> None:
-        self.loses = self.leaks = self.spins = self.corrupts = self.aborts = False
+        self.loses = self.leaks = self.spins = self.corrupts = self.aborts = self.stalls = False
 
     def learn(self, told: dict[str, Any]) -> None:
         said = " ".join(told["bad"])
         self.loses |= self.LOST in said
         self.leaks |= "blocks" in said or "references" in said
+        self.stalls |= "epoll_wait" in said  # a loop whose task's step was lost
         self.aborts |= self.ABORTS in said
         self.spins |= f"signal {int(signal.SIGALRM)}" in said
         self.corrupts |= "generators" in told["case"] and "it ended with" in said
@@ -136,7 +141,8 @@ class Own:
             return True
         if "it ended with" in said:
             spun = self.spins and f"signal {int(signal.SIGALRM)}" in said
-            return self.corrupts or spun or (self.aborts and self.ABORTS in said)
+            stalled = self.stalls and "epoll_wait" in said
+            return self.corrupts or spun or stalled or (self.aborts and self.ABORTS in said)
         if "left each time" in said:
             return self.leaks and "descriptors" not in said and "threads" not in said
         return self.loses and (self.LOST in said or "returned NULL without setting an exc" in said)
@@ -202,6 +208,7 @@ class Sweep:
         """What each further attempt at this place leaves."""
         more: dict[str, int] = {}
         for _ in range(WINDOWS):
+            signal.alarm(3)
             before = left()
             for _ in range(AGAIN):
                 self.one(n, once)
@@ -295,7 +302,7 @@ def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
         "theirs": [],
     }
     progress, start, resume, said = mmap.mmap(-1, 4096), options.start, 0, list[str]()
-    for _ in range(12):
+    for _ in range(CRASHES):
         told, ended = child(case, how, start, resume, options, progress)
         if told is not None:
             for name in ("tried", "failed"):
@@ -327,16 +334,16 @@ def main() -> int:
         starving.plant()
     with contextlib.suppress(AttributeError):  # not behind the shim
         ctypes.CDLL(None).shim_crashes()
-    bad, own = 0, Own()
+    bad, own, every = 0, Own(), argparse.Namespace(**{**vars(options), "step": 1, "start": 0})
     for case in sorted(starving.CASES, key=lambda case: not case.startswith("interpreter:")):
         control = case.startswith("interpreter:")
         if control or any(part in case for part in options.only.split("|")):
             begun = time.monotonic()
-            told = swept(case, options.how, options, own)
+            told = swept(case, options.how, every if control else options, own)
             told["seconds"] = round(time.monotonic() - begun, 2)
             if control:
                 own.learn(told)
-                told["theirs"], told["bad"] = told["bad"], []
+                told["theirs"], told["bad"] = [*told["theirs"], *told["bad"]], []
             bad += len(told["bad"])
             print(json.dumps(told), flush=True)
     return 1 if bad else 0

@@ -67,6 +67,12 @@ def before(packed: bool) -> dict[Any, Any]:
 Act = Callable[[Any], Any]
 
 
+def _end(readied: Any) -> None:
+    """A loop holds what it was doing when memory was short."""
+    if isinstance(readied, asyncio.AbstractEventLoop):
+        readied.close()
+
+
 class OnCache(Work):
     """A verb of a cache: each key has its old value or its new one after it, and then it is done again."""
 
@@ -93,6 +99,7 @@ class OnCache(Work):
             self._done(other, theirs)
         self.will = {key: other.peek(key) for key in other}
         other.close()
+        _end(theirs)
 
     def _done(self, cache: Any, readied: Any) -> Any:
         return self._act(cache) if readied is None else self._act(cache, readied)  # type: ignore[call-arg]
@@ -122,6 +129,7 @@ class OnCache(Work):
 
     def over(self) -> None:
         self.cache.close()
+        _end(self.readied)
         self.cache = self.readied = None
         self.was.clear()
         self.will.clear()
@@ -309,12 +317,8 @@ def loaded() -> None:
 
         return lambda c, loop: loop.run_until_complete(main(c))
 
-    loops: list[Any] = []
-
     def loop(c: Any) -> Any:
-        if not loops:
-            loops.append(asyncio.new_event_loop())
-        return loops[0]
+        return asyncio.new_event_loop()
 
     async def fine() -> int:
         await asyncio.sleep(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -129,7 +130,7 @@ class Far(Work):
 
     def __init__(self, root: Path, act: Callable[[Any], Any], packed: bool, **options: Any) -> None:
         super().__init__(root)
-        self.far = fars.Telling()
+        self.far, self.cut = fars.Telling(), False
         near: Any = (
             Cache("100kB", housekeeping=False) if packed else ObjectCache(100, housekeeping=False)
         )
@@ -145,6 +146,9 @@ class Far(Work):
 
     def look(self, failed: bool) -> None:
         t = self.tier
+        if self.cut:
+            self.far.listener.lost()
+            self.far.listener.restored()
         t.sync()
         t.near.check()
         assert not t.near._flights
@@ -174,6 +178,14 @@ KEYS, PAIR = ["a"], (77, None)
 """Made beforehand: what the far side itself lacks memory for is not told."""
 
 
+def _changed(w: Any) -> None:
+    """What a far side does that cannot even call: the channel is lost, and restored once there is memory."""
+    w.far.data["a"] = PAIR
+    w.cut = True
+    w.far.listener.changed(KEYS)
+    w.cut = False
+
+
 def tiers() -> None:
     behind: dict[str, Any] = {"write": "behind", "behind_seconds": 0.01}
     far("get, near", lambda w: (w.tier.get("a"), w.tier["b"]))
@@ -196,7 +208,7 @@ def tiers() -> None:
     far("get_or_set", lambda w: w.tier.get_or_set("new", lambda: 4))
     far("iterate", lambda w: (list(w.tier), list(w.tier.items()), len(w.tier), "a" in w.tier))
     far("clear", lambda w: w.tier.clear())
-    far("told", lambda w: (w.far.data.__setitem__("a", PAIR), w.far.listener.changed(KEYS)))
+    far("told", _changed)
     far("told of all", lambda w: (w.far.listener.lost(), w.far.listener.restored()))
     far("stats", lambda w: (w.tier.stats(), repr(w.tier)))
     far("set behind", lambda w: w.tier.set("new", 1), **behind)
@@ -273,7 +285,7 @@ def codecs() -> None:
 class Control(Work):
     """What the interpreter does to itself, without a line of ours."""
 
-    allowed = (MemoryError, KeyError)
+    allowed = (MemoryError, KeyError, RuntimeError, OSError)
 
     def __init__(self, root: Path, act: Callable[[], Any]) -> None:
         super().__init__(root)
@@ -322,12 +334,29 @@ def _listed() -> Any:
     return sorted(pairs)
 
 
+class _Celled:
+    def find(self, key: Any) -> Any:
+        return lambda: (self, key)
+
+
+def _called() -> None:
+    _Celled().find([1.5])()
+
+
+def _task() -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(asyncio.sleep(0))
+    finally:
+        loop.close()
+
+
 def controls() -> None:
     scope: dict[str, Any] = {"within": _within}
     exec(_LONG, scope)
     for name, act in {
         "an error through frames": _forgiving(lambda: _deep(3)), "a list of a list": _listed,
-        "an error through many frames": _forgiving(lambda: _deep(20)),
+        "a task": _task, "a cell": _called, "an error through many frames": _forgiving(lambda: _deep(20)),
         "generators": _joined, "a with far down": scope["far_down"], "a context variable": _context,
     }.items():  # fmt: skip
         CASES[f"interpreter: {name}"] = lambda root, act=act: Control(root, act)  # type: ignore[misc]

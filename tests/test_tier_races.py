@@ -254,6 +254,42 @@ def test_behind_blocks_when_full_and_tells_when_it_fails() -> None:
         tier["a"] = 1
 
 
+def test_behind_keeps_what_found_no_memory() -> None:
+    """MemoryError of the far side, or of its thread's own steps, is no refusal; a thread that cannot start is none."""
+    tier = Tiered(Cache("1MB"), Full(), write="behind", behind_seconds=0.01)
+    far, behind = tier.far, tier._behind
+    assert behind is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            threading.Thread, "start", lambda self: exec("raise RuntimeError('no thread')")
+        )
+        with pytest.raises(RuntimeError, match="no thread"):
+            tier["a"] = 1
+    short = [4]
+
+    def hook(verb: str, keys: list[Any]) -> None:
+        if verb == "put" and short[0]:
+            short[0] -= 1
+            raise MemoryError
+
+    turn, turned = behind._turn, [2]
+
+    def starved() -> bool | None:
+        if turned[0]:
+            turned[0] -= 1
+            raise MemoryError
+        return turn()
+
+    far.hook, behind._turn = hook, starved  # type: ignore[attr-defined, method-assign]
+    tier["b"] = 2
+    until = time.monotonic() + 10
+    while tier.stats().at_risk.entries and time.monotonic() < until:
+        time.sleep(0.01)
+    assert far.data["b"][0] == 2 and not short[0] and not turned[0]  # type: ignore[attr-defined]
+    assert tier.stats().behind_errors == 0
+    tier.close()
+
+
 def test_behind_is_bounded_in_time() -> None:
     """A far side that does not keep up slows writers down; what is at risk is not older than about the interval."""
     tier = Tiered(Cache("10MB"), Full(), write="behind", behind_seconds=0.05)
