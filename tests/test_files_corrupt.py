@@ -281,7 +281,7 @@ def test_a_record_in_the_index_itself_is_none(
     at = next(r for r in records(forged) if forged.data[r + 12 : r + 19] == b"key 1v1")
     index, slots = forged.index, forged.get("Q", 96)
     first = forged.get("I", at + 4) * slots >> 32  # where the search for it begins
-    place = index + (0 if first > slots // 2 else slots * 4 // 8 * 8 - 64)
+    place = index + (64 if first > slots // 2 else slots * 4 // 8 * 8 - 64)
     for slot in range(slots):
         forged.put("I", index + 4 * slot, place // 8)
     forged.data[place : place + 24] = forged.data[at : at + 24]
