@@ -19,6 +19,7 @@
  *           4 every pending block is pinned, or a save's ghost.
  *           5 magic, version, layout and length are those of this build and mapping; the arena ends where
  *             the ring begins, the ring where the image ends.
+ *           6 every entry's block is in the recency list: none is nobody's.
  *
  * COST      gb_room_make: one unit, at most GB_ROOM_UNIT steps. remove: one bucket, two links.
  *

@@ -45,7 +45,7 @@ static bool is_pinned(const struct gb_store *s, gb_ref ref) {
 bool gb_room_check(const struct gb_store *s, struct gb_fault *f) {
     const struct gb_head *h = s->head;
     const struct gb_index *ix = &s->index;
-    uint64_t keys = 0, values = 0, extents = 0, pending = 0;
+    uint64_t keys = 0, values = 0, entries = 0, extents = 0, pending = 0;
     if (h->magic != GB_ROOM_MAGIC || h->version != GB_ROOM_VERSION || h->layout != gb_room_layout())
         return gb_broken(f, "room 5: magic, version and layout are this build's", 0, GB_ROOM_MAGIC,
                          h->magic);
@@ -62,11 +62,15 @@ bool gb_room_check(const struct gb_store *s, struct gb_fault *f) {
         uint32_t word = gb_entry_at(s->base, ref)->word;
         keys += gb_key_len(s->base, ref, word);
         values += gb_value_len(s->base, ref, word);
+        entries += gb_word_granules(word);
         if (!check_entry(s, ref, &extents, f)) return false;
     }
     if (keys != h->key_bytes || values != h->value_bytes)
         return gb_broken(f, "room 1: key and value bytes are the sums over the entries", keys,
                          h->key_bytes, h->value_bytes);
+    if (entries != h->arena.ledger[GB_KIND_ENTRY])
+        return gb_broken(f, "room 6: every entry's block is in the recency list", 0, entries,
+                         h->arena.ledger[GB_KIND_ENTRY]);
     for (gb_ref t = h->trash; t;) { /* a trashed chain's head names the next chain */
         gb_ref chain = t < h->arena.end ? gb_extent_at(s->base, t)->prev : 0;
         for (; t; t = gb_extent_at(s->base, t)->next) {

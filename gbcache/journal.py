@@ -243,18 +243,22 @@ def recover(folder: str, seed: bytes, applied: int, mark: Mark | None, boot: byt
     """
     listed = numbered(folder)
     strict = mark is not None and mark.boot == boot and any(boot)
-    found = []
+    found, begun = [], []
     for number, path in listed:
         one = _read(path, number, seed)
-        if one is None and number != listed[-1][0]:
-            raise ImageError(path, 0, "it begins with the head of a journal")
-        if one is not None:
+        if one is None:
+            begun.append((number, path))
+        else:
             found.append(one)
     if not found:
         raise ImageError(
             folder, None, "a journal is in it: one was removed, or never belonged to it"
         )
     begins = max((i for i, one in enumerate(found) if one.first), default=0)
+    # Kills leave some that were begun: behind all others, or before one that says all before it was applied.
+    for number, path in begun:
+        if found[begins].number < number < found[-1].number:
+            raise ImageError(path, 0, "it begins with the head of a journal")
     changes, seq = _replay(found[begins:], applied, strict)
     if strict and mark is not None and seq < mark.seq:
         rule = f"frame {mark.seq}, which was acknowledged, is there: the last is {seq}"

@@ -327,6 +327,49 @@ def test_after_a_kill_nothing_may_be_missing(tmp_path: Path) -> None:
         assert disk.count() == 20
 
 
+def dies_opening(folder: Path, at: int) -> bool:
+    """Opens the store in a process that is killed before its `at`-th change of a file; whether it was."""
+    pid = os.fork()
+    if not pid:
+        left = [at]
+
+        def deadly(call: Any) -> Any:
+            def do(*args: Any, **named: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*args, **named)
+
+            return do
+
+        for owner, names in (
+            (os, ("ftruncate", "pwrite", "fsync", "unlink")),
+            (files, ("open_file",)),
+        ):
+            for name in names:
+                setattr(owner, name, deadly(getattr(owner, name)))
+        Disk(folder, sync="always")
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == signal.SIGKILL
+
+
+def test_killed_while_it_is_opened_again_and_again(tmp_path: Path) -> None:
+    """A journal that was begun may lie before one that was not."""
+    killed(tmp_path / "d")
+    for first in range(40):
+        for second in range(0, 40, 1 + first % 3):
+            shutil.copytree(tmp_path / "d", tmp_path / "e")
+            deaths = [dies_opening(tmp_path / "e", n) for n in (first, second, first)]
+            with Disk(tmp_path / "e") as disk:
+                assert disk.count() == 20 and disk.get_many([7]) == {7: (bytes([7]) * 100, None)}
+            shutil.rmtree(tmp_path / "e")
+            if not deaths[1]:
+                break
+        if not deaths[0]:
+            return
+    raise AssertionError("an opening has no end")
+
+
 @pytest.mark.parametrize("gone", ["data.mdb", "journal.00000001"])
 def test_a_file_is_gone(tmp_path: Path, gone: str) -> None:
     killed(tmp_path / "d")

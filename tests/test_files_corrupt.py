@@ -274,6 +274,22 @@ def test_as_many_frames_and_entries_as_the_head_says(
         refused(path, mode)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_type_and_length_go_together(
+    mode: str, folder: Path, sound: tuple[bytes, dict[Any, Any]]
+) -> None:
+    """What makes an object of a number takes its eight bytes for granted, and those of a constant its one."""
+    path = folder / "types.gbs"
+    path.touch(0o600)
+    of_text = next(r for r in records(Forged(sound[0])) if Forged(sound[0]).get("I", r) > 8)
+    for value_type in (2, 3, 4):  # int, float, constant
+        forged = Forged(sound[0])
+        forged.put("B", of_text + 10, value_type << 2 | forged.data[of_text + 10] & 3)
+        path.write_bytes(forged.sealed())
+        with pytest.raises(ImageError, match="a value's length is one of its type"):
+            Cache.open(path, mode)
+
+
 def test_a_record_in_the_index_itself_is_none(
     folder: Path, sound: tuple[bytes, dict[Any, Any]]
 ) -> None:

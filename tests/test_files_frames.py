@@ -91,6 +91,7 @@ def late(folder: Path) -> bytes:
     data = path.read_bytes()
     assert set(kinds_of(data)) == {MAIN, LATE, LONG}, kinds_of(data)
     assert all(read(path, mode) == content for mode in MODES)
+    assert list(read(path, "r")) == list(read(path, "copy"))  # what came late was used last
     return data
 
 
@@ -157,6 +158,17 @@ def test_frames_out_of_place(mode: str, folder: Path, late: bytes) -> None:
             refused(path, mode)
         else:
             use(path, mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_frame_ends_before_the_index(mode: str, folder: Path, late: bytes) -> None:
+    """The last one, made longer by a granule: its bytes are there, but they are the index's."""
+    at, size = list(Forged(late).frames())[-1]
+    path = folder / "reaches.gbs"
+    path.touch(0o600)
+    path.write_bytes(forged_with(late, "Q", at + 8, size + 8))
+    with pytest.raises(ImageError, match="a frame ends before the index"):
+        Cache.open(path, mode)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -210,6 +210,8 @@ def test_a_live_file_is_there_again(folder: Path) -> None:
             Cache("2MB", path=path)
     with Cache("2MB", path=path, events="64KiB") as again:
         assert again.recovery is not None and again.recovery.how == "clean"
+        with pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
+            Cache.open(path, "r+")  # one that was there has one writer, too
         assert list(again.items()) == content and again.last_seq == seq
         assert 98 < (again.ttl("ttl") or 0) <= 100
         again.check()

@@ -61,6 +61,20 @@ def served(cache: Any, key: Any = "k") -> Any:
         return None
 
 
+REMOVALS: dict[str, Callable[[Any], Any]] = {
+    "pop": lambda c: c.pop("k", None), "delete_many": lambda c: c.delete_many(["k"]) or None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("remove", REMOVALS)
+def test_what_is_past_and_removed_has_expired(cache: Any, remove: str) -> None:
+    """It was not there to be deleted."""
+    with cache.watch() as told:
+        assert REMOVALS[remove](cache) is None
+        assert [(event.kind, event.key) for event in told.read()] == [("expire", "k")]
+    assert served(cache) is None
+
+
 LOOKS: dict[str, Callable[[Any], Any]] = {
     "get": lambda c: c.get("k", "absent"), "[]": lambda c: c["k"], "in": lambda c: "k" in c,
     "peek": lambda c: c.peek("k", "absent"),

@@ -281,6 +281,13 @@ static void shrunk(void) {
     CHECK(gb_arena_shrink(&arena, first + 9u) && root()->end == first + 9u);
     SOUND(gb_arena_check, &arena);
     free(arena.base);
+    start(6u * GB_BLOCK_MAX);
+    CHECK(gb_arena_alloc(&arena, 5, GB_KIND_ENTRY) == first);
+    gb_arena_gap_skip(&arena);
+    CHECK(gb_arena_gap_next(&arena, GB_GAP_TAIL) == 0 && root()->gap == first + 5u);
+    CHECK(!gb_arena_shrink(&arena, first + 4u)); /* what lies before the gap is somebody's */
+    SOUND(gb_arena_check, &arena);
+    free(arena.base);
 }
 /* A slide to an aligned place, finished after a kill: what is before it and behind it is free. */
 static void slid(void) {

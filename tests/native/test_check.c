@@ -48,6 +48,18 @@ static void damage_links(void) {
     }
 }
 
+/* Each line of the ledger is compared, whatever the blocks are. */
+static void ledger(void) {
+    struct gb_fault f;
+    uint32_t *line = store.index.arena.root->ledger;
+    SOUND(gb_arena_check, &store.index.arena);
+    for (uint32_t k = 0; k < GB_KINDS; k++) {
+        line[k]++;
+        CHECK(!gb_arena_check(&store.index.arena, &f) && strstr(f.rule, "arena 5"));
+        line[k]--;
+    }
+}
+
 int main(int argc, char **argv) {
     struct gb_fault f = {0};
     uint32_t clean = 0, found = 0;
@@ -72,6 +84,7 @@ int main(int argc, char **argv) {
     memcpy(image, sound, length);
     CHECK(gb_room_attach(&store, image, length) == GB_OK);
     SOUND(gb_chain_check, &store);
+    ledger();
     free(image);
     free(sound);
     return check_done();
