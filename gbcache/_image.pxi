@@ -36,27 +36,11 @@ cdef class PackedImage:
         gb_clock_start(&d.clock, NULL if clock is None else <PyObject *>self.clock, <PyObject *>ttl,
                        <PyObject *>idle, jitter, words[0])
         self._hold_buffer(map)
-        cdef gb_err err
-        if how == "new":
-            err = gb_room_format(&d.store, self.view.buf, self.view.len, words, GB_CLOCK_HEAD_START)
-        else:
-            err = adopt(self, how == "mend", boot)
-        if err:
-            PyBuffer_Release(&self.view)
-            if how != "new":
-                return False
-            gb_door_raise(d, err, NULL)
-        if how == "new":
-            d.store.head.max_bytes = max_bytes
-            memcpy(d.store.head.codec, <const char *>codec_name, min(<size_t>len(codec_name), <size_t>63))
-        if boot is not None:
-            go_live(self, GB_IMAGE_LOADING if how == "new" else GB_IMAGE_OPEN, boot, file_id)
-        if how == "new" or max_entries:  # not before it says OPEN
-            d.store.head.max_entries = max_entries
-        self.map = map
-        d.keep = housekeeping
-        d.born = d.open = True
-        return True
+        try:
+            return take(self, map, words, how, boot, file_id, max_entries, max_bytes, codec_name, housekeeping)
+        except BaseException:
+            PyBuffer_Release(&self.view)  # it would keep the mapping, and a live file's lock, for ever
+            raise
 
     def _hold_buffer(self, map):
         PyObject_GetBuffer(map, &self.view, PyBUF_WRITABLE)
@@ -385,6 +369,33 @@ cdef class PackedImage:
         gb_tell_count(&d.store, GB_EVENT_RECOVER, d.store.head.table.count)
         gb_door_leave(d, GB_OP_SET)
         gb_door_inform(d)
+
+
+cdef bint take(PackedImage self, map, uint64_t *words, how, boot, uint64_t file_id, uint32_t max_entries,
+               uint64_t max_bytes, codec_name, housekeeping) except -1:
+    """The buffer becomes the cache's image; False: as `_attach`, and it was let go."""
+    cdef gb_door *d = &self.door
+    cdef gb_err err
+    if how == "new":
+        err = gb_room_format(&d.store, self.view.buf, self.view.len, words, GB_CLOCK_HEAD_START)
+    else:
+        err = adopt(self, how == "mend", boot)
+    if err:
+        if how == "new":
+            gb_door_raise(d, err, NULL)
+        PyBuffer_Release(&self.view)
+        return False
+    if how == "new":
+        d.store.head.max_bytes = max_bytes
+        memcpy(d.store.head.codec, <const char *>codec_name, min(<size_t>len(codec_name), <size_t>63))
+    if boot is not None:
+        go_live(self, GB_IMAGE_LOADING if how == "new" else GB_IMAGE_OPEN, boot, file_id)
+    if how == "new" or max_entries:  # not before it says OPEN
+        d.store.head.max_entries = max_entries
+    self.map = map
+    d.keep = housekeeping
+    d.born = d.open = True
+    return True
 
 
 cdef gb_err adopt(PackedImage self, bint mend, boot) except *:

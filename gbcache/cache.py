@@ -166,9 +166,9 @@ class Cache(Persistent, Common):
             self._file = LiveFile(path)
             recovery = self._file.open(self, length, attach, on_error)
             self.recovery = recovery
-        housekeeper.register(self)
         self._hub = None
         try:
+            housekeeper.register(self)
             self._begin(max_bytes, ring)
         except BaseException:
             self.close()  # a live file would be nobody's, and locked

@@ -157,10 +157,18 @@ def boot_id() -> bytes:
         if sys.platform.startswith("linux"):
             with open("/proc/sys/kernel/random/boot_id") as file:
                 return bytes.fromhex(file.read().strip().replace("-", ""))
-        import subprocess
-
-        call = ["sysctl", "-n", "kern.bootsessionuuid"]
-        said = subprocess.run(call, capture_output=True, text=True, timeout=5, check=True).stdout
-        return bytes.fromhex(said.strip().replace("-", ""))
-    except (OSError, ValueError, subprocess.SubprocessError):
+        return _boot_session()
+    except (OSError, ValueError):
         return bytes(16)
+
+
+def _boot_session() -> bytes:
+    """Where there is no /proc."""
+    import subprocess
+
+    call = ["sysctl", "-n", "kern.bootsessionuuid"]
+    try:
+        said = subprocess.run(call, capture_output=True, text=True, timeout=5, check=True).stdout
+    except subprocess.SubprocessError:
+        return bytes(16)
+    return bytes.fromhex(said.strip().replace("-", ""))

@@ -51,6 +51,9 @@ class Recovery(NamedTuple):
 class LiveFile:
     """The file of one cache: locked, mapped, and found again."""
 
+    fd = -1
+    _stop: threading.Event | None = None  # of one that failed before it had one
+
     def __init__(self, path: files.Path) -> None:
         self.path = files.path_of(path)
         self.checkpoint = self.path + CHECKPOINT
@@ -72,13 +75,18 @@ class LiveFile:
         begun = time.perf_counter()
         try:
             how, reason = self._open(cache, length, attach, on_error)
+            return Recovery(how, len(cache), reason, time.perf_counter() - begun)
         except BaseException:
-            if not cache.closed:  # its mapping would keep the lock
-                with contextlib.suppress(OSError):
+            try:
+                if not cache.closed:  # its mapping would keep the lock
                     PackedStore.close(cache)
-            self.release()
+            except OSError:
+                pass
+            finally:  # `release`, but a call may ask for memory
+                fd, self.fd = self.fd, -1
+                if fd >= 0:
+                    os.close(fd)
             raise
-        return Recovery(how, len(cache), reason, time.perf_counter() - begun)
 
     def _open(
         self, cache: Persistent, length: int | None, attach: Callable[..., bool], on_error: str
@@ -94,8 +102,10 @@ class LiveFile:
                     said = (live_head(mapped) or {"length": 0})["length"] // 8 * 8
                     known = said if smallest() <= said <= len(mapped) else None
                 finally:
-                    with contextlib.suppress(BufferError):  # where it is the cache's now
+                    try:  # noqa: SIM105, `suppress` asks for memory
                         mapped.close()
+                    except BufferError:  # it is the cache's now
+                        pass
                 if how:
                     return how, reason
                 length = length or known
@@ -273,6 +283,7 @@ class LiveFile:
 
     def keep_synced(self, cache: Persistent, interval: float) -> None:
         """Has a thread call `sync` each `interval` seconds, as long as the cache lives and is open."""
+        assert self._stop is not None
         ref, stop = weakref.ref(cache), self._stop
         self._syncing = threading.Thread(
             target=_sync_on, args=(ref, stop, interval), name="gbcache-sync", daemon=True
@@ -281,6 +292,7 @@ class LiveFile:
 
     def stop(self) -> None:
         """No further sync in the background; waits for one under way."""
+        assert self._stop is not None
         self._stop.set()
         thread = self._syncing
         if thread is not None and thread is not threading.current_thread():
@@ -293,8 +305,11 @@ class LiveFile:
             os.close(fd)
 
     def __del__(self) -> None:
-        self._stop.set()
-        self.release()
+        try:
+            if self._stop is not None:
+                self._stop.set()
+        finally:
+            self.release()
 
 
 def _sync_on(ref: weakref.ref[Any], stop: threading.Event, interval: float) -> None:
