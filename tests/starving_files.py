@@ -206,8 +206,9 @@ class OnDisk(Work):
 
     allowed = (MemoryError, RuntimeError, gbcache.FarError)
 
-    def __init__(self, root: Path, act: Callable[[Any], Any]) -> None:
+    def __init__(self, root: Path, act: Callable[[Any], Any], deleted: str = "") -> None:
         super().__init__(root)
+        self.deleted = deleted
         self._act, self.path = act, root / "store"
         self.disk: Any = gbcache.Disk(self.path, sync="interval", interval=60)
         self.disk.put_many([(key, value, None) for key, value in OLD.items()])
@@ -217,7 +218,9 @@ class OnDisk(Work):
 
     def look(self, failed: bool) -> None:
         found = {key: one[0] for key, one in self.disk.get_many(list(NEW)).items()}
-        assert all(found.get(key) in (OLD.get(key), NEW.get(key)) for key in NEW), found
+        for key in NEW:
+            right = (OLD.get(key), NEW.get(key), *([None] if key == self.deleted else []))
+            assert found.get(key) in right, (key, found.get(key))
         self.disk.put_many([(key, value, None) for key, value in NEW.items()])
         self.disk.sync()
         assert len(self.disk.get_many(list(NEW))) == len(NEW)
@@ -234,7 +237,9 @@ def disks() -> None:
         "scan": lambda w: w.disk.scan(),
         "sync": lambda w: w.disk.sync(),
     }.items():
-        CASES[f"Disk: {name}"] = lambda root, act=act: OnDisk(root, act)  # type: ignore[misc]
+        CASES[f"Disk: {name}"] = lambda root, act=act, gone="a" * ("delete" in name): OnDisk(  # type: ignore[misc]
+            root, act, gone
+        )
 
 
 class OnDiskTier(Work):
