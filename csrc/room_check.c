@@ -36,6 +36,23 @@ static bool check_entry(const struct gb_store *s, gb_ref ref, uint64_t *extents,
     return check_extents(s, ref, x->chain, half ? held : want, extents, f);
 }
 
+/* Chains that nobody names but the trash. */
+static bool check_trash(const struct gb_store *s, uint64_t *extents, struct gb_fault *f) {
+    const struct gb_head *h = s->head;
+    for (gb_ref t = h->trash; t;) { /* a trashed chain's head names the next chain */
+        gb_ref chain = t < h->arena.end ? gb_extent_at(s->base, t)->prev : 0;
+        for (; t; t = gb_extent_at(s->base, t)->next) {
+            const struct gb_extent *x = gb_extent_at(s->base, t);
+            if (t + 1u >= h->arena.end || gb_word_kind(x->word) != GB_KIND_EXTENT ||
+                !gb_word_granules(x->word) || *extents > h->arena.end)
+                return gb_broken(f, "room 2: the trash holds extents", t, GB_KIND_EXTENT, *extents);
+            *extents += gb_word_granules(x->word);
+        }
+        t = chain;
+    }
+    return true;
+}
+
 static bool is_pinned(const struct gb_store *s, gb_ref ref) {
     bool found = false;
     for (uint32_t i = 0; i < GB_HEAD_PINS; i++) found |= s->pin[i].used && s->pin[i].entry == ref;
@@ -71,17 +88,7 @@ bool gb_room_check(const struct gb_store *s, struct gb_fault *f) {
     if (entries != h->arena.ledger[GB_KIND_ENTRY])
         return gb_broken(f, "room 6: every entry's block is in the recency list", 0, entries,
                          h->arena.ledger[GB_KIND_ENTRY]);
-    for (gb_ref t = h->trash; t;) { /* a trashed chain's head names the next chain */
-        gb_ref chain = t < h->arena.end ? gb_extent_at(s->base, t)->prev : 0;
-        for (; t; t = gb_extent_at(s->base, t)->next) {
-            const struct gb_extent *x = gb_extent_at(s->base, t);
-            if (t + 1u >= h->arena.end || gb_word_kind(x->word) != GB_KIND_EXTENT ||
-                !gb_word_granules(x->word) || extents > h->arena.end)
-                return gb_broken(f, "room 2: the trash holds extents", t, GB_KIND_EXTENT, extents);
-            extents += gb_word_granules(x->word);
-        }
-        t = chain;
-    }
+    if (!check_trash(s, &extents, f)) return false;
     for (uint32_t i = 0; i < GB_HEAD_PINS; i++) {
         gb_ref ref = s->pin[i].entry;
         bool again = false;

@@ -362,7 +362,10 @@ cdef class Records:
 
     def names(self, keys):
         """Their names."""
-        return [self.name(key) for key in keys]
+        cdef list made = []
+        for key in keys:
+            made.append(self.name(key))
+        return made
 
 
 cdef list pending(list names, dict active, dict frozen):

@@ -93,8 +93,12 @@ cdef class Batch:
         return self.batch.count
 
     def __getitem__(self, index):
+        cdef list made
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.batch.count))]
+            made = []
+            for at in range(*index.indices(self.batch.count)):
+                made.append(self[at])
+            return made
         cdef Py_ssize_t i = index
         if i < 0:
             i += self.batch.count
@@ -107,7 +111,10 @@ cdef class Batch:
 
     def keys(self):
         """The keys in a list, one for each event (None of those that have none); faster than the events."""
-        return [gb_news_key(&self.batch, i) for i in range(self.batch.count)]
+        cdef list made = []
+        for i in range(self.batch.count):
+            made.append(gb_news_key(&self.batch, i))
+        return made
 
     def __repr__(self):
         return f"<Batch of {self.batch.count} events>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from _thread import allocate_lock
@@ -12,6 +13,7 @@ from .errors import FarError
 
 __all__ = ["Groups", "Request"]
 
+_INTERRUPTED = FarError(errno.EINTR, "the thread that wrote for this one was interrupted")
 PATIENCE = 0.5
 """Of the time the last commit took: how long a leader waits for others."""
 
@@ -56,12 +58,15 @@ class Groups:
 
     def run(self, request: Request) -> Any:
         """Has it done, here or by another thread; returns its result or raises its error."""
-        with self._lock:
+        self._lock.acquire()
+        try:
             self._waiting.append(request)
             follows, self._led = self._led, True
             if len(self._waiting) == self._expected and self._gathers:
                 self._gathers = False
                 self._gathered.release()
+        finally:
+            self._lock.release()
         if follows:
             try:
                 request.gate.acquire()
@@ -86,35 +91,58 @@ class Groups:
                 self._gathered.acquire()
 
     def _lead(self, own: Request) -> None:
-        if self._expected > 1:
-            self._gather()
-        with self._lock:
-            batch, self._waiting = self._waiting, []
-        begun = time.perf_counter()
+        batch: list[Request] = []
         try:
+            if self._expected > 1:
+                self._gather()
+            self._lock.acquire()
+            try:
+                batch, self._waiting = self._waiting, batch
+            finally:
+                self._lock.release()
+            begun = time.perf_counter()
             self._commit(batch)
-        except BaseException as error:  # an interrupt of the thread that leads
-            for request in batch:
-                if request is not own and request.error is None:
-                    request.error = FarError(
-                        errno.EINTR, "the thread that wrote for this one was interrupted"
-                    )
-                    request.error.__cause__ = error
+            self._took = time.perf_counter() - begun
+        except BaseException as error:  # an interrupt of the thread that leads, or no memory
+            self._give_up(batch, own, error)
             raise
         finally:
-            self._took, self._expected = time.perf_counter() - begun, len(batch)
-            self._hand_over()
-            for request in batch:
-                request.done = True
-                if request is not own:
-                    request.gate.release()
+            self._hand_over(own)
+            self._end(batch, own)
 
-    def _hand_over(self) -> None:
-        with self._lock:
+    # What ends a lead makes no object where memory is short: else those who wait would do so for ever.
+
+    def _give_up(self, batch: list[Request], own: Request, error: BaseException) -> None:
+        at = 0
+        while at < len(batch):
+            if batch[at] is not own and batch[at].error is None:
+                batch[at].error = _INTERRUPTED
+            at += 1
+        with contextlib.suppress(MemoryError):
+            for request in batch:
+                if request.error is _INTERRUPTED:
+                    request.error = FarError(errno.EINTR, _INTERRUPTED.strerror)
+                    request.error.__cause__ = error
+
+    def _hand_over(self, own: Request) -> None:
+        self._lock.acquire()
+        try:
+            if own in self._waiting:  # it failed before it took what waited
+                self._waiting.remove(own)
             self._led = bool(self._waiting)
             if self._led:
                 self._waiting[0].promoted = True
                 self._waiting[0].gate.release()
+        finally:
+            self._lock.release()
+
+    def _end(self, batch: list[Request], own: Request) -> None:
+        self._expected, at = len(batch) or 1, 0
+        while at < len(batch):
+            batch[at].done = True
+            if batch[at] is not own:
+                batch[at].gate.release()
+            at += 1
 
     def _abandon(self, request: Request) -> None:
         """Whoever waited is gone; if it was to lead, it still does."""

@@ -140,7 +140,8 @@ class Own:
         ):  # its token and its new mapping both failed: it lets go of NULL
             return True
         if "it ended with" in said:
-            spun = self.spins and f"signal {int(signal.SIGALRM)}" in said
+            locked = "acquire_lock" in said  # that is nobody's spinning
+            spun = self.spins and f"signal {int(signal.SIGALRM)}" in said and not locked
             stalled = self.stalls and "epoll_wait" in said
             return self.corrupts or spun or stalled or (self.aborts and self.ABORTS in said)
         if "left each time" in said:

@@ -55,7 +55,7 @@ SHOWED = [
     # lock kept by a mapping that nobody had.
     "Cache: set_many", "Cache: get_many of an iterator", "Cache: iterate", "ObjectCache: watch, dropped",
     "ObjectCache: get_or_set, raises", "Tiered Cache: set over", "Tiered Cache: add, incr", "Tiered Cache: told",
-    "Tiered ObjectCache: get_many", "live: open by r+",
+    "Tiered ObjectCache: get_many", "Tiered Disk: get what", "live: open by r+",
 ]  # fmt: skip
 
 
