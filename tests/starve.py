@@ -39,10 +39,11 @@ import starving_files  # noqa: F401, its cases
 import starving_more as starving
 
 MODES = ("on", "once")
+ALONE = "interpreter:"
 NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
-CRASHES = 12
-"""After so many a case is given up."""
+CRASHES, ENOUGH = 12, 2
+"""After so many a case is given up; and one of the interpreter alone, which has shown it then."""
 AGAIN, WINDOWS = 8, 40
 """How often a place is tried again that seemed to leave something, and how often that is repeated: a leak does so
 each time, what an interpreter makes at the first hundred calls of a line (3.10) does not."""
@@ -303,7 +304,7 @@ def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
         "theirs": [],
     }
     progress, start, resume, said = mmap.mmap(-1, 4096), options.start, 0, list[str]()
-    for _ in range(CRASHES):
+    for _ in range(ENOUGH if case.startswith(ALONE) else CRASHES):
         told, ended = child(case, how, start, resume, options, progress)
         if told is not None:
             for name in ("tried", "failed"):
@@ -336,8 +337,8 @@ def main() -> int:
     with contextlib.suppress(AttributeError):  # not behind the shim
         ctypes.CDLL(None).shim_crashes()
     bad, own, every = 0, Own(), argparse.Namespace(**{**vars(options), "step": 1, "start": 0})
-    for case in sorted(starving.CASES, key=lambda case: not case.startswith("interpreter:")):
-        control = case.startswith("interpreter:")
+    for case in sorted(starving.CASES, key=lambda case: not case.startswith(ALONE)):
+        control = case.startswith(ALONE)
         if control or any(part in case for part in options.only.split("|")):
             begun = time.monotonic()
             told = swept(case, options.how, every if control else options, own)
