@@ -49,15 +49,17 @@ def switch_often() -> Iterator[None]:
 
 
 def hammer(*jobs: Callable[[random.Random], None], seconds: float = SECONDS) -> None:
-    """Each job again and again in a thread of its own, until the time is over; the first exception is raised."""
+    """Each job again and again in a thread of its own, once at least, until the time is over; the first exception is
+    raised. The time begins when all threads are there: on a busy machine it was over before one of them was."""
     errors: list[BaseException] = []
-    until = time.monotonic() + seconds
     ready = threading.Barrier(len(jobs))
 
     def work(job: Callable[[random.Random], None], seed: int) -> None:
         draw = random.Random(seed)
         try:
             ready.wait()
+            until = time.monotonic() + seconds
+            job(draw)
             while time.monotonic() < until and not errors:
                 job(draw)
         except BaseException as error:
