@@ -1,7 +1,8 @@
-/* _alone.c - what a fork leaves of a section. */
+/* _alone.c - a section that is paused, and what a fork leaves of one. */
 #include "_alone.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #ifdef Py_GIL_DISABLED
 void gb_alone_reborn(PyObject *object) {
@@ -15,5 +16,20 @@ void gb_alone_reborn(PyObject *object) {
         at = c->_cs_base._cs_prev;
     }
     object->ob_mutex._bits = ours; /* nobody waits */
+}
+
+struct gb_alone_section *gb_alone_pause(void) {
+    uintptr_t at = PyThreadState_Get()->critical_section;
+    if (!at || (at & 3u)) return NULL;
+    PyCriticalSection *section = (PyCriticalSection *)at;
+    PyCriticalSection_End(section);
+    return (struct gb_alone_section *)section;
+}
+
+void gb_alone_again(struct gb_alone_section *paused) {
+    PyCriticalSection *section = (PyCriticalSection *)paused;
+    if (!section) return;
+    char *object = (char *)section->_cs_mutex - offsetof(PyObject, ob_mutex);
+    PyCriticalSection_Begin(section, (PyObject *)(void *)object);
 }
 #endif

@@ -19,13 +19,21 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+struct gb_alone_section; /* one that is paused */
+
 #ifdef Py_GIL_DISABLED
 #define GB_ALONE(object)                                                                           \
     PyCriticalSection gb_alone __attribute__((cleanup(PyCriticalSection_End)));                    \
     PyCriticalSection_Begin(&gb_alone, (PyObject *)(void *)(object))
 /* In a forked child: a thread that is not here may have been given the object's section just before. */
 void gb_alone_reborn(PyObject *object);
+/* Lets go of the innermost section while Python code runs that may take as long as it likes, or come back to the
+ * object; to be given to gb_alone_again. NULL: the thread is in none, or it is let go of already. */
+struct gb_alone_section *gb_alone_pause(void);
+void gb_alone_again(struct gb_alone_section *section);
 #else
+static inline struct gb_alone_section *gb_alone_pause(void) { return NULL; }
+static inline void gb_alone_again(struct gb_alone_section *section) { (void)section; }
 #define GB_ALONE(object) (void)0
 static inline void gb_alone_reborn(PyObject *object) { (void)object; }
 #endif

@@ -1,5 +1,6 @@
 /* _queue.c - recording changes, and reading them as Events. */
 #include "_queue.h"
+#include "_alone.h"
 
 #define YIELD 16u /* slices in which nothing passed, before other threads may run */
 
@@ -116,7 +117,12 @@ void gb_queue_hear(struct gb_queue *q, PyObject *fn) {
 
 void gb_queue_tell(struct gb_queue *q) {
     gb_bell_ring_all(&q->bells);
-    if (q->hear) gb_event_heard(q->hear);
+    if (!q->hear) return;
+    PyObject *hear = Py_NewRef(q->hear); /* another thread may set it now */
+    struct gb_alone_section *paused = gb_alone_pause();
+    gb_event_heard(hear);
+    gb_alone_again(paused);
+    Py_DECREF(hear);
 }
 
 /* ---- reading ---- */

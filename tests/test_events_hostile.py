@@ -197,6 +197,28 @@ def test_a_stalled_subscriber_is_told_what_it_lost_and_holds_up_nobody(make: Any
 
 @both
 @isolated
+def test_an_inline_subscriber_that_computes_holds_up_nobody(make: Any) -> None:
+    """It waits for nothing that would let go of a lock: without the GIL that shows whether we hold one."""
+    cache, read, met = make(), [], []
+    cache["k"] = 1
+    begun = threading.Event()
+    reader = in_thread(lambda: (begun.wait(), read.append(cache["k"])))
+
+    def compute(event: Event) -> None:
+        begun.set()
+        end = time.monotonic() + 4
+        while not read and time.monotonic() < end:
+            pass
+        met.append(bool(read))
+
+    cache.subscribe(compute, delivery="inline")
+    cache["other"] = 2
+    joined(reader)
+    assert met == [True] and read == [1]
+
+
+@both
+@isolated
 def test_nothing_waits_for_a_subscriber(make: Any) -> None:
     """It waits for a lock whose holder closes, unsubscribes, clears, subscribes, forks."""
     cache, lock, inside = make(), threading.Lock(), threading.Event()
