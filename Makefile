@@ -104,14 +104,14 @@ proof-disk: build ## a Disk's writers killed KILLS times, and STORES damaged sto
 	PYTHONPATH=. $(PY) tests/proof/disk_kill.py --kills $(KILLS) --seed $(SEED)
 	PYTHONPATH=. $(PY) tests/proof/disk_damage.py --stores $(STORES) --seed $(SEED)
 
-proof-threads: build build/tsan/.made build/python3.13t-tsan/bin/python3.13t ## ThreadSanitizer: the core, and HAMMER seconds of each test without the GIL
+proof-threads: build build/tsan/.made build/python3.13t-tsan/bin/python3.13t ## ThreadSanitizer: the core, and HAMMER seconds of each test without the GIL (its interpreters, first: 25 minutes on one busy core)
 	PYTHONPATH=. $(PY) tests/proof/threads.py --seed $(SEED) --rounds 20000 --seconds $(HAMMER) --build build/tsan \
 	    --python build/python3.13t-tsan/bin/python3.13t --packages .venv-free/lib/python3.13t/site-packages
 
 proof-stale: build ## a copy behind its Valkey server: WRITES watched, CUTS of the channel, DOWN seconds without a server
 	PYTHONPATH=. $(PY) tests/proof/valkey_stale.py --writes $(WRITES) --cuts $(CUTS) --down $(DOWN) --seed $(SEED)
 
-python-free: build/python3.13t/bin/python3.13t ## a free-threaded CPython 3.13, of Debian's source (4 minutes)
+python-free: build/python3.13t/bin/python3.13t ## a free-threaded CPython 3.13, of Debian's source (4 minutes; 9 on one busy core)
 build/python3.13t/bin/python3.13t:
 	sh tests/free/python.sh build/python3.13t
 
