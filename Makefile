@@ -161,7 +161,7 @@ proof-coverage: build ## lines and branches of csrc/ all tests run, Python's too
 proof-mcdc: $(VENV)/.made ## conditions the native tests show to decide alone (clang-19)
 	$(PY) tests/proof/mcdc.py --seed $(SEED)
 
-proof-oom: build ## no memory at every STEP-th allocation of every operation, on each Python from 3.10 to 3.13 that is here
+proof-oom: build ## no memory at every STEP-th allocation of every operation, on each Python from 3.11 to 3.13 that is here
 	$(PY) tests/proof/oom.py --seed $(SEED) --step $(STEP)
 
 proof-leak: build ## references (drift) and memory left behind by OPERATIONS operations of each class of cache

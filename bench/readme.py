@@ -33,6 +33,16 @@ the same: cachebox, lru-dict, cachetools, moka-py, theine
     ops: get hit, 1000 hot keys / d.get > cachetools.LRUCache
     ops: get hit, 1000 hot keys / d.get > moka-py Moka
     ops: get hit, 1000 hot keys / d.get > theine Cache
+servers and files, one key at a time
+    outside: get hit, 1000 keys, one at a time > LMDB
+    outside: get hit, 1000 keys, one at a time > diskcache Cache
+    outside: get hit, 1000 keys, one at a time > Redis or Valkey
+    outside: get hit, 1000 keys, one at a time > memcached
+the same, overwriting, to our `set`
+    outside: set, overwriting, 1000 keys, one at a time > LMDB
+    outside: set, overwriting, 1000 keys, one at a time > diskcache Cache
+    outside: set, overwriting, 1000 keys, one at a time > Redis or Valkey
+    outside: set, overwriting, 1000 keys, one at a time > memcached
 `get` hit, 100,000 keys, zipf(1.0)
     ops: get hit, 100,000 zipf(1.0) / d.get
 `get` hit, 1,000,000 keys, uniform
@@ -219,6 +229,10 @@ grew the process by # MB at its peak
 began to go # ms after the deadline and were gone after # ms
     expire: 1,000,000 due, no traffic: first bytes back
     expire: 1,000,000 due, no traffic: all back
+to our `get` (# ns)
+    outside: get hit, 1000 keys, one at a time
+to our `set` (# ns)
+    outside: set, overwriting, 1000 keys, one at a time
 For a hot 100-byte value a `get` costs # times a `dict.get`
     ops: get hit, 1000 hot keys / d.get
 an empty loop as long: # us

@@ -42,6 +42,8 @@ MODES = ("on", "once")
 ALONE = "interpreter:"
 NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
+STUCK = 1.5
+"""Seconds after which a place does not come to an end; most take a few ms."""
 CRASHES, ENOUGH = 12, 2
 """After so many a case is given up; and one of the interpreter alone, which has shown it then."""
 AGAIN, WINDOWS = 8, 40
@@ -210,7 +212,7 @@ class Sweep:
         """What each further attempt at this place leaves."""
         more: dict[str, int] = {}
         for _ in range(WINDOWS):
-            signal.alarm(3)
+            signal.setitimer(signal.ITIMER_REAL, STUCK)
             before = left()
             for _ in range(AGAIN):
                 self.one(n, once)
@@ -247,7 +249,7 @@ class Sweep:
             assert not said, f"with all its memory: {said}"
         self.failed, n = 0, start
         while n < most and len(self.bad) < 400:
-            signal.alarm(3)
+            signal.setitimer(signal.ITIMER_REAL, STUCK)
             reached = n < resume or self.at(n, False)
             self.at(n, True)
             if not reached:
