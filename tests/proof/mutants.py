@@ -55,7 +55,7 @@ ROOMS = {
     "mend": "test_mend kill-tiny kill-normal test_check", "snap": "test_snap", "pour": "test_pour",
     "image": "test_mend test_check test_persist.py",
     "_door": "test_cache.py test_threads.py", "_hot": "test_cache.py test_stale.py test_events.py",
-    "_save": "test_persist.py test_files_faults.py test_golden.py",
+    "_save": "test_persist.py test_files_faults.py test_files_frames.py test_golden.py",
     "_load": "test_files_corrupt.py test_files_frames.py test_persist.py",
     "_pair": "test_pair.py test_persist.py", "_sealed": "test_files_corrupt.py test_files_frames.py test_persist.py",
     "_refs": "test_object.py test_hostile.py", "_put": "test_object.py test_queue.py",
