@@ -454,3 +454,9 @@ def test_colliding_keys_stay_cheap() -> None:
             assert cache[i << 32] == cache[f"{i:08d}" + "0" * 40] == 1
         assert len(cache) == 60_000 and cache.stats().max_steps["get"] <= 16
         cache.check()
+
+
+def test_the_most_steps_are_kept() -> None:
+    with gbcache.Cache("1MB", max_entries=2) as cache:
+        cache.update({"a": 1, "b": 2, "c": 3})
+        assert 0 < max(cache.stats().max_steps.values()) <= 64

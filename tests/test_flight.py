@@ -433,3 +433,13 @@ def test_many_keys_many_threads(cache: Any) -> None:
                 future.result()
 
     within(20, main)
+
+
+def test_a_long_value_that_was_overtaken_leaves_nothing() -> None:
+    """It is written in pieces: what was written of it is given back, and it does not land."""
+    with gbcache.Cache("1MB") as cache:
+        for _ in range(20):
+            assert cache.get_or_set("k", lambda: (cache.set("k", 1), b"x" * 200_000)[1]) != 1
+            assert cache["k"] == 1 and cache.memory().parts["pending"] == 0
+            del cache["k"]
+        cache.check()

@@ -532,3 +532,10 @@ def test_a_reservation_that_is_copied(monkeypatch: Any) -> None:
             cache[i] = i
         cache.check()
         assert list(cache.items()) == [(i, i) for i in range(100, 50_100)]
+
+
+def test_what_is_written_over_is_not_evicted_for_itself() -> None:
+    with ObjectCache(max_weight=10, weigh=lambda key, value: value) as cache:
+        cache["old"] = cache["young"] = 4
+        cache["old"] = 7  # it makes room as the youngest, not as the oldest
+        assert dict(cache) == {"old": 7} and cache.stats().evictions == 1

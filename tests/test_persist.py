@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import gbcache
-from gbcache import Cache, ImageError, files, live, snapshot
+from gbcache import Cache, ImageError, _packed, files, live, snapshot
 
 
 @pytest.fixture
@@ -196,6 +196,41 @@ def test_read_only_follows_a_new_generation(folder: Path) -> None:
         Cache.open(path, "r", max_bytes=1)
     with pytest.raises(ValueError, match="mode='w'"):
         Cache.open(path, "w")  # type: ignore[call-overload]
+
+
+def test_events_go_on_with_the_next_number(folder: Path) -> None:
+    with filled(Cache("2MB", events="64KiB")) as cache:
+        cache.save(folder / "a.gbs")
+        seq = cache.last_seq
+    with Cache.open(folder / "a.gbs", events="64KiB") as again:
+        again["one more"] = 1
+        assert [event.seq for event in again.changes(since=seq)] == [seq + 1] == [again.last_seq]
+
+
+def test_a_deadline_of_a_mapped_file_is_exact(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Cache("100kB") as cache:
+        cache.set("k", 1, ttl=1000)
+        cache.save(folder / "a.gbs")
+    with Cache.open(folder / "a.gbs", "r") as found:
+        due = round(next(found.entries())[2] * 1000)
+    for early in (1, 0):
+        monkeypatch.setattr(_packed, "time_ns", lambda early=early: (due - early) * 10**6)
+        monkeypatch.setattr(_packed, "monotonic_ns", lambda: 10**9)
+        with Cache.open(folder / "a.gbs", "r") as found:
+            assert found.get("k") == (1 if early else None)
+        monkeypatch.undo()
+
+
+def test_the_index_of_a_file_goes_round(folder: Path) -> None:
+    """Its last places are taken, in some of the files: a search goes on at the first."""
+    for _ in range(30):  # each has a seed of its own
+        with Cache("100kB") as cache:
+            cache.update({i: i for i in range(60)})
+            cache.save(folder / "a.gbs")
+        with Cache.open(folder / "a.gbs", "r") as found:
+            assert [found.get(i) for i in range(60)] == list(range(60))
 
 
 # --- live files --------------------------------------------------------------------------------------------
