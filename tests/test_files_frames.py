@@ -161,6 +161,21 @@ def test_frames_out_of_place(mode: str, folder: Path, late: bytes) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_what_came_late_was_used_last(mode: str, folder: Path, late: bytes) -> None:
+    """Wherever in the file its frames lie."""
+    path = folder / "order.gbs"
+    path.touch(0o600)
+    head, frames, index = cut(late)
+    orders = []
+    for first in (None, LATE):
+        moved = sorted(frames, key=lambda frame: struct.unpack_from("<I", frame, 4)[0] != first)
+        path.write_bytes(with_sums(join(head, moved, index, number=True), frames=True))
+        with Cache.open(path, mode) as found:
+            orders.append(list(found))
+    assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_a_frame_ends_before_the_index(mode: str, folder: Path, late: bytes) -> None:
     """The last one, made longer by a granule: its bytes are there, but they are the index's."""
     at, size = list(Forged(late).frames())[-1]
