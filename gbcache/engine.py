@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from . import files
@@ -36,21 +37,18 @@ SWEEP, BATCH = 0.5, 1000
 """Seconds between two looks for what is over, and entries taken at a time."""
 
 
-class _Flush(Request):
-    """All that waits is in LMDB then."""
+class _Do(Request):
+    """A step of the engine's own."""
 
+    __slots__ = ("step",)
     alone, grows = True, False
 
-    def run(self, engine: Engine) -> None:
-        if any(engine.layers) or engine.suspect:
-            engine.settle()
-
-
-class _Rotate(Request):
-    alone, grows = True, False
+    def __init__(self, step: Callable[[], None]) -> None:
+        super().__init__()
+        self.step = step
 
     def run(self, engine: Engine) -> None:
-        engine.rotate()
+        self.step()
 
 
 class _Expire(Request):
@@ -69,13 +67,6 @@ class _Expire(Request):
             if record is not None and deadline_of(record) == int.from_bytes(deadline, "big"):
                 view.remove(name)
                 view.expired += 1
-
-
-class _Shut(Request):
-    alone, grows = True, False
-
-    def run(self, engine: Engine) -> None:
-        engine.shut()
 
 
 class Engine:
@@ -101,27 +92,29 @@ class Engine:
         with contextlib.suppress(FileExistsError):
             os.makedirs(path, 0o700)
         if not os.path.isdir(path):
-            raise ImageError(
-                path, None, "it is a directory, or there is nothing: a Disk makes its own"
-            )
+            rule = "it is a directory, or there is nothing: a Disk makes its own"
+            raise ImageError(path, None, rule)
+        self._stopping, self._wake, self._stop = False, threading.Event(), threading.Event()
         self.owner = Owner(path, self.now)
-        if self.owner.mark is not None:
-            self._offset = max(time.time(), self.owner.mark.at / 1000) - running()
         self.store = Store(path, name_of(codec), self.most)
         try:
+            if self.owner.mark is not None:
+                self._offset = max(time.time(), self.owner.mark.at / 1000) - running()
             self._open()
+            self.records = Records(self.store.seed, codec, path, digest_of)
+            self._begin([self._tend_on, self._sync_on] if sync == "interval" else [self._tend_on])
         except BaseException as error:
-            self.store.close()
-            self.owner.release()
+            self._stopping = True
+            with contextlib.suppress(OSError, LMDBError):  # what went wrong before is what is told
+                self._give_back()
             if isinstance(error, (OSError, LMDBError)) and not isinstance(error, FarError):
                 raise failed(error, path) from error
             raise
-        self.records = Records(self.store.seed, codec, path, digest_of)
-        self._stopping, self._wake, self._stop = False, threading.Event(), threading.Event()
+
+    def _begin(self, works: list[Callable[[], None]]) -> None:
         self._settled = self._swept = time.monotonic()
-        works = [self._tend_on, self._sync_on] if sync == "interval" else [self._tend_on]
         self._threads = [
-            threading.Thread(target=work, name="gbcache-disk", daemon=True) for work in works
+            threading.Thread(target=w, name="gbcache-disk", daemon=True) for w in works
         ]
         for thread in self._threads:
             thread.start()
@@ -183,7 +176,12 @@ class Engine:
 
     def flush(self) -> None:
         if any(self.layers):
-            self.run(_Flush())
+            self.run(_Do(self._flush))
+
+    def _flush(self) -> None:
+        """Leader: all that waits is in LMDB then."""
+        if any(self.layers) or self.suspect:
+            self.settle()
 
     def sync(self) -> None:
         """The journal, or what waits, is on disk."""
@@ -192,7 +190,7 @@ class Engine:
             with contextlib.suppress(FarError):
                 self._sync_journals()
         if self.suspect:
-            self.run(_Flush())
+            self.run(_Do(self._flush))
 
     def close(self) -> None:
         if self.closed:
@@ -204,7 +202,7 @@ class Engine:
             if thread is not threading.current_thread():
                 thread.join()
         with contextlib.suppress(ClosedError):
-            self.run(_Shut())
+            self.run(_Do(self.shut))
 
     # --- the leader --------------------------------------------------------------------------
 
@@ -256,13 +254,10 @@ class Engine:
         """Raises FarError where there is no room for so many more bytes."""
         waiting = self.active_size + self.frozen_size + size
         if self.active_size > 2 * self.layer and self.trouble is not None:
-            raise failed(
-                self.trouble, f"{self.path}: {self.active_size} bytes wait, and cannot be written"
-            )
-        if (
-            self.most is not None
-            and self.store.live + waiting * 3 // 2 > self.most - self.most // 8
-        ):
+            told = f"{self.path}: {self.active_size} bytes wait, and cannot be written"
+            raise failed(self.trouble, told)
+        most = self.most
+        if most is not None and self.store.live + waiting * 3 // 2 > most - most // 8:
             raise failed(MapFullError("max_bytes"), f"{self.path}: {self.store.live} bytes are in use, and "
                          f"{waiting} more to come: remove entries, or open it with a larger max_bytes")  # fmt: skip
 
@@ -359,11 +354,16 @@ class Engine:
         finally:
             self.closed = True
             _OPEN.discard(self)
-            self.store.close()
-            for journal in (self.journal, self._frozen_journal):
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """All that is the system's, whatever of it fails: else nobody could open it again."""
+        with contextlib.ExitStack() as rest:
+            rest.callback(self.owner.release)
+            for journal in (getattr(self, "journal", None), self._frozen_journal):
                 if journal is not None:
-                    journal.close()
-            self.owner.release()
+                    rest.callback(journal.close)
+            rest.callback(self.store.close)
 
     # --- the background ----------------------------------------------------------------------
 
@@ -382,7 +382,7 @@ class Engine:
     def _tend(self) -> None:
         now = time.monotonic()
         if self.suspect:
-            self.run(_Flush())
+            self.run(_Do(self._flush))
         if (
             self.active_size > self.layer
             or self.layers[1]
@@ -401,7 +401,7 @@ class Engine:
 
     def _settle_behind(self) -> None:
         """While others write on."""
-        self.run(_Rotate())
+        self.run(_Do(self.rotate))
         with self._lmdb:
             frozen = self.layers[1]
             if not frozen:

@@ -470,7 +470,8 @@ def test_of_long_values_added_at_once_one_is_there() -> None:
         for _ in range(10):
             ready = threading.Barrier(4)
             values = [bytes([i]) * 2_000_000 for i in range(4)]
-            added = list(pool.map(lambda v: (ready.wait(20), cache.add("k", v))[1], values))
+            waits = [ready.wait] * 4
+            added = list(pool.map(lambda wait, v: (wait(20), cache.add("k", v))[1], waits, values))
             assert sum(added) == 1 and cache["k"] == values[added.index(True)]
             assert cache.memory().parts["pending"] == 0
             del cache["k"]

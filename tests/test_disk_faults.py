@@ -370,6 +370,29 @@ def test_killed_while_it_is_opened_again_and_again(tmp_path: Path) -> None:
     raise AssertionError("an opening has no end")
 
 
+def test_an_opening_that_fails_gives_all_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a close fails meanwhile, or no thread is to be had: else nobody could open it again."""
+
+    def closes(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    killed(tmp_path / "d")
+    close, fds = os.close, len(os.listdir("/dev/fd"))
+    for owner, name, do in (
+        (os, "close", closes), (threading.Thread, "start", lambda self: exec("raise RuntimeError('none')")),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, do)
+            with pytest.raises((FarError, RuntimeError)):
+                Disk(tmp_path / "d")
+        assert len(os.listdir("/dev/fd")) == fds
+    with Disk(tmp_path / "d") as disk:
+        assert disk.count() == 20
+
+
 @pytest.mark.parametrize("gone", ["data.mdb", "journal.00000001"])
 def test_a_file_is_gone(tmp_path: Path, gone: str) -> None:
     killed(tmp_path / "d")

@@ -53,7 +53,8 @@ SHOWED = [
     # Each showed a bug: a mapping taken for a sequence; an exception carried into the next read; a handler that
     # passed NULL on; a descriptor kept; a copy older than the far side; a flight that nobody could end; a live file's
     # lock kept by a mapping that nobody had.
-    "Cache: set_many", "Cache: get_many of an iterator", "Cache: iterate", "ObjectCache: watch, dropped", "ObjectCache: read",
+    "Cache: set_many", "Cache: get_many of an iterator", "Cache: iterate",
+    "ObjectCache: watch, dropped", "ObjectCache: read",
     "ObjectCache: get_or_set, raises", "Tiered Cache: set over", "Tiered Cache: add, incr", "Tiered Cache: told",
     "Tiered ObjectCache: get_many", "Tiered Disk: get what", "live: open by r+",
 ]  # fmt: skip

@@ -189,6 +189,8 @@ static void ghosts(void) {
     snap.most = GB_SNAP_ENTRIES;
     while (!model[k].there) k++;
     gb_ref ref = find(s, k);
+    gb_keep_moved(&snap.keep, ref, ref + 2u); /* the next bit: it is to be saved where it lies now */
+    CHECK(gb_keep_unsaved(&snap.keep, ref + 2u));
     snap.reading = ref;
     CHECK(!gb_snap_check(s, &snap, &f) && strstr(f.rule, "snap 1"));
     uint32_t pin;
