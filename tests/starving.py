@@ -67,6 +67,14 @@ def before(packed: bool) -> dict[Any, Any]:
 Act = Callable[[Any], Any]
 
 
+def _cancel(readied: Any) -> None:
+    """What is under way in a loop that had no memory to go on."""
+    if isinstance(readied, asyncio.AbstractEventLoop) and (left := asyncio.all_tasks(readied)):
+        for task in left:
+            task.cancel()
+        readied.run_until_complete(asyncio.wait(left))
+
+
 def _end(readied: Any) -> None:
     """A loop holds what it was doing when memory was short."""
     if isinstance(readied, asyncio.AbstractEventLoop):
@@ -109,6 +117,8 @@ class OnCache(Work):
 
     def look(self, failed: bool) -> None:
         c = self.cache
+        if failed:
+            _cancel(self.readied)
         c.check()
         for key in {**self.was, **self.will}:
             value = c.peek(key, ABSENT)
