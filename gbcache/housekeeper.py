@@ -95,7 +95,8 @@ def _stop() -> None:
     global _over
     _over = True
     _wake.set()
-    thread = _thread
+    with _starting:  # one that another thread is just starting can be joined once it was
+        thread = _thread
     if thread is not None and thread is not threading.current_thread():
         thread.join(timeout=5.0)
 
