@@ -126,6 +126,19 @@ def accesses(report: str) -> str:
     return re.split(r"\n\s+(?:Location|As if|Mutex|Thread) ", report)[0]
 
 
+def optimistic(report: str) -> bool:
+    """Whether 3.13 only looks at the reference count of what it found without a lock, while the memory becomes another
+    object's: `new_reference` writes it as if nobody could. Whoever called has no part in it."""
+    first, _, second = accesses(report).partition("Previous ")
+    tops = [
+        [line for line in part.splitlines() if re.match(r"\s+#[0-4] ", line)]
+        for part in (first, second)
+    ]
+    made = [bool(top) and " new_reference " in top[0] for top in tops]
+    looked = [any(" _Py_TryIncref" in line for line in top) for top in tops]
+    return (made[0] and looked[1]) or (made[1] and looked[0])
+
+
 def extension(
     python: str, build: str, packages: str, seed: int, seconds: float
 ) -> tuple[int, int, str]:
@@ -146,13 +159,13 @@ def extension(
         found = [
             report for path in Path(name).glob("tsan*") for report in reports(path.read_text())
         ]
-        ours = [report for report in found if OURS.search(accesses(report))]
+        ours = [one for one in found if OURS.search(accesses(one)) and not optimistic(one)]
         if ours or ran.returncode:
             at = said.kept("threads-extension")
             at.write_text(ran.stdout[-4000:] + ran.stderr[-4000:] + "\n".join(ours))
             print(f"kept in {at}")
         theirs = [report for report in found if report not in ours]
-        if theirs:  # to be looked at: no frame of ours is in either access
+        if theirs:  # to be looked at
             said.kept("threads-interpreter").write_text("\n".join(theirs))
         ended = (
             ran.stdout.strip().split("\n")[-1] if ran.stdout.strip() else f"exit {ran.returncode}"
