@@ -152,13 +152,16 @@ static uint32_t block_at(gb_ref ref) {
 }
 
 static bool slide(uint32_t i, gb_ref limit) {
+    static struct gb_intent live; /* as a live file slides: a piece no longer than the gap at a time */
     struct block *b = &blocks[i];
     bool aligned = b->size == GB_BLOCK_MAX && check_below(2);
     gb_ref to = root()->gap, got;
     if (to && aligned) to = (to + GB_BLOCK_MAX - 1u) / GB_BLOCK_MAX * GB_BLOCK_MAX;
     bool may = to && to < b->ref && to + b->size <= limit;
     uint32_t moves = root()->moves;
+    arena.intent = check_below(2) ? &live : NULL;
     got = gb_arena_gap_slide(&arena, aligned, limit);
+    arena.intent = NULL;
     CHECK(got == (may ? to : 0u));
     CHECK(root()->moves == moves + (may ? 1u : 0u));
     if (!may) return false;
