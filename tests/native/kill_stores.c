@@ -282,11 +282,10 @@ static void compare(const struct model *before, const struct model *after, const
         if (k == a->key || a->op == EXPIRE || a->op == CLEAR) continue;
         uint32_t was = i;
         while (i < n && order[i] != k) i++; /* those before it left */
-        if (i == n && killed && !stray) { /* it was leaving: off the list, not freed yet */
-            stray = true;
-            i = was;
-        }
-        CHECK(i < n || stray);
+        if (i < n) continue;
+        CHECK(killed && !stray); /* one may have been leaving: off the list, not freed yet */
+        stray = true;
+        i = was;
     }
 }
 /* The model follows what the store has. */
