@@ -224,13 +224,15 @@ def test_a_deadline_of_a_mapped_file_is_exact(
 
 
 def test_the_index_of_a_file_goes_round(folder: Path) -> None:
-    """Its last places are taken, in some of the files: a search goes on at the first."""
-    for _ in range(30):  # each has a seed of its own
-        with Cache("100kB") as cache:
-            cache.update({i: i for i in range(60)})
+    """Its last places are taken, in some of the files: a search goes on at the first. (There is room for some thousand
+    entries more than there are, so it takes many to have it dense.)"""
+    numbers = list(range(60_000))
+    for _ in range(12):  # each has a seed of its own
+        with Cache("4MB") as cache:
+            cache.update(zip(numbers, numbers, strict=True))
             cache.save(folder / "a.gbs")
         with Cache.open(folder / "a.gbs", "r") as found:
-            assert [found.get(i) for i in range(60)] == list(range(60))
+            assert [found.get(i) for i in numbers] == numbers
 
 
 # --- live files --------------------------------------------------------------------------------------------
