@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -171,6 +172,21 @@ def test_close_during_a_save(folder: Path) -> None:
         handle.wait(30)
     except gbcache.ClosedError:
         assert os.listdir(folder) == []
+
+
+def test_whoever_writes_much_during_a_save_makes_way(folder: Path) -> None:
+    """What is written over is kept in late frames, 4 MiB at most: who fills them writes them out himself."""
+    rounds = itertools.count()
+    with Cache("64MB") as cache:
+        cache.update(dict.fromkeys(range(20_000), (next(rounds), b"v" * 1000)))
+        for _ in range(3):
+            handle = cache.save(folder / "a.gbs", wait=False)
+            while not handle.done:
+                cache.update(dict.fromkeys(range(20_000), (next(rounds), b"v" * 1000)))
+            handle.wait(30)
+    with Cache.open(folder / "a.gbs") as found:  # of one moment, perhaps in the midst of a round
+        saved = [found[i][0] for i in range(20_000)]
+    assert saved == sorted(saved, reverse=True) and saved[0] - saved[-1] <= 1
 
 
 def test_pickle_is_not_used_unasked(folder: Path) -> None:

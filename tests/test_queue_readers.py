@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.util
 import mmap
 import os
 import sys
@@ -377,3 +378,26 @@ def test_bells() -> None:
         cache.close()
     finally:
         os.close(read), os.close(write)
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("_testcapi"), reason="needs _testcapi.set_nomemory"
+)
+def test_an_event_there_was_no_memory_for_comes_with_the_next_pull() -> None:
+    """Whichever allocation fails: all events are told, each once, in their order."""
+    testcapi = importlib.import_module("_testcapi")
+    cache, cursor = listened(room=1000)
+    failed = 0
+    for nth in range(30):
+        cache.update((key, nth) for key in range(3))
+        got: list[Any] = []
+        testcapi.set_nomemory(nth, nth + 1)
+        try:
+            got = cursor.pull(10)
+        except MemoryError:
+            failed += 1
+        finally:
+            testcapi.remove_mem_hooks()
+        seqs = [event.seq for event in [*got, *cursor.pull(10)]]
+        assert seqs == [3 * nth + 1, 3 * nth + 2, 3 * nth + 3], nth
+    assert failed
