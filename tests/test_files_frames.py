@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import struct
@@ -201,6 +202,21 @@ def test_bit_flips_of_late_and_long_frames(mode: str, folder: Path, late: bytes)
 
     assert flip_all(path, late, mode, bits) > 2000
     read(path, mode)
+
+
+def test_whoever_writes_much_during_a_save_makes_way(folder: Path) -> None:
+    """What is written over is kept in late frames, 4 MiB at most: who fills them writes them out himself."""
+    rounds = itertools.count()
+    with Cache("64MB") as cache:
+        cache.update(dict.fromkeys(range(20_000), (next(rounds), b"v" * 1000)))
+        for _ in range(3):
+            handle = cache.save(folder / "a.gbs", wait=False)
+            while not handle.done:
+                cache.update(dict.fromkeys(range(20_000), (next(rounds), b"v" * 1000)))
+            handle.wait(30)
+    with Cache.open(folder / "a.gbs") as found:  # of one moment, perhaps in the midst of a round
+        saved = [found[i][0] for i in range(20_000)]
+    assert saved == sorted(saved, reverse=True) and saved[0] - saved[-1] <= 1
 
 
 def test_what_expires_while_it_is_read(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
@@ -174,21 +173,6 @@ def test_close_during_a_save(folder: Path) -> None:
         assert os.listdir(folder) == []
 
 
-def test_whoever_writes_much_during_a_save_makes_way(folder: Path) -> None:
-    """What is written over is kept in late frames, 4 MiB at most: who fills them writes them out himself."""
-    rounds = itertools.count()
-    with Cache("64MB") as cache:
-        cache.update(dict.fromkeys(range(20_000), (next(rounds), b"v" * 1000)))
-        for _ in range(3):
-            handle = cache.save(folder / "a.gbs", wait=False)
-            while not handle.done:
-                cache.update(dict.fromkeys(range(20_000), (next(rounds), b"v" * 1000)))
-            handle.wait(30)
-    with Cache.open(folder / "a.gbs") as found:  # of one moment, perhaps in the midst of a round
-        saved = [found[i][0] for i in range(20_000)]
-    assert saved == sorted(saved, reverse=True) and saved[0] - saved[-1] <= 1
-
-
 def test_pickle_is_not_used_unasked(folder: Path) -> None:
     cache = Cache("1MB", codec="pickle")
     cache["k"] = {1: object}
@@ -240,8 +224,7 @@ def test_a_deadline_of_a_mapped_file_is_exact(
 
 
 def test_the_index_of_a_file_goes_round(folder: Path) -> None:
-    """Its last places are taken, in some of the files: a search goes on at the first. (There is room for some thousand
-    entries more than there are, so it takes many to have it dense.)"""
+    """Its last places are taken, in some of the files (it takes many to be dense): a search goes on at the first."""
     numbers = list(range(60_000))
     for _ in range(12):  # each has a seed of its own
         with Cache("4MB") as cache:
