@@ -341,7 +341,7 @@ def main() -> int:
         ctypes.CDLL(None).shim_crashes()
     bad, own, every = 0, Own(), argparse.Namespace(**{**vars(options), "step": 1, "start": 0})
     for case in sorted(starving.CASES, key=lambda case: not case.startswith(ALONE)):
-        if options.how == "ours" and THREADED in case:
+        if THREADED in case:
             continue
         control = case.startswith(ALONE)
         if control or any(part in case for part in options.only.split("|")):
