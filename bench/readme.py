@@ -347,12 +347,14 @@ def sentence_in(text: str, sentence: str) -> re.Match[str] | None:
 
 
 def written(text: str) -> str:
-    """This README with the figures that are kept. LookupError, ValueError: one has no source."""
+    """This README with the figures that are kept; a row with other numbers than sources stays, for `check` to tell of.
+    LookupError: a figure is not kept."""
     known = parsed(ROWS)
     for row, _, figure, _ in rows(text):
-        sources = iter(known.get(begin_of(row, known), []))
-        if NUMBER.search(figure):
-            new = NUMBER.sub(lambda found, s=sources: Source(next(s)).shown(found[0]), figure)  # type: ignore[misc]
+        named = known.get(begin_of(row, known), [])
+        if len(named) == len(NUMBER.findall(figure)):
+            sources = map(Source, named)
+            new = NUMBER.sub(lambda found, s=sources: next(s).shown(found[0]), figure)  # type: ignore[misc]
             text = text.replace(row, row.replace(f" | {figure} | ", f" | {new} | ", 1), 1)
     for sentence, sources_ in parsed(SENTENCES).items():
         found = sentence_in(text, sentence)

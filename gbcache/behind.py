@@ -362,15 +362,15 @@ _all: weakref.WeakSet[Behind] = weakref.WeakSet()
 def _run(ref: weakref.ref[Behind]) -> None:
     while (behind := ref()) is not None:
         more: bool | None = True
-        try:
-            while more := behind._turn():  # held, as long as anything is pending
-                pass
-        except Exception as error:  # all is as it was, and nobody else writes it
-            if not isinstance(error, MemoryError):
-                from ._packed import report
+        while more:  # held, as long as anything is pending
+            try:
+                more = behind._turn()
+            except Exception as error:  # all is as it was, and nobody else writes it
+                if not isinstance(error, MemoryError):
+                    from ._packed import report
 
-                report(error, Behind)
-            time.sleep(_FIRST)
+                    report(error, Behind)
+                time.sleep(_FIRST)
         if more is None:
             return
         del behind

@@ -76,8 +76,7 @@ class Engine:
         self, path: str, sync: str, interval: float, max_bytes: int | None, codec: Codec
     ) -> None:
         self.path, self.sync_mode, self.interval = path, sync, interval
-        self.process = os.getpid()
-        self.closed = False
+        self.process, self.closed = os.getpid(), False
         self.layer = LAYER if max_bytes is None else min(LAYER, max_bytes // 16)
         self.most = None if max_bytes is None else max_bytes - 4 * self.layer
         self.layers: tuple[Changes, Changes] = ({}, {})
@@ -104,7 +103,8 @@ class Engine:
             self.records = Records(self.store.seed, codec, path, digest_of)
             self._begin([self._tend_on, self._sync_on] if sync == "interval" else [self._tend_on])
         except BaseException as error:
-            self._stopping = True
+            self._stopping = self.closed = True  # for a thread that did start
+            self._wake.set()
             with contextlib.suppress(OSError, LMDBError):  # what went wrong before is what is told
                 self._give_back()
             if isinstance(error, (OSError, LMDBError)) and not isinstance(error, FarError):

@@ -58,7 +58,7 @@ class Groups:
 
     def run(self, request: Request) -> Any:
         """Has it done, here or by another thread; returns its result or raises its error."""
-        self._lock.acquire()
+        self._lock.acquire()  # not `with`, whose end may ask for memory: nobody else would ever get it
         try:
             self._waiting.append(request)
             follows, self._led = self._led, True

@@ -95,8 +95,9 @@ def _stop() -> None:
     global _over
     _over = True
     _wake.set()
-    with _starting:  # one that another thread is just starting can be joined once it was
-        thread = _thread
+    if _starting.acquire(timeout=5.0):  # one that is just being started can be joined once it was
+        _starting.release()
+    thread = _thread
     if thread is not None and thread is not threading.current_thread():
         thread.join(timeout=5.0)
 

@@ -20,6 +20,7 @@ def private(length: int) -> mmap.mmap:
     Python's default is a shared mapping, in which a forked child would write into its parent. Huge
     pages are not asked for: look-ups among a million entries would gain 10 %, but the kernel makes
     room for them within the touch that needs one, and that took up to 7 ms (`make bench-latency`).
+    Only a load asks for them, and takes that back at its end (_pair).
     """
     if sys.platform == "win32":
         raise OSError("gbcache needs mmap with private anonymous mappings: Linux or macOS")

@@ -39,8 +39,7 @@ import starving_files  # noqa: F401, its cases
 import starving_more as starving
 
 MODES = ("on", "once")
-ALONE, THREADED = "interpreter:", "in a thread"
-"""Cases of the interpreter alone; and those in which it waits for ever for a thread that had no memory to begin."""
+ALONE = "interpreter:"
 NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
 STUCK = 1.5
@@ -341,8 +340,6 @@ def main() -> int:
         ctypes.CDLL(None).shim_crashes()
     bad, own, every = 0, Own(), argparse.Namespace(**{**vars(options), "step": 1, "start": 0})
     for case in sorted(starving.CASES, key=lambda case: not case.startswith(ALONE)):
-        if THREADED in case:
-            continue
         control = case.startswith(ALONE)
         if control or any(part in case for part in options.only.split("|")):
             begun = time.monotonic()

@@ -294,7 +294,6 @@ def told() -> None:
     )
     verb("changes", lambda c, w: list(c.changes(since=1)), ready=changed, **sizes)
     verb("bad kinds", lambda c: c.watch(kinds="never"), allowed=(ValueError,))
-    deaf = (RuntimeError,)  # "can't start new thread"
     verb(
         "subscribe inline",
         lambda c: (s := c.subscribe(len, delivery="inline"), c.set("a", 2), s.close()),
@@ -306,12 +305,7 @@ def told() -> None:
     )
     verb("told inline, raises", lambda c, s: c.set("new", 1), allowed=(ZeroDivisionError,),
          ready=lambda c: c.subscribe(boom, delivery="inline"))  # fmt: skip
-    verb("subscribe in a thread", lambda c: c.subscribe(str).close(), allowed=deaf)
-    verb(
-        "subscribe in a thread, told",
-        lambda c: (s := c.subscribe(str), c.set("a", 2), s.close()),
-        allowed=deaf,
-    )
+    # none in a thread: `threading` waits for ever for one that had no memory to begin
     verb(
         "subscribe weakly",
         lambda c: c.subscribe(c.get, weak=True, delivery="inline").close(),

@@ -7,9 +7,7 @@ import enum
 import gc
 import os
 import sys
-import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -462,16 +460,3 @@ def test_the_most_steps_are_kept() -> None:
     with gbcache.Cache("1MB", max_entries=2) as cache:
         cache.update({"a": 1, "b": 2, "c": 3})
         assert 0 < max(cache.stats().max_steps.values()) <= 64
-
-
-def test_of_long_values_added_at_once_one_is_there() -> None:
-    """Each is written without the lock; those that come too late give back what they wrote."""
-    with gbcache.Cache("40MB") as cache, ThreadPoolExecutor(4) as pool:
-        for _ in range(10):
-            ready = threading.Barrier(4)
-            values = [bytes([i]) * 2_000_000 for i in range(4)]
-            waits = [ready.wait] * 4
-            added = list(pool.map(lambda wait, v: (wait(20), cache.add("k", v))[1], waits, values))
-            assert sum(added) == 1 and cache["k"] == values[added.index(True)]
-            assert cache.memory().parts["pending"] == 0
-            del cache["k"]

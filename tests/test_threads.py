@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -416,3 +417,16 @@ def test_a_signal_handler_may_use_the_cache() -> None:
             signal.signal(signal.SIGALRM, old)
         assert cache["rings"] == len(rang) > 0
         cache.check()
+
+
+def test_of_long_values_added_at_once_one_is_there() -> None:
+    """Each is written without the lock; those that come too late give back what they wrote."""
+    with gbcache.Cache("40MB") as cache, ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            ready = threading.Barrier(4)
+            values = [bytes([i]) * 2_000_000 for i in range(4)]
+            waits = [ready.wait] * 4
+            added = list(pool.map(lambda wait, v: (wait(20), cache.add("k", v))[1], waits, values))
+            assert sum(added) == 1 and cache["k"] == values[added.index(True)]
+            assert cache.memory().parts["pending"] == 0
+            del cache["k"]

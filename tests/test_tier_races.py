@@ -17,6 +17,7 @@ import pytest
 from fars import Full, Telling
 
 from gbcache import Cache, ClosedError, FarError, ObjectCache, Tiered
+from gbcache.behind import Behind
 
 SHORT = os.environ.get("GB_SLICE") == "short"
 NEARS = {"Cache": lambda: Cache("200kB"), "ObjectCache": lambda: ObjectCache(100)}
@@ -288,6 +289,28 @@ def test_behind_keeps_what_found_no_memory() -> None:
     assert far.data["b"][0] == 2 and not short[0] and not turned[0]  # type: ignore[attr-defined]
     assert tier.stats().behind_errors == 0
     tier.close()
+
+
+def test_a_tier_that_is_dropped_without_memory_writes_what_is_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turn, short = Behind._turn, [3]
+
+    def starved(self: Behind) -> bool | None:
+        if short[0] and self._since != float("inf"):
+            short[0] -= 1
+            raise MemoryError
+        return turn(self)
+
+    monkeypatch.setattr(Behind, "_turn", starved)
+    far: Any = Full()
+    tier = Tiered(Cache("1MB"), far, write="behind", behind_seconds=0.01)
+    tier["k"] = 1
+    del tier
+    until = time.monotonic() + 10
+    while "k" not in far.data and time.monotonic() < until:
+        time.sleep(0.01)
+    assert far.data["k"][0] == 1 and not short[0]
 
 
 def test_behind_is_bounded_in_time() -> None:
