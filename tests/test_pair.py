@@ -78,6 +78,20 @@ def test_less_room_keeps_the_newest(
         assert list(cache) == [key for key, _ in pairs[-int(ENTRIES * share) :]]
 
 
+def test_a_part_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    """Parts that are quick to lay after parts that are slow: where room ends, the thread that comes second often has
+    its run already, and the first one gets none. Each such run is to be given back."""
+    path = tmp_path / "uneven.gbs"
+    with gbcache.Cache("64MB") as cache:
+        for part in range(24):
+            cache.update({f"{part}-{i}": i for i in range(9000)})
+            cache.update({f"{part}x{i}": b"x" * 3900 for i in range(66)})
+        cache.save(path)
+    for percent in range(50, 90):
+        with gbcache.Cache.open(path, max_bytes=path.stat().st_size * percent // 100) as cache:
+            cache.check()
+
+
 def test_a_wrong_bit_anywhere_is_refused_where_it_is(
     saved: tuple[Path, list[tuple[str, bytes]]], tmp_path: Path
 ) -> None:
