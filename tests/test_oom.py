@@ -61,7 +61,11 @@ SHOWED = [
 
 
 @pytest.mark.parametrize(
-    "way, cases", [("python", SHOWED), ("ours", ["make: Cache", "resize", "clear"])]
+    "way, cases",
+    [
+        ("python", SHOWED),
+        ("ours", ["make: Cache", "Cache: resize", "ObjectCache: resize", "Cache: clear"]),
+    ],
 )
 def test_memory_is_short(way: str, cases: list[str], shim: Path) -> None:
     told = sweep(shim, way, "--only", "|".join(cases), "--step", "7" if way == "python" else "1")
