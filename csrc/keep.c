@@ -86,7 +86,6 @@ void gb_keep_changing(struct gb_store *s, gb_ref ref) {
 }
 
 void gb_keep_moved(struct gb_keep *k, gb_ref from, gb_ref to) {
-    if (to >= k->end) return; /* all there is younger; an entry of the moment never moves up there */
     if (gb_keep_unsaved(k, from)) gb_keep_again(k, to);
     else gb_keep_saved(k, to);
 }

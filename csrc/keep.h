@@ -3,7 +3,7 @@
  * WHAT      A save is of one moment. From then on every entry is saved once: by the walker (snap), or, if
  *           it is removed, replaced or given other times before the walker came to it, by whoever does
  *           that, who appends its record to a late frame. A bit for each place where an entry can begin
- *           says "saved, or younger than the moment". A long value is not copied in one hold: its dead
+ *           says "saved, or younger than the moment": an image does not grow while it is saved. A long value is not copied in one hold: its dead
  *           entry becomes a ghost, charged and pending, until the walker has copied it.
  *
  * PICTURE   a record: lengths, what it is, perhaps times, and bytes; no reference to anything
@@ -54,7 +54,6 @@ struct gb_keep_frame {
 };
 struct gb_keep {
     uint64_t *bits; /* zero at first; of the place `ref`: number ref / 2 */
-    gb_ref end;     /* the image's, when the bits were made */
     int64_t wall;   /* what to add to the image's ms for those of the wall clock */
     uint32_t left;
     gb_ref ghost;   /* linked through lru.next */
@@ -67,14 +66,14 @@ struct gb_keep {
 /* Words of bits for an image so long. */
 static inline size_t gb_keep_words(uint64_t length) { return (size_t)(length / GB_GRANULE / 128u + 1u); }
 static inline bool gb_keep_unsaved(const struct gb_keep *k, gb_ref ref) {
-    return ref < k->end && !(k->bits[ref >> 7] >> (ref >> 1 & 63u) & 1u);
+    return !(k->bits[ref >> 7] >> (ref >> 1 & 63u) & 1u);
 }
 /* Not saved after all: another entry has taken its place that is to be saved in its stead. */
 static inline void gb_keep_again(struct gb_keep *k, gb_ref ref) {
-    if (ref < k->end) k->bits[ref >> 7] &= ~((uint64_t)1 << (ref >> 1 & 63u));
+    k->bits[ref >> 7] &= ~((uint64_t)1 << (ref >> 1 & 63u));
 }
 static inline void gb_keep_saved(struct gb_keep *k, gb_ref ref) {
-    if (ref < k->end) k->bits[ref >> 7] |= (uint64_t)1 << (ref >> 1 & 63u);
+    k->bits[ref >> 7] |= (uint64_t)1 << (ref >> 1 & 63u);
 }
 /* Bytes the entry's record takes, all in all. */
 uint64_t gb_keep_size(const struct gb_store *s, gb_ref ref);

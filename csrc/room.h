@@ -77,8 +77,7 @@ void gb_room_drop(struct gb_store *s, gb_ref ref);
 /* Brings what evicting the next victim will touch (it is the coldest there is: four misses, one after
  * the other, 100 ns), so that the next put of a full image finds it. Worth nothing in one that is not. */
 GB_FETCHES void gb_room_foresee(const struct gb_store *s) {
-    gb_ref victim = gb_index_victim(&s->index);
-    if (!victim) return;
+    gb_ref victim = gb_index_victim(&s->index); /* there is one: what was put */
     const struct gb_entry *e = gb_entry_at(s->base, victim);
     const struct gb_table *t = &s->index.table;
     __builtin_prefetch(gb_table_bucket(t, gb_table_bucket_of(t, e->hash)), 1);
@@ -104,7 +103,7 @@ uint64_t gb_room_seq(const struct gb_store *s);
 /* Gives up all above `length` bytes in slices: GB_AGAIN until done, and until then nobody else moves
  * blocks. GB_BUSY if a pinned block is in the way, or if more is promised to long writes than would be
  * left: all is as it was but for what was evicted. A `length` that is the image's own leaves a shrink
- * half done. Growing takes one call, after the image was mapped longer. */
+ * half done. Growing takes one call, after the image was mapped longer, and not while it is saved. */
 enum gb_err gb_room_shrink(struct gb_store *s, uint64_t length);
 void gb_room_grow(struct gb_store *s, uint64_t length);
 

@@ -1,16 +1,15 @@
 /* room_check.c - the invariants of room.h, each by its number. */
 #include "room.h"
 
-/* Adds up one chain; its extents name the one before, and hold `want` bytes. */
+/* Adds up one chain; its extents name the one before (so it comes to an end), and hold `want` bytes. */
 static bool check_extents(const struct gb_store *s, gb_ref owner, gb_ref at, uint64_t want,
                         uint64_t *granules, struct gb_fault *f) {
     uint64_t held = 0, most = s->head->arena.end;
     for (gb_ref before = owner; at; at = gb_extent_at(s->base, at)->next) {
         const struct gb_extent *x = gb_extent_at(s->base, at);
-        if (at + 1u >= most || *granules > most)
-            return gb_broken(f, "room 3: an extent names the one before", at, most, *granules);
+        if (at + 1u >= most) return gb_broken(f, "room 3: an extent names the one before", at, most, before);
         uint32_t size = gb_word_granules(x->word);
-        if (gb_word_kind(x->word) != GB_KIND_EXTENT || !size || size > most - at || (before && x->prev != before))
+        if (gb_word_kind(x->word) != GB_KIND_EXTENT || !size || size > most - at || x->prev != before)
             return gb_broken(f, "room 3: an extent names the one before", at, before, x->prev);
         if (x->used + sizeof *x > (uint64_t)size * GB_GRANULE)
             return gb_broken(f, "room 3: a chain holds its value's length", at, size, x->used);

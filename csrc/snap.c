@@ -4,7 +4,6 @@
 enum gb_err gb_snap_begin(struct gb_store *s, struct gb_snap *p) {
     if (s->keep || !gb_index_walk_begin(&s->index, &p->walk)) return GB_BUSY;
     p->count = p->keep.left = s->index.table.root->count;
-    p->keep.end = (gb_ref)(s->head->length / GB_GRANULE);
     p->steps = 0;
     p->most = GB_SNAP_ENTRIES;
     for (uint32_t i = 0; i < GB_HEAD_PINS; i++) /* dead already, or not born: none of the moment */
@@ -28,14 +27,6 @@ void gb_snap_end(struct gb_store *s, struct gb_snap *p) {
     gb_index_walk_end(&s->index, p->walk);
 }
 
-/* A ghost was copied: its block goes, unless somebody else is still reading it. */
-static void lay(struct gb_store *s, gb_ref ref) {
-    gb_ref *at = &s->keep->ghost;
-    while (*at != ref) at = &gb_entry_at(s->base, *at)->lru.next;
-    *at = gb_entry_at(s->base, ref)->lru.next;
-    s->pins--;
-}
-
 /* Begins a long value, in an empty frame. */
 static enum gb_err long_begin(struct gb_store *s, struct gb_snap *p, gb_ref ref, struct gb_keep_frame *f) {
     enum gb_err err = gb_chain_open(s, &p->read, ref);
@@ -46,7 +37,10 @@ static enum gb_err long_begin(struct gb_store *s, struct gb_snap *p, gb_ref ref,
     f->used = gb_keep_record(s, ref, f->to);
     f->records = 1;
     p->pad = p->payload - f->used - p->read.left;
-    if (p->was_ghost) lay(s, ref); /* the pin of the read holds it from here on */
+    if (p->was_ghost) { /* the first one; the pin of the read holds it from here on */
+        p->keep.ghost = gb_entry_at(s->base, ref)->lru.next;
+        s->pins--;
+    }
     gb_keep_saved(&p->keep, ref);
     p->keep.left--;
     return GB_AGAIN;

@@ -139,9 +139,9 @@ static struct gb_bucket *slot_of(const struct gb_table *t, uint32_t hash, gb_ref
     }
 }
 
-/* Takes the last bucket's slots away until it has some; frees it when it has none left. */
+/* Frees the last bucket of a chain, an overflow bucket, when it has no slot left. */
 static void trim(struct gb_table *t, struct tail *at) {
-    if (at->block && !filled(at->bucket)) {
+    if (!filled(at->bucket)) {
         at->before->overflow = 0;
         gb_arena_free(t->arena, at->block);
     }

@@ -304,6 +304,10 @@ static void follow(struct model *m) {
 
 /* --- kills ------------------------------------------------------------------------------------------------- */
 static uint64_t scratch[LENGTH_MAX / 8u / 64u + 1u];
+#ifndef KILL_MENDS
+#define KILL_MENDS gb_mend
+#endif
+enum gb_err KILL_MENDS(struct gb_store *s, uint64_t *bits, struct gb_fault *f); /* coverage.py counts in one of its own */
 
 static void reborn(void) {
     CHECK(gb_room_attach(&store, image, image_length) == GB_OK);
@@ -322,7 +326,7 @@ static void mend(void) {
     }
     reborn();
     memset(scratch, 0, sizeof scratch);
-    enum gb_err err = gb_mend(&store, scratch, &f);
+    enum gb_err err = KILL_MENDS(&store, scratch, &f);
     if (err) printf("%s at %llu want %llu got %llu\n", f.rule, (unsigned long long)f.at, (unsigned long long)f.want,
                     (unsigned long long)f.got);
     CHECK(err == GB_OK);

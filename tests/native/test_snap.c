@@ -225,30 +225,6 @@ static void ghosts(void) {
     CHECK(!s->head->arena.ledger[GB_KIND_PENDING]);
     stop();
 }
-/* The image grows while it is saved: what lies in the new part is younger than the moment. */
-static void grown(void) {
-    uint32_t above = 0;
-    start(200000u, 300, 0);
-    for (uint32_t i = 0; i < 500u; i++) operate(MIXED);
-    begin();
-    for (uint32_t i = 0; i < 3u; i++) (void)save_on();
-    gb_ref old_end = (gb_ref)(length / GB_GRANULE);
-    image = realloc(image, length += 65536u);
-    gb_room_rebase(s, image);
-    s->mapped = length;
-    hold();
-    gb_room_grow(s, length);
-    left();
-    for (uint32_t k = 0; k < 150u; k++) put_short(k, 300);
-    for (enum gb_err err = GB_AGAIN; err; err = save_on())
-        for (uint32_t i = 0; i < 20u; i++) operate(MIXED);
-    for (gb_ref at = s->index.root->lru.next; at != gb_index_list(&s->index); at = gb_list_at(s->base, at)->next)
-        above += at >= old_end;
-    CHECK(above > 20u);
-    all_saved(MIXED);
-    end();
-    stop();
-}
 /* Everything is used again and again, so that the walk finds what it has saved before in its way: a save ends. */
 static void stirred(void) {
     uint32_t steps = 0;
@@ -375,7 +351,6 @@ int main(int argc, char **argv) {
     for (uint32_t i = 0; i < GB_KEEP_FRAMES; i++) late_to[i] = malloc(GB_KEEP_PAYLOAD);
     uint64_t small = gb_room_smallest();
     ghosts();
-    grown();
     stirred();
     start(small + 65536u, 10, 0);
     hostile(false, 5, 30);
