@@ -138,7 +138,8 @@ void gb_pour_presize(struct gb_store *s, uint64_t entries) {
 bool gb_pour_check(const struct gb_store *s, gb_ref run, const struct gb_pour_sum *sum, const uint64_t *hash,
                    struct gb_fault *f) {
     gb_ref at = run, end = run + sum->granules;
-    for (uint32_t i = 0; i < sum->entries && at < end; i++) {
+    uint32_t i = 0;
+    for (; i < sum->entries && at < end; i++) {
         const struct gb_entry *e = gb_entry_at(s->base, at);
         struct gb_key k;
         if (gb_word_kind(e->word) != GB_KIND_ENTRY || !gb_word_granules(e->word)) break;
@@ -147,5 +148,5 @@ bool gb_pour_check(const struct gb_store *s, gb_ref run, const struct gb_pour_su
             return gb_broken(f, "pour 2: each has the hash of its key", at, k.hash, hash[i]);
         at += gb_word_granules(e->word);
     }
-    return at == end || gb_broken(f, "pour 1: the entries of a run meet its end", run, end, at);
+    return (i == sum->entries && at == end) || gb_broken(f, "pour 1: the entries of a run meet its end", run, end, at);
 }

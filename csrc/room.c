@@ -315,8 +315,8 @@ void gb_room_grow(struct gb_store *s, uint64_t length) {
 
 /* The block at the hand found no place below the cut: give something up. */
 static enum gb_err shrink_stuck(struct gb_store *s) {
-    gb_ref hand = s->index.arena.root->hand;
-    if (s->pins && hand < s->index.arena.root->end && !movable(s, hand, GB_GAP_TAIL))
+    gb_ref hand = s->index.arena.root->hand; /* a block stands there, or nothing would be stuck */
+    if (s->pins && !movable(s, hand, GB_GAP_TAIL))
         return GB_BUSY; /* read, written or a ghost: it goes by itself, nobody has to leave for it */
     gb_ref victim = gb_index_victim(&s->index);
     if (victim) gb_room_remove(s, victim, GB_CAUSE_EVICT);

@@ -70,7 +70,7 @@ static enum gb_err long_step(struct gb_store *s, struct gb_snap *p, struct gb_ke
 static gb_ref next_unsaved(struct gb_store *s, struct gb_snap *p, uint32_t *n) {
     while (*n < p->most * 2u) {
         gb_ref ref = gb_index_walk_next(&s->index, p->walk);
-        if (!ref) return 0;
+        if (!ref) return 0; /* one way: who is left lies ahead */
         ++*n;
         gb_ref next = s->index.walk[p->walk].at; /* a link: its entry is one granule before */
         __builtin_prefetch(gb_at(s->base, next));

@@ -297,16 +297,17 @@ void gb_table_moved(struct gb_table *t, gb_ref from, gb_ref to) {
         directory_at(t, t->root->dirs[number >> GB_DIR_SHIFT])->chunk[number & DIR_MASK] = to;
     } else {
         struct gb_bucket *b = gb_table_bucket(t, number);
-        while (b->overflow != from && b->overflow) b = &overflow_at(t, b->overflow)->bucket;
+        while (b->overflow != from && b->overflow) /* one way: it has no end only in a broken image */
+            b = &overflow_at(t, b->overflow)->bucket;
         GB_ASSERT(b->overflow == from);
         b->overflow = to;
     }
 }
 
-/* Whether `size` bytes at `ref` are the arena's. */
+/* Whether `size` bytes at `ref`, which is not 0, end within the arena. */
 static bool within(const struct gb_table *t, gb_ref ref, size_t size) {
     gb_ref end = t->arena->root->end;
-    return ref && ref < end && size <= (uint64_t)(end - ref) * GB_GRANULE;
+    return ref < end && size <= (uint64_t)(end - ref) * GB_GRANULE;
 }
 
 static bool check_chain(const struct gb_table *t, uint32_t number, uint64_t *count,

@@ -118,7 +118,8 @@ static bool check_slot(const struct gb_wheel *w, gb_ref end, uint32_t level, uin
     gb_ref at = gb_list_at(w->base, head)->next;
     for (; at != head; at = gb_list_at(w->base, at)->next) {
         gb_ref entry = GB_ENTRY_OF_WHEEL(at);
-        if (at < 3u || !gb_entry_lies(w->base, entry, end) || !(gb_entry_at(w->base, entry)->word & GB_WORD_TTL))
+        if (at < 3u || /* one way: the superblock's first words are no links */
+            !gb_entry_lies(w->base, entry, end) || !(gb_entry_at(w->base, entry)->word & GB_WORD_TTL))
             return gb_broken(f, "wheel 2: a timer is an entry's", entry, end, at);
         uint64_t deadline = gb_wheel_deadline(w, entry), tick = tick_of(deadline);
         if (tick < clock) tick = clock;

@@ -44,6 +44,7 @@ NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
 STUCK = 1.5
 """Seconds after which a place does not come to an end; most take a few ms."""
+IN_OURS = "in ours"
 CRASHES, ENOUGH = 12, 2
 """After so many a case is given up; and one of the interpreter alone, which has shown it then."""
 AGAIN, WINDOWS = 8, 40
@@ -142,6 +143,8 @@ class Own:
             "PyContextVar_Set" in said
         ):  # its token and its new mapping both failed: it lets go of NULL
             return True
+        if IN_OURS in said:
+            return False  # whatever it does to itself elsewhere
         if "it ended with" in said:
             locked = "acquire_lock" in said  # that is nobody's spinning
             spun = self.spins and f"signal {int(signal.SIGALRM)}" in said and not locked
@@ -289,10 +292,18 @@ def child(
             return json.loads(said), ""
         errors.seek(0)
         lines = errors.read().decode(errors="replace").splitlines()
-    frames = [line.split("(")[-1].split(")")[0] for line in lines if "[0x" in line]
+    trace = [line for line in lines if "[0x" in line][2:]  # without the handler that wrote it
+    frames = [line.split("(")[-1].split(")")[0] for line in trace]
     last = " ".join(line for line in lines if line.startswith("Fatal Python error"))
-    how_ = f"it ended with signal {status & 127}, status {status >> 8}: {last} {' < '.join(frames[2:9])}"
+    whose = f" {IN_OURS}" if of_ours(trace) else ""
+    how_ = f"it ended{whose} with signal {status & 127}, status {status >> 8}: {last} {' < '.join(frames[:9])}"
     return None, how_
+
+
+def of_ours(trace: list[str]) -> bool:
+    """Whether our C led to where it ended, with no Python code in between."""
+    between = (line for line in trace if "_PyEval_EvalFrame" in line or "/gbcache/" in line)
+    return "/gbcache/" in next(between, "")
 
 
 def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
@@ -314,6 +325,10 @@ def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
             whole["places"], said = told["places"], [*said, *told["bad"]]
             break
         n, _, once = struct.unpack("<iib", progress[:9])
+        if IN_OURS in ended and own.corrupts:  # what an earlier place broke may come out anywhere
+            only = argparse.Namespace(**{**vars(options), "most": n + 1})
+            again = child(case, how, n, n + bool(once), only, progress)[1]
+            ended = ended if again else f"{ended.replace(f' {IN_OURS}', '')}, but not by itself"
         said.append(f"{MODES[once]} {n}: {ended}")
         spun = f"signal {int(signal.SIGALRM)}" in ended and not once
         start = n + options.step * (not spun)

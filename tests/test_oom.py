@@ -83,5 +83,5 @@ def test_it_finds_what_is_planted(shim: Path) -> None:
         one["case"]: one["bad"] for one in sweep(shim, "python", "--only", "planted:", "--planted")
     }
     assert found["planted: half a state"] and found["planted: a descriptor"], found
-    assert any("ended with signal 11" in what for what in found["planted: a crash"]), found
+    assert any("ended in ours with signal 11" in what for what in found["planted: a crash"]), found
     assert not found["planted: nothing"], found

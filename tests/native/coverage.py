@@ -23,13 +23,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NATIVE = ROOT / "tests" / "native"
-MEASURED = ["--coverage", "-O0", "-frandom-seed=1"]
+MEASURED = ["--coverage", "-O0", "-frandom-seed=1", "-fprofile-update=atomic"]  # there are threads
 FLAGS = ["-std=c11", "-g", *MEASURED, "-Wno-unused-function"]
 INCLUDE = [f"-I{ROOT / 'csrc'}", f"-I{NATIVE}"]
 ALONE = ["--ignore-glob=tests/test_valkey*", "--ignore-glob=tests/test_tier_*", "--ignore=tests/test_lru_cache.py",
          "--ignore=tests/test_native.py", "--ignore=tests/test_architecture.py"]  # fmt: skip
 UNREACHABLE = "/* unreachable: "
-WAYS = {"/* one way: ": 1, "/* two ways: ": 2, "|| gb_broken(": 1}
+WAYS = {"/* one way: ": 1, "/* two ways: ": 2, "||gb_broken(": 1}
 
 
 class Seen:
@@ -122,8 +122,7 @@ def python(tiny: bool, where: Path, seed: str) -> Seen:
     shutil.copytree(
         ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "*.so", ".hypothesis")
     )
-    flags = " ".join([*MEASURED, "-fprofile-update=atomic"])  # there are threads
-    env = os.environ | {"GB_CFLAGS": flags, "GB_LDFLAGS": "--coverage", "GB_TINY": "1" if tiny else "0",
+    env = os.environ | {"GB_CFLAGS": " ".join(MEASURED), "GB_LDFLAGS": "--coverage", "GB_TINY": "1" if tiny else "0",
                         "GB_SLICE": "short", "SEED": seed, "PYTHONPATH": str(tree), "GB_EXPECT": ""}  # fmt: skip
     build = [
         sys.executable,
@@ -174,7 +173,8 @@ class Told:
                 continue
             self.lines += 1
             self.lines_run += ran > 0
-            never, shut = taken.count(0), sum(n for says, n in WAYS.items() if says in line)
+            says = line.replace("|| ", "||") + (text[number].strip() if line.endswith("||") else "")
+            never, shut = taken.count(0), sum(n for way, n in WAYS.items() if way in says)
             self.named += shut
             if ran and never < shut:
                 self.wrong.append(

@@ -102,6 +102,148 @@ static void overlong(void) {
     }
 }
 
+/* --- made by hand ------------------------------------------------------------------------------------------- */
+static void fill_block(gb_ref ref, uint32_t key, uint32_t len, bool chain) {
+    static uint8_t value[2u * GB_WINDOW_BYTES];
+    struct gb_put p = {.value = value, .value_len = len};
+    gb_store_key(&store, &p.key, &key, sizeof key, 1);
+    gb_arena_rekind(&store.index.arena, ref, GB_KIND_PENDING);
+    gb_store_fill(&store, ref, &p, chain);
+    gb_arena_rekind(&store.index.arena, ref, GB_KIND_ENTRY);
+}
+/* An entry that is nowhere but in its block; false: there is no block. */
+static bool lay(uint32_t key, uint32_t len, bool chain) {
+    struct gb_put p = {.value_len = len, .key = {NULL, sizeof key, 1, 0}};
+    gb_ref ref = gb_arena_alloc(&store.index.arena, gb_store_granules(&store, &p, chain), GB_KIND_PENDING);
+    if (ref) fill_block(ref, key, len, chain);
+    return ref != 0;
+}
+static uint32_t lay_full(uint32_t key, uint32_t len) {
+    for (; len; len = len == 1u ? 0u : len > 8u ? len - 8u : 1u)
+        while (lay(key, len, false)) key++;
+    return key;
+}
+static void mended(uint32_t entries) {
+    struct gb_fault f = {0};
+    CHECK(mend(&f) == GB_OK && store.head->table.count == entries);
+    SOUND(gb_chain_check, &store);
+}
+static void refused(const char *rule) {
+    struct gb_fault f = {0};
+    enum gb_err err = mend(&f);
+    if (!err || !strstr(f.rule, rule)) printf("want %s, got %d: %s\n", rule, err, f.rule);
+    CHECK(err == GB_BADIMAGE && strstr(f.rule, rule));
+}
+
+/* A table of several chunks; of fewer than its entries would like; and no room for what it needs. */
+static void tables(void) {
+    const char *rule = "mend 1: there is room for a table";
+    uint32_t n;
+    make(0);
+    for (n = 0; n < 2000u; n++) {
+        struct gb_put p = {.value = image, .value_len = 1};
+        gb_store_key(&store, &p.key, &n, sizeof n, 1);
+        do gb_head_enter(&store);
+        while (gb_store_put(&store, &p, 5000) == GB_AGAIN);
+    }
+    CHECK(gb_table_size(&store.index.table) > 2u * GB_TABLE_CHUNK);
+    mended(store.head->table.count);
+    make(0);
+    for (n = 0; n < 1500u; n++) CHECK(lay(n, 1, false));
+    mended(1500);
+    make(0);
+    CHECK(lay_full(0, 1) > GB_TABLE_CHUNK * GB_TABLE_SLOTS);
+    refused(rule);
+    make(0);
+    n = lay_full(0, 3u * GB_WINDOW_BYTES / 4u);
+    fill_block(store.head->table.dirs[0], n, GB_TABLE_DIR_GRANULES * GB_GRANULE - 20u, false);
+    refused(rule);
+    make(0);
+    gb_ref chunk = ((struct gb_directory *)gb_at(image, store.head->table.dirs[0]))->chunk[0];
+    n = lay_full(0, 3u * GB_WINDOW_BYTES / 4u);
+    fill_block(chunk, n, GB_WINDOW_BYTES - 20u, false);
+    refused(rule);
+}
+/* Two entries of a key, neither on the list; long ones of no bytes; and more than an operation can leave. */
+static void twins(void) {
+    for (uint32_t chain = 0; chain < 2u; chain++) {
+        make(0);
+        for (uint32_t n = 0; n < 3u; n++) CHECK(lay(7, 0, chain) && lay(8, chain ? 0 : 30, chain));
+        mended(2);
+    }
+    make(0);
+    for (uint32_t n = 0; n < 10u; n++) CHECK(lay(7, 10, false));
+    refused("mend 4");
+}
+/* A slide of an extent that names an entry without a chain, or no entry at all: nobody is told, and its chain is lost. */
+static void slid_off(bool chunk) {
+    for (gb_ref gap = 0, plain = 0, from = 0; !from; gap = plain = 0) {
+        make(60);
+        for (gb_ref at = store.head->arena.first; at < store.head->arena.end; at += gb_arena_size(&store.index.arena, at)) {
+            uint32_t word = gb_entry_at(image, at)->word;
+            if (gb_word_kind(word) == GB_KIND_ENTRY && !(word & GB_WORD_EXTRA)) plain = at;
+            bool first = gb_word_kind(word) == GB_KIND_EXTENT &&
+                         gb_word_kind(gb_entry_at(image, gb_extent_at(image, at)->prev)->word) == GB_KIND_ENTRY;
+            if (first && gap && plain) from = at;
+            if (from) break;
+            gap = gb_word_kind(word) == GB_KIND_FREE ? at : 0;
+        }
+        if (!from) continue;
+        store.head->intent = (struct gb_intent){.op = GB_INTENT_SLIDE, .from = from, .to = gap, .gap = gap,
+                                                .size = gb_word_granules(gb_entry_at(image, from)->word)};
+        gb_extent_at(image, from)->prev = chunk ? store.head->table.dirs[0] : plain;
+        refused("mend 2");
+    }
+}
+/* The last entry used slides into the place of one that was deleted: the list's head names its new place. */
+static void slid_first(void) {
+    struct gb_put p = {.value = image, .value_len = 50};
+    gb_ref at[3];
+    uint32_t n = 0;
+    make(0);
+    for (; n < 3u; n++) {
+        gb_store_key(&store, &p.key, &n, sizeof n, 1);
+        CHECK(gb_store_put(&store, &p, 5000) == GB_OK);
+        at[n] = gb_store_find(&store, &p.key);
+    }
+    CHECK(at[1] < at[2] && store.index.root->lru.next == GB_LRU_OF(at[2]));
+    gb_room_remove(&store, at[1], GB_CAUSE_DELETE);
+    store.head->intent = (struct gb_intent){.op = GB_INTENT_SLIDE, .from = at[2], .to = at[1], .gap = at[1],
+                                            .size = gb_word_granules(gb_entry_at(image, at[2])->word)};
+    mended(2);
+    n = 2;
+    CHECK(store.index.root->lru.next == GB_LRU_OF(at[1]) && gb_store_find(&store, &p.key) == at[1]);
+}
+/* Lengths and intents that no image has. */
+static void frames(void) {
+    struct gb_fault f = {0};
+    make(5);
+    store.head->intent = (struct gb_intent){.op = GB_INTENT_RING, .size = GB_TELL_LEAST, .due = length};
+    refused("mend 1: an intent");
+    for (uint32_t clears = 0; clears < 2u; clears++) {
+        make(5);
+        store.head->intent.op = clears ? GB_INTENT_CLEAR : GB_INTENT_NONE;
+        store.mapped = length - 8u;
+        CHECK(gb_mend(&store, NULL, &f) == GB_BADIMAGE && strstr(f.rule, "mend 1: length"));
+        store.head->length = gb_room_smallest() - 8u;
+        refused("mend 1: length");
+    }
+}
+/* A live image that is cleared, and made shorter and longer, with its ring. */
+static void lived(void) {
+    make(100);
+    CHECK(store.live && gb_room_clear(&store, 5200) == GB_OK && !store.head->table.count);
+    for (uint32_t i = 0; i < 100u; i++) act(5200u + i);
+    do gb_head_enter(&store);
+    while (gb_room_shrink(&store, length - 65536u) == GB_AGAIN);
+    CHECK(store.head->length == length - 65536u);
+    SOUND(gb_chain_check, &store);
+    gb_room_grow(&store, length);
+    SOUND(gb_chain_check, &store);
+    CHECK(store.head->intent.op == GB_INTENT_NONE);
+    mended(store.head->table.count);
+}
+
 /* A right sum over a head that cannot be. */
 #define REFUSED(place, value, says)                                                                \
     do {                                                                                           \
@@ -155,6 +297,8 @@ static void verdicts(void) {
     CHECK(gb_image_judge(image, 7, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 3"));
     gb_image_state(&store, GB_IMAGE_OPEN, none, 9, 1); /* where boots cannot be told apart */
     CHECK(gb_image_judge(image, length, none, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 4"));
+    gb_image_state(&store, GB_IMAGE_PRIVATE, none, 0, 0);
+    CHECK(!store.live && !store.index.arena.intent); /* nobody will ask */
     gb_image_state(&store, GB_IMAGE_OPEN, BOOT, 9, 1);
     attached();
     gb_image_seal(&store);
@@ -191,7 +335,14 @@ int main(int argc, char **argv) {
         if (round % 4u == 0) intents();
         if (round % 10u == 0) verdicts();
         if (round % 10u == 1) overlong();
+        if (round % 10u == 2) lived();
     }
+    tables();
+    twins();
+    slid_off(false);
+    slid_off(true);
+    slid_first();
+    frames();
     free(image);
     for (uint32_t round = 0; round < 12000; round++) { /* any bytes changed: fuzz_mend.c, from dice */
         static uint8_t input[700];

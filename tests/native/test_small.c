@@ -186,6 +186,11 @@ static void *waiter(void *arg) {
     gb_lock_free(&lock);
     return arg;
 }
+static void *leaver(void *arg) {
+    nap();
+    gb_lock_wanted_no_more(&lock);
+    return arg;
+}
 static void lock_threads(void) {
     pthread_t thread[4];
     struct gb_fault f = {0};
@@ -214,8 +219,9 @@ static void lock_wanted(void) {
     CHECK(!gb_lock_after_you(&lock)); /* nobody is there */
     gb_lock_want(&lock);
     CHECK(gb_lock_after_you(&lock)); /* and who wants it and does not come is not waited for */
-    gb_lock_wanted_no_more(&lock);
-    CHECK(!gb_lock_wanted(&lock));
+    CHECK(!pthread_create(&thread[0], NULL, leaver, NULL));
+    while (gb_lock_after_you(&lock)) continue; /* nor who goes elsewhere while he is waited for */
+    CHECK(!pthread_join(thread[0], NULL) && !gb_lock_wanted(&lock));
     gb_lock_wait(&lock); /* free: it is there at once */
     CHECK(!gb_lock_try(&lock));
     gb_lock_free(&lock);

@@ -225,6 +225,132 @@ static void ghosts(void) {
     CHECK(!s->head->arena.ledger[GB_KIND_PENDING]);
     stop();
 }
+static void put_long(uint32_t k, uint32_t len) {
+    uint8_t kb[320];
+    struct value v = {.len = len, .tag = ++tags};
+    struct gb_put p = {.value = bytes, .value_len = len, .value_type = tags & 7u};
+    p.key = key_of(s, k, kb);
+    fill(bytes, &v);
+    CHECK(put_into(s, &p, now) == GB_OK);
+    model[k] = value_of(&p, tags, true);
+}
+static void gone(uint32_t k) {
+    hold();
+    gb_room_remove(s, find(s, k), GB_CAUSE_DELETE);
+    model[k].there = false;
+}
+/* A long value dies while there are records in the frame: it has to wait for the next one. */
+static void half_a_frame(void) {
+    start(400000u, 60, 0);
+    for (uint32_t k = 0; k < 50u; k++) put_short(k, 30);
+    for (uint32_t k = 0; k < 50u; k++) { /* all have extra words, and yet lie in one block */
+        gb_head_enter(s);
+        CHECK(gb_store_retime(s, find(s, k), now + 5000u, 0, 700, now) == GB_OK);
+        model[k].due = now + 5000u, model[k].hard = 0, model[k].idle = 700;
+    }
+    put_long(50, 9000);
+    begin();
+    CHECK(save_on() == GB_AGAIN && front.used);
+    gone(50);
+    hold();
+    CHECK(gb_room_make(s, now, false) == GB_OK); /* whoever goes next is short, and need not wait for it */
+    mirror();
+    for (uint32_t steps = 0; save_on(); steps++) CHECK(steps < 50u);
+    all_saved(MIXED);
+    end();
+    stop();
+}
+/* The last bytes of a long value take the last steps of a hold: it is closed in the next. */
+static void last_step(void) {
+    uint32_t extents = 0;
+    bool full;
+    start(400000u, 20, 0);
+    put_long(1, 9000);
+    begin();
+    CHECK(save_on() == GB_AGAIN && snap.reading);
+    gb_ref ref = find(s, 1), at = gb_extra_at(image, ref, gb_entry_at(image, ref)->word)->chain;
+    for (; at; at = gb_extent_at(image, at)->next) extents++;
+    s->index.arena.work.steps = GB_STEPS_MAX - extents;
+    CHECK(gb_snap_step(s, &snap, &front, &full) == GB_AGAIN && !full && !snap.read.left && snap.reading);
+    for (uint32_t steps = 0; save_on(); steps++) CHECK(steps < 5u);
+    all_saved(CALM);
+    end();
+    stop();
+}
+/* Blocks move while they are saved: those to come, and those that are done, stay what they are. */
+static void moved_aside(void) {
+    start(400000u, 1500, 0);
+    quick = true;
+    for (uint32_t k = 0; k < keys; k++) put_short(k, 150);
+    for (uint32_t k = 0; k < keys; k += 2u)
+        if (find(s, k)) gone(k);
+    quick = false;
+    mirror();
+    begin();
+    uint64_t moves = s->head->counters.moves;
+    while (save_on()) {
+        hold();
+        CHECK(gb_room_make(s, now, true) == GB_OK);
+        left();
+    }
+    CHECK(s->head->counters.moves > moves + 20u);
+    all_saved(MIXED);
+    end();
+    stop();
+}
+/* Where the walk has to come to its end, a long value with a new deadline, in another block, stays where it was. */
+static void stays(void) {
+    start(400000u, 20, 0);
+    put_long(1, 9000);
+    put_short(2, 20);
+    begin();
+    snap.keep.eager = true;
+    hold();
+    CHECK(gb_store_retime(s, find(s, 1), now + 50000u, 0, 0, now) == GB_OK);
+    CHECK(s->index.root->lru.next == GB_LRU_OF(find(s, 2)));
+    model[1].due = now + 50000u;
+    moment[1].touched = true;
+    for (uint32_t steps = 0; save_on(); steps++) CHECK(steps < 9u);
+    all_saved(MIXED);
+    end();
+    stop();
+}
+/* Frames are filled until a record does not fit. */
+static void full_frames(void) {
+    quick = true;
+    start(2u << 20, 1500, 0);
+    for (uint32_t k = 0; k < keys; k++) put_short(k, 400u + check_below(400));
+    save(CALM, true, 0);
+    stop();
+    quick = false;
+}
+/* No walk to be had, no pin; and given up in the middle of a long value, while one that died is read. */
+static void given_up(void) {
+    struct gb_chain_read r[GB_HEAD_PINS];
+    uint32_t walk[GB_INDEX_WALKS];
+    bool full;
+    start(400000u, 20, 0);
+    for (uint32_t k = 0; k < 3u; k++) put_long(k, 30000);
+    for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) CHECK(gb_index_walk_begin(&s->index, &walk[i]));
+    CHECK(gb_snap_begin(s, &snap) == GB_BUSY && !s->keep);
+    for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) gb_index_walk_end(&s->index, walk[i]);
+    begin();
+    gb_ref dead = find(s, 2);
+    for (uint32_t i = 0; i < GB_HEAD_PINS; i++) CHECK(gb_chain_open(s, &r[i], dead) == GB_OK);
+    CHECK(gb_snap_step(s, &snap, &front, &full) == GB_BUSY && !full);
+    for (uint32_t i = 1; i < GB_HEAD_PINS; i++) gb_chain_close(s, &r[i]);
+    hold();
+    CHECK(gb_snap_step(s, &snap, &front, &full) == GB_AGAIN && snap.reading);
+    gone(2);
+    CHECK(snap.keep.ghost == dead);
+    saving = false;
+    for (uint32_t i = 0; i < 2u; i++) gb_snap_end(s, &snap); /* a second time nothing happens */
+    CHECK(s->pins == 1u && gb_word_kind(gb_entry_at(s->base, dead)->word) == GB_KIND_PENDING);
+    gb_chain_close(s, &r[0]); /* the last one out */
+    front.used = front.records = 0;
+    end();
+    stop();
+}
 /* Everything is used again and again, so that the walk finds what it has saved before in its way: a save ends. */
 static void stirred(void) {
     uint32_t steps = 0;
@@ -264,85 +390,6 @@ static void storm(bool crowded) {
     quick = false;
 }
 
-/* --- records nobody wrote ----------------------------------------------------------------------------------- */
-static const char *read_copy(const uint8_t *from, uint64_t n) { /* exactly so many bytes */
-    struct gb_snap_record r;
-    uint8_t *at = malloc(n ? n : 1u), *end_of = at + n;
-    if (n) memcpy(at, from, n);
-    const char *wrong = gb_snap_read(n ? at : end_of + 1, n, &r);
-    if (!wrong) {
-        struct gb_put p;
-        CHECK(r.bytes <= n && r.key >= at + 12 && r.value == r.key + r.head.key_len);
-        CHECK(r.value + r.head.value_len <= end_of && r.bytes % GB_GRANULE == 0);
-        (void)gb_snap_put(s, &r, now, wall, saved_at, &p);
-        if (gb_store_fits_inline(&p) && p.key.len <= GB_KEY_MAX && p.due <= now + GB_WHEEL_MAX_MS) {
-            enum gb_err err = put_into(s, &p, now);
-            CHECK(err == GB_OK);
-            if (check_below(16) == 0) SOUND(gb_chain_check, s);
-        }
-    }
-    free(at);
-    return wrong;
-}
-static void hostile(bool timed, uint32_t klen, uint32_t vlen) {
-    static uint8_t at[8192];
-    struct gb_record h = {.value_len = vlen, .hash = 7, .key_len = (uint16_t)klen, .types = 5, .timed = timed}, o = h;
-    struct gb_record_times t = {.due = saved_at + 1000, .stale = 5, .idle = 9};
-    uint32_t used = 12u + (timed ? 24u : 0u) + klen + vlen, n = (used + 7u) / 8u * 8u;
-    memset(at, 'x', used);
-    memset(at + used, 0, sizeof at - used);
-    memcpy(at, &h, sizeof h);
-    if (timed) memcpy(at + 12, &t, sizeof t);
-    CHECK(!read_copy(at, n) && !read_copy(at, n + 8u));
-    for (uint32_t i = 0; i < n; i++) CHECK(read_copy(at, i));
-    for (uint32_t i = used; i < n; at[i++] = 0) {
-        at[i] = (uint8_t)(1u + check_below(255));
-        CHECK(read_copy(at, n));
-    }
-    for (uint32_t i = 0; i < 65536u; i += i < 300u ? 1u : 1u + check_below(40)) {
-        uint32_t len = i < 300u ? vlen + i - 150u : check_below(4) ? (uint32_t)check_random() : check_below(70000);
-        o.types = (uint8_t)i;
-        memcpy(at, &o, sizeof o);
-        CHECK(!read_copy(at, n) == (o.types < 32u));
-        o = h;
-        o.timed = (uint8_t)i;
-        memcpy(at, &o, sizeof o);
-        CHECK(read_copy(at, n) || o.timed <= 1u);
-        o = h;
-        o.key_len = (uint16_t)i;
-        memcpy(at, &o, sizeof o);
-        CHECK(read_copy(at, n) || i + used - klen <= n);
-        o = h;
-        o.value_len = len;
-        memcpy(at, &o, sizeof o);
-        CHECK(read_copy(at, n) || len <= vlen + 7u);
-        o = h;
-    }
-    memcpy(at, &h, sizeof h);
-    for (uint32_t i = 0; timed && i < 500u; i++) { /* times of any kind */
-        int64_t edge[] = {INT64_MIN, INT64_MAX, 0, -1, saved_at, (int64_t)check_random()};
-        t = (struct gb_record_times){edge[check_below(6)], edge[check_below(6)], 7, 0u - check_below(3)};
-        memcpy(at + 12, &t, sizeof t);
-        CHECK(!read_copy(at, n));
-    }
-    for (uint32_t i = 0; i < 1000u; i++) { /* bytes of any kind */
-        for (uint32_t b = 0; b < 64u; b++) at[b] = check_below(3) ? 0u : (uint8_t)check_random();
-        (void)read_copy(at, check_below(64));
-    }
-}
-
-/* A key as long as its record says, and longer than a key of any build. */
-static void long_keys(void) {
-    static uint8_t at[2u * GB_RECORD_KEY_MAX];
-    struct gb_snap_record r;
-    for (uint32_t more = 0; more < 2u; more++) {
-        struct gb_record h = {.hash = 7, .key_len = (uint16_t)(GB_RECORD_KEY_MAX + more), .types = 1};
-        memcpy(at, &h, sizeof h);
-        const char *wrong = gb_snap_read(at, sizeof at, &r);
-        CHECK(more ? wrong && strstr(wrong, "lengths") : !wrong);
-    }
-}
-
 int main(int argc, char **argv) {
     check_start(argc, argv);
     bytes = malloc(1u << 20);
@@ -351,14 +398,13 @@ int main(int argc, char **argv) {
     for (uint32_t i = 0; i < GB_KEEP_FRAMES; i++) late_to[i] = malloc(GB_KEEP_PAYLOAD);
     uint64_t small = gb_room_smallest();
     ghosts();
+    half_a_frame();
+    last_step();
+    moved_aside();
+    stays();
+    full_frames();
+    given_up();
     stirred();
-    start(small + 65536u, 10, 0);
-    hostile(false, 5, 30);
-    hostile(true, 3, 0);
-    hostile(true, 250, 401);
-    hostile(false, 1, 2);
-    stop();
-    long_keys();
     for (uint32_t round = 0; round < 3; round++) {
         run(small, 200, 150, 0);
         run(small + 8u * check_below(8000), 300, 200, 0);

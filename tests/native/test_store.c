@@ -36,7 +36,8 @@ static void same_hash(void) {
     const uint64_t seed[2] = {1, 2};
     CHECK(gb_room_format(&one, mine, 64u * GB_WINDOW_BYTES, seed, 1000) == GB_OK);
     memset(a, 'x', sizeof a);
-    const struct gb_key keys[] = {{a, 0, 0, 9}, {a, 1, 0, 9}, {a, 1, 1, 9}, {a, 2, 1, 9}, {a, 254, 1, 9}, {a, 255, 1, 9},
+    memset(b, 'y', sizeof b);
+    const struct gb_key keys[] = {{a, 0, 0, 9}, {a, 1, 0, 9}, {b, 1, 0, 9}, {a, 1, 1, 9}, {a, 2, 1, 9}, {a, 254, 1, 9}, {a, 255, 1, 9},
                                   {a, 256, 1, 9}, {a, 300, 1, 9}, {a, 300, 2, 9}};
     for (uint32_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         struct gb_put p = {.key = keys[i], .value = a, .value_len = i};
