@@ -98,16 +98,25 @@ def killed(tiny: bool, where: Path, seed: str) -> Seen:
     is killed is not counted, and one that mends what it left behind, and comes to its end, is."""
     here = where / f"kill_{'tiny' if tiny else 'normal'}"
     here.mkdir()
-    plain = ["-std=c11", "-g", "-O0", "-Wno-unused-function", *(["-DGB_TINY"] if tiny else []), *INCLUDE]
-    stores, core = str(NATIVE / "kill_stores.c"), str(NATIVE / "kill_core.c")
-    for command in (
-        ["gcc", *plain, "-fsanitize=thread", "-c", core, "-o", "kill_core.o"],
-        ["gcc", *plain, "-DKILL_MENDS=gb_mend_counted", "-c", stores, "-o", "kill_stores.o"],
-        ["gcc", *plain, *MEASURED, "-Dgb_mend=gb_mend_counted", "-c", str(ROOT / "csrc" / "gb.c"), "-o", "counted.o"],
-        ["objcopy", "--keep-global-symbol=gb_mend_counted", "counted.o"],
-        ["gcc", "--coverage", "kill_core.o", "kill_stores.o", "counted.o", "-lpthread", "-o", "test"],
-    ):
+    gcc = [
+        "gcc",
+        "-std=c11",
+        "-g",
+        "-O0",
+        "-Wno-unused-function",
+        *(["-DGB_TINY"] if tiny else []),
+        *INCLUDE,
+    ]
+    name = "gb_mend_counted"
+
+    def call(*command: str) -> None:
         subprocess.run(command, check=True, cwd=here)
+
+    call(*gcc, "-fsanitize=thread", "-c", str(NATIVE / "kill_core.c"), "-o", "core.o")
+    call(*gcc, f"-DKILL_MENDS={name}", "-c", str(NATIVE / "kill_stores.c"), "-o", "stores.o")
+    call(*gcc, *MEASURED, f"-Dgb_mend={name}", "-c", str(ROOT / "csrc" / "gb.c"), "-o", "counted.o")
+    call("objcopy", f"--keep-global-symbol={name}", "counted.o")
+    call("gcc", "--coverage", "core.o", "stores.o", "counted.o", "-lpthread", "-o", "test")
     ran = subprocess.run(["./test", seed, "3"], cwd=here, capture_output=True, text=True)
     if ran.returncode:
         raise SystemExit(f"{here.name} failed:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
