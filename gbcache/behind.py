@@ -70,7 +70,9 @@ class Behind:
         """Why the last attempt failed, if it did."""
         self._failed = 0  # attempts, ever
         self._row = 0  # of them, since the last that did not
-        self._generations: deque[dict[Any, Pending]] = deque([{}])
+        self._newest: dict[Any, Pending] = {}
+        """The last of the generations: who reads it without the lock finds one or the other, and no row in between."""
+        self._generations = deque([self._newest])
         self._flying: dict[Any, Pending] | None = None
         """The generation that is being written."""
         self._since = _NEVER
@@ -138,7 +140,7 @@ class Behind:
             self._change.notify_all()
 
     def _add(self, key: Any, write: Pending) -> Pending:
-        newest = self._generations[-1]
+        newest = self._newest
         old, total = newest.get(key), self._bytes + write[4]
         if old is not None:  # its place in the row is the older one's, and so is its age
             write = (*write[:3], old[3], write[4])
@@ -146,6 +148,7 @@ class Behind:
         elif len(newest) >= _BATCH:
             newest = {}
             self._generations.append(newest)
+            self._newest = newest
         newest[key] = write
         self._bytes = total  # nothing is made from here on: memory may be short
         if self._since == _NEVER:
@@ -191,7 +194,7 @@ class Behind:
 
     def is_last(self, key: Any, write: Pending) -> bool:
         """Whether this write of the key is on its way, and none after it."""
-        return self._generations[-1].get(key) is write or self.last(key) is write
+        return self._newest.get(key) is write or self.last(key) is write
 
     def value_of(self, write: Pending) -> Any:
         """A copy of what is written."""
@@ -227,8 +230,9 @@ class Behind:
         with self._change:
             flying, failed = self._flying, self._failed
             kept = deque([flying] if flying else [])
-            kept.append({})
-            self._generations = kept
+            newest: dict[Any, Pending] = {}
+            kept.append(newest)
+            self._generations, self._newest = kept, newest
             self._bytes = _size(flying or {})
             self._age()
             while flying and self._flying is flying and self._failed == failed:
@@ -278,7 +282,9 @@ class Behind:
             while len(self._generations) > 1 and not self._generations[0]:
                 self._generations.popleft()
             if len(self._generations) == 1:
-                self._generations.append({})  # nobody adds to what is being written
+                newest: dict[Any, Pending] = {}
+                self._generations.append(newest)  # nobody adds to what is being written
+                self._newest = newest
             generation = self._flying = self._generations[0]
         self._write(generation)
         return True
@@ -351,7 +357,8 @@ class Behind:
     def _in_child(self) -> None:
         """A forked child's writes are its own: what was pending is the parent's to write."""
         self._new_lock()
-        self._generations, self._bytes, self._hurried = deque([{}]), 0, 0
+        self._newest = {}
+        self._generations, self._bytes, self._hurried = deque([self._newest]), 0, 0
         self._thread = self._flying = None
         self._since = _NEVER
 
