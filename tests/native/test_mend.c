@@ -175,6 +175,33 @@ static void twins(void) {
     for (uint32_t n = 0; n < 10u; n++) CHECK(lay(7, 10, false));
     refused("mend 4");
 }
+/* A long value whose chain the one entry has and the other has lost, whichever comes first. */
+static void handed_on(bool first) {
+    struct gb_put p = {.value = image, .value_len = 9000, .key = {(const uint8_t *)"k", 1, 1, 9}};
+    struct gb_chain_write w;
+    make(0);
+    gb_store_key(&store, &p.key, "k", 1, 1);
+    gb_head_enter(&store);
+    CHECK(!gb_chain_begin(&store, &w, &p, 5000) && !gb_chain_step(&store, &w, &p, 5000));
+    CHECK(!gb_chain_commit(&store, &w, &p, 5000));
+    gb_ref a = gb_store_find(&store, &p.key), b;
+    uint32_t size = gb_word_granules(gb_entry_at(image, a)->word);
+    CHECK((b = gb_arena_alloc(&store.index.arena, size, GB_KIND_PENDING)) > a);
+    memcpy(&gb_entry_at(image, b)->hash, &gb_entry_at(image, a)->hash, size * GB_GRANULE - 4u);
+    gb_entry_at(image, b)->word |= gb_entry_at(image, a)->word & ~((uint32_t)GB_WORD_PREV_FREE | 7u << 10 | 1023u);
+    gb_arena_rekind(&store.index.arena, b, GB_KIND_ENTRY);
+    gb_extra_at(image, first ? b : a, gb_entry_at(image, a)->word)->chain = 0;
+    mended(1);
+    CHECK(gb_store_find(&store, &p.key) == (first ? a : b));
+}
+/* An entry whose key is longer than its first word can say, and that has no other. */
+static void no_length(void) {
+    make(0);
+    CHECK(lay(7, 300, false));
+    for (gb_ref at = store.head->arena.first; at < store.head->arena.end; at += gb_arena_size(&store.index.arena, at))
+        if (gb_word_kind(gb_entry_at(image, at)->word) == GB_KIND_ENTRY) gb_entry_at(image, at)->word |= GB_KLEN_LONG << 17;
+    refused("mend 2: an entry is whole");
+}
 /* A slide of an extent that names an entry without a chain, or no entry at all: nobody is told, and its chain is lost. */
 static void slid_off(bool chunk) {
     for (gb_ref gap = 0, plain = 0, from = 0; !from; gap = plain = 0) {
@@ -339,6 +366,9 @@ int main(int argc, char **argv) {
     }
     tables();
     twins();
+    handed_on(false);
+    handed_on(true);
+    no_length();
     slid_off(false);
     slid_off(true);
     slid_first();

@@ -320,6 +320,21 @@ static void no_bytes(void) {
     compare();
     free(image);
 }
+/* No key, no value, neither. */
+static void nothing(void) {
+    start(gb_room_smallest() * 2u, false);
+    for (uint32_t klen = 0; klen < 2u; klen++)
+        for (uint32_t len = 0; len < 2u; len++) {
+            struct gb_put p = {.value = image, .value_len = len};
+            gb_store_key(s, &p.key, "k", klen, 2);
+            CHECK(gb_store_put(s, &p, now) == GB_OK);
+            gb_ref ref = gb_store_find(s, &p.key);
+            CHECK(ref && gb_value_len(image, ref, gb_entry_at(image, ref)->word) == len);
+            SOUND(gb_chain_check, s);
+        }
+    CHECK(s->head->table.count == 2u);
+    free(image);
+}
 /* What is past its deadline and kept is as good as gone to who would add. */
 static void added_over_stale(void) {
     start(gb_room_smallest() * 2u, false);
@@ -364,6 +379,7 @@ int main(int argc, char **argv) {
     shrunk_empty();
     shrinking();
     no_bytes();
+    nothing();
     added_over_stale();
     too_long();
     return check_done();

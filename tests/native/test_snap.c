@@ -225,6 +225,15 @@ static void ghosts(void) {
     CHECK(!s->head->arena.ledger[GB_KIND_PENDING]);
     stop();
 }
+static void put_plain(uint32_t k, uint64_t due, uint32_t idle) {
+    uint8_t kb[320];
+    struct value v = {.len = 30, .tag = ++tags};
+    struct gb_put p = {.value = bytes, .value_len = 30, .value_type = tags & 7u, .due = due, .idle = idle};
+    p.key = key_of(s, k, kb);
+    fill(bytes, &v);
+    CHECK(put_into(s, &p, now) == GB_OK);
+    model[k] = value_of(&p, tags, false);
+}
 static void put_long(uint32_t k, uint32_t len) {
     uint8_t kb[320];
     struct value v = {.len = len, .tag = ++tags};
@@ -242,19 +251,19 @@ static void gone(uint32_t k) {
 /* A long value dies while there are records in the frame: it has to wait for the next one. */
 static void half_a_frame(void) {
     start(400000u, 60, 0);
-    for (uint32_t k = 0; k < 50u; k++) put_short(k, 30);
-    for (uint32_t k = 0; k < 50u; k++) { /* all have extra words, and yet lie in one block */
-        gb_head_enter(s);
-        CHECK(gb_store_retime(s, find(s, k), now + 5000u, 0, 700, now) == GB_OK);
-        model[k].due = now + 5000u, model[k].hard = 0, model[k].idle = 700;
-    }
+    put_plain(1, 0, 0);
+    for (uint32_t k = 2; k < 50u; k++) put_plain(k, now + 700u, 700); /* with extra words, and yet in one block */
     put_long(50, 9000);
     begin();
     CHECK(save_on() == GB_AGAIN && front.used);
     gone(50);
-    hold();
-    CHECK(gb_room_make(s, now, false) == GB_OK); /* whoever goes next is short, and need not wait for it */
-    mirror();
+    for (uint32_t k = 1; k < 3u; k++) {
+        CHECK(gb_index_victim(&s->index) == find(s, k));
+        hold();
+        CHECK(gb_room_make(s, now, false) == GB_OK); /* whoever goes next is short, and need not wait for it */
+        mirror();
+        if (model[k].there) gone(k);
+    }
     for (uint32_t steps = 0; save_on(); steps++) CHECK(steps < 50u);
     all_saved(MIXED);
     end();
