@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -308,7 +309,7 @@ class Disk:
         self._engine.sync()
 
     def close(self) -> None:
-        """Writes what waits, syncs, and gives everything back. Twice is allowed.
+        """Writes what waits, syncs, and gives everything back. Twice is allowed. The end of the process does it too.
 
         If it raises FarError it is closed all the same; what could not be written to LMDB is in the journal, from
         which it is taken at the next opening.
@@ -395,5 +396,9 @@ class Disk:
         return f"Disk({self.path!r})"
 
     def __del__(self) -> None:
+        if (
+            sys.is_finalizing()
+        ):  # a thread that is no more may hold a lock; the journal has what was acknowledged
+            return
         with contextlib.suppress(Exception):
             self.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,3 +71,25 @@ class Feed(Protocol):
     def feed(self, listener: Listener) -> None:
         """Has `listener` told from now on, from a thread of the far side's. Its first call is `restored`, made when
         the channel stands; until then, as after `lost`, nothing read may be kept as a copy."""
+
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def close_at_exit(far: Any) -> None:
+    """Has it closed when the process ends, after whatever is written to it from behind (behind.py, which imports this)
+    and while all threads still run: later one that is no more may hold any lock."""
+    _open.add(far)
+
+
+def _at_exit() -> None:
+    for far in list(_open):
+        try:
+            far.close()
+        except Exception as error:
+            from ._packed import report
+
+            report(error, type(far))
+
+
+atexit.register(_at_exit)
