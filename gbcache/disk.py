@@ -14,6 +14,7 @@ from ._disk import deadline_of
 from .codec import Codec, encode_key, resolve
 from .engine import Engine
 from .errors import ImageError
+from .far import close_at_exit
 from .groups import Request
 from .lmdbstore import LMDBError
 from .view import LONG, View
@@ -223,6 +224,7 @@ class Disk:
         self.scans_once = True  # by name, so no key comes twice
         self.path = os.path.realpath(files.path_of(path))
         self._engine = Engine(self.path, sync, seconds, most, self.codec)
+        close_at_exit(self)
 
     # --- the protocol ------------------------------------------------------------------------
 
@@ -396,9 +398,7 @@ class Disk:
         return f"Disk({self.path!r})"
 
     def __del__(self) -> None:
-        if (
-            sys.is_finalizing()
-        ):  # a thread that is no more may hold a lock; the journal has what was acknowledged
-            return
-        with contextlib.suppress(Exception):
-            self.close()
+        # At the end a thread that is no more may hold a lock; the journal has what was acknowledged.
+        if not sys.is_finalizing():
+            with contextlib.suppress(Exception):
+                self.close()

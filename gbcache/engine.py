@@ -22,7 +22,6 @@ from . import files
 from ._disk import Records, deadline_of, digest_of
 from .codec import Codec, name_of
 from .errors import ClosedError, FarError, ImageError
-from .far import close_at_exit
 from .groups import Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
 from .lmdbstore import LMDBError, MapFullError, Store, failed
@@ -120,7 +119,6 @@ class Engine:
         for thread in self._threads:
             thread.start()
         _OPEN.add(self)
-        close_at_exit(self)
 
     def _open(self) -> None:
         store, owner = self.store, self.owner
