@@ -3,8 +3,9 @@
  * WHAT      A save is of one moment. From then on every entry is saved once: by the walker (snap), or, if
  *           it is removed, replaced or given other times before the walker came to it, by whoever does
  *           that, who appends its record to a late frame. A bit for each place where an entry can begin
- *           says "saved, or younger than the moment": an image does not grow while it is saved. A long value is not copied in one hold: its dead
- *           entry becomes a ghost, charged and pending, until the walker has copied it.
+ *           says "saved, or younger than the moment"; so an image does not grow while it is saved. A long
+ *           value is not copied in one hold: its dead entry becomes a ghost, charged and pending, until the
+ *           walker has copied it.
  *
  * PICTURE   a record: lengths, what it is, perhaps times, and bytes; no reference to anything
  *
