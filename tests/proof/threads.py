@@ -166,7 +166,7 @@ def extension(
             "PYTHONSAFEPATH": "1",  # or children would have the normal build
             "GB_HAMMER": str(seconds),
             "SEED": str(seed),
-            "TSAN_OPTIONS": f"log_path={log} exitcode=0 history_size=4 die_after_fork=0",
+            "TSAN_OPTIONS": f"log_path={log} exitcode=0 history_size=7 die_after_fork=0",
         }
         env.pop("GB_EXPECT", None)
         ran = subprocess.run([python, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_hammer.py"],
