@@ -270,6 +270,8 @@ cdef class PackedImage:
         try:
             if length < d.store.head.length:
                 raise SystemError(f"an image of {d.store.head.length} bytes does not fit {length}")
+            if d.saver != NULL:  # its bits are as many as the image has places
+                raise SystemError("an image that is being saved is not mapped anew")
             if fresh is None:
                 PyBuffer_Release(&self.view)
                 try:

@@ -26,7 +26,7 @@ from test_files_corrupt import (
     refused,
 )  # fmt: skip
 
-from gbcache import Cache, ImageError, snapshot
+from gbcache import Cache, ImageError, memory, snapshot
 
 __all__ = ["folder"]
 MAIN, LATE, LONG = range(3)
@@ -332,3 +332,20 @@ def test_whoever_writes_makes_way_for_a_save_that_rests(
         handle.wait(60)
         assert cache[7] == b"new"
     assert read(path, "copy") == content
+
+
+def test_what_is_being_saved_is_not_mapped_anew(folder: Path) -> None:
+    """`resize` waits for a save; this is what stands behind it."""
+    cache = Cache("1MB")
+    cache.update(dict.fromkeys(range(100), b"x" * 50))
+    with open(folder / "a.gbs", "wb") as file:
+        saver = snapshot.Saver(
+            cache, file.fileno(), max_bytes=1 << 20, at=0, id=bytes(16), codec=b"typed"
+        )
+        length = 2 * cache.memory().total
+        with pytest.raises(SystemError, match="is being saved"):
+            cache._remap(length, memory.copy_needed(length))
+        saver.end()
+    cache.resize("2MB")
+    assert len(cache) == 100
+    cache.check()

@@ -182,6 +182,7 @@ class Told:
                 continue
             self.lines += 1
             self.lines_run += ran > 0
+            # An `or` and the report behind it may stand on two lines.
             says = line.replace("|| ", "||") + (text[number].strip() if line.endswith("||") else "")
             never, shut = taken.count(0), sum(way in says for way in WAYS)
             self.named += shut
