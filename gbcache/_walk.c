@@ -75,6 +75,7 @@ int gb_walk_next(struct gb_door *d, uint64_t hash, bool want_value, PyObject **k
     if (*key && want_value && !is_long)
         raw = gb_box_raw(type, gb_store_value_at(s, ref, word), gb_value_len(s->base, ref, word));
     gb_door_leave(d, GB_OP_GET);
+    if (want_value && !is_long && !raw) Py_CLEAR(*key); /* an error is set: nothing is called now */
     *key = gb_box_key_object(ktype, *key);
     if (*key && want_value)
         *value = is_long ? gb_hot_read(d, *key, GB_HOT_PEEK) : gb_box_finish(d, type, raw);

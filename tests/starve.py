@@ -18,22 +18,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import mmap
 import os
+import re
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import starving_files  # noqa: F401, its cases
 import starving_more as starving
@@ -44,10 +48,13 @@ NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
 STUCK = 1.5
 """Seconds after which a place does not come to an end; most take a few ms."""
-IN_OURS = "in ours"
-CRASHES, ENOUGH = 12, 2
+IN_OURS, NOT_ALONE = "in ours", ", but not by itself"
+AFTER_LOSS = ", where in the other way the error of a function we call is lost: no handler sees it"
+CRASHES, ENOUGH = 100, 2
 """After so many a case is given up; and one of the interpreter alone, which has shown it then."""
-AGAIN, WINDOWS = 8, 40
+PLACE = struct.Struct("<ibii")
+"""What a sweep leaves of itself should it crash: the place, its way, how many it has tried, and how many failed."""
+AGAIN, WINDOWS = 8, 15
 """How often a place is tried again that seemed to leave something, and how often that is repeated: a leak does so
 each time, what an interpreter makes at the first hundred calls of a line (3.10) does not."""
 
@@ -120,18 +127,28 @@ def left() -> dict[str, int]:
 class Own:
     """What this interpreter does to itself where memory is short."""
 
+    BLIND = "os.PathLike object, not PosixPath"
+    """A look-up in a type that lacked memory found nothing."""
     LOST = "error return without exception set"
     ABORTS = (
         ": Cannot recover from "  # MemoryErrors while it normalizes exceptions, or a stack overflow
     )
+    NOTHING = "PyException_GetTraceback+0x0 < PyTraceBack_Here"
+    """Our C adds its frame to the error of a Python function it called; that function's interpreter lost it."""
+    ALLOCATORS = re.compile(
+        r"signal 11, status 0:  (pymalloc_|_?PyObject_(GC_)?(Malloc|Free|Del|New))"
+    )
+    """That the memory had been broken before is all that a crash there says."""
 
     def __init__(self) -> None:
         self.loses = self.leaks = self.spins = self.corrupts = self.aborts = self.stalls = False
+        self.blind = False
 
     def learn(self, told: dict[str, Any]) -> None:
-        said = " ".join(told["bad"])
+        said = " ".join([*told["bad"], *told["theirs"]])
         self.loses |= self.LOST in said
         self.leaks |= "blocks" in said or "references" in said
+        self.blind |= self.BLIND in said
         self.stalls |= "epoll_wait" in said  # a loop whose task's step was lost
         self.aborts |= self.ABORTS in said
         self.spins |= f"signal {int(signal.SIGALRM)}" in said
@@ -143,10 +160,17 @@ class Own:
             "PyContextVar_Set" in said
         ):  # its token and its new mapping both failed: it lets go of NULL
             return True
-        if IN_OURS in said:
-            return False  # whatever it does to itself elsewhere
+        if self.BLIND in said:
+            return self.blind
+        if NOT_ALONE in said:
+            return self.corrupts
+        if AFTER_LOSS in said:
+            return self.loses
+        if IN_OURS in said:  # whatever it does to itself elsewhere
+            broken = self.corrupts and self.ALLOCATORS.search(said)
+            return bool(broken) or (self.loses and self.NOTHING in said)
         if "it ended with" in said:
-            locked = "acquire_lock" in said  # that is nobody's spinning
+            locked = "acquire_lock" in said and "take_gil" not in said  # that is nobody's spinning
             spun = self.spins and f"signal {int(signal.SIGALRM)}" in said and not locked
             stalled = self.stalls and "epoll_wait" in said
             return self.corrupts or spun or stalled or (self.aborts and self.ABORTS in said)
@@ -158,11 +182,13 @@ class Own:
 class Sweep:
     """One case, at one place after the other."""
 
-    def __init__(self, case: str, how: Python | Ours, root: Path, progress: mmap.mmap) -> None:
+    def __init__(
+        self, case: str, how: Python | Ours, root: Path, progress: mmap.mmap, told: TextIO
+    ) -> None:
         self.make, self.how, self.root, self.progress = starving.CASES[case], how, root, progress
+        self.told = told
         self.unraisable: list[BaseException] = []
         self.tried = self.failed = 0
-        self.bad: list[str] = []
         sys.unraisablehook = lambda told: self.unraisable.append(told.exc_value or told.exc_type())
         threading.excepthook = lambda told: self.unraisable.append(
             told.exc_value or told.exc_type()
@@ -214,10 +240,11 @@ class Sweep:
     def leaks(self, n: int, once: bool) -> str:
         """What each further attempt at this place leaves."""
         more: dict[str, int] = {}
-        for _ in range(WINDOWS):
+        for window in range(WINDOWS):
+            times = 2 if not window else AGAIN  # most it is nothing: soon seen
             signal.setitimer(signal.ITIMER_REAL, STUCK)
             before = left()
-            for _ in range(AGAIN):
+            for _ in range(times):
                 self.one(n, once)
             after = left()
             until = time.monotonic() + 5
@@ -226,7 +253,7 @@ class Sweep:
                 after = left()
             grown = {name: after[name] - before[name] for name in before}
             more = {
-                name: n for name, n in grown.items() if n >= AGAIN and (not more or name in more)
+                name: n for name, n in grown.items() if n >= times and (not more or name in more)
             }
             if not more:
                 return ""
@@ -234,37 +261,39 @@ class Sweep:
 
     def at(self, n: int, once: bool) -> bool:
         """Tries a place; whether it was reached."""
-        self.progress[:9] = struct.pack("<iib", n, 1, once)
+        self.progress[: PLACE.size] = PLACE.pack(n, once, self.tried, self.failed)
         before = left()
         said, reached = self.one(n, once)
         after = left()
         self.tried += 1
         if not said and any(after[name] > before[name] for name in before):
             said = self.leaks(n, once)
-        if said:
-            self.bad.append(f"{MODES[once]} {n}: {said}")
+        if said:  # told at once: the next place may end the process
+            self.told.write(json.dumps({"bad": [n, once, said]}) + "\n")
+            self.told.flush()
         return reached
 
-    def run(self, start: int, step: int, most: int, resume: int) -> dict[str, Any]:
+    def run(self, start: int, step: int, most: int, resume: int) -> None:
         """From place `start` on; in the way "on" not before `resume`."""
         for _ in range(3):  # what is made at the first use
             said, _ = self.one(1 << 30, True)
             assert not said, f"with all its memory: {said}"
         self.failed, n = 0, start
-        while n < most and len(self.bad) < 400:
+        while n < most:
             signal.setitimer(signal.ITIMER_REAL, STUCK)
             reached = n < resume or self.at(n, False)
             self.at(n, True)
             if not reached:
                 break
             n += step
-        return {"tried": self.tried, "failed": self.failed, "places": n, "bad": self.bad}
+        self.progress[: PLACE.size] = PLACE.pack(n, True, self.tried, self.failed)
 
 
 def child(
     case: str, how: str, start: int, resume: int, options: Any, progress: mmap.mmap
-) -> tuple[dict[str, Any] | None, str]:
-    """A sweep in a process of its own: what it says, or how it ended."""
+) -> tuple[list[tuple[int, bool, str]], str]:
+    """A sweep in a process of its own: what is bad, by its place and way, and how it ended if it crashed."""
+    progress[: PLACE.size] = PLACE.pack(start, 0, 0, 0)
     ours, theirs = os.pipe()
     with tempfile.TemporaryFile() as errors:
         pid = os.fork()
@@ -272,32 +301,49 @@ def child(
             os.close(ours)
             os.dup2(errors.fileno(), 2)
             shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
-            try:
-                with tempfile.TemporaryDirectory(dir=shm, prefix="gbcache-starve-") as root:
-                    gc.freeze()
-                    way = Python() if how == "python" else Ours()
-                    told = Sweep(case, way, Path(root), progress).run(
-                        start, options.step, options.most, resume
-                    )
-            except BaseException as error:
-                told = {"tried": 0, "failed": 0, "places": 0, "bad": [f"{error!r}"]}
-            with os.fdopen(theirs, "w") as pipe:
-                json.dump(told, pipe)
+            with os.fdopen(theirs, "w") as told:
+                try:
+                    with tempfile.TemporaryDirectory(dir=shm, prefix="gbcache-starve-") as root:
+                        gc.freeze()
+                        way = Python() if how == "python" else Ours()
+                        sweep = Sweep(case, way, Path(root), progress, told)
+                        sweep.run(start, options.step, options.most, resume)
+                except BaseException as error:
+                    told.write(json.dumps({"bad": [start, False, f"{error!r}"]}))
             os._exit(0)
         os.close(theirs)
         with os.fdopen(ours) as pipe:
-            said = pipe.read()
+            bad = [tuple(json.loads(line)["bad"]) for line in pipe]
         status = os.waitpid(pid, 0)[1]
-        if said and not status:
-            return json.loads(said), ""
+        if not status:
+            return bad, ""
         errors.seek(0)
         lines = errors.read().decode(errors="replace").splitlines()
     trace = [line for line in lines if "[0x" in line][2:]  # without the handler that wrote it
-    frames = [line.split("(")[-1].split(")")[0] for line in trace]
+    frames = " < ".join(named(line) for line in trace[:9])
     last = " ".join(line for line in lines if line.startswith("Fatal Python error"))
     whose = f" {IN_OURS}" if of_ours(trace) else ""
-    how_ = f"it ended{whose} with signal {status & 127}, status {status >> 8}: {last} {' < '.join(frames[:9])}"
-    return None, how_
+    return bad, f"it ended{whose} with signal {status & 127}, status {status >> 8}: {last} {frames}"
+
+
+@functools.cache
+def symbols(path: str) -> list[tuple[int, str]]:
+    """The functions of an object, those that are static too, by where they begin."""
+    told = subprocess.run(["nm", "-n", path], capture_output=True, text=True, check=False).stdout
+    split = [line.split() for line in told.splitlines()]
+    return [(int(one[0], 16), one[2]) for one in split if len(one) == 3 and one[1] in "tTwW"]
+
+
+def named(line: str) -> str:
+    """A frame of a backtrace, "object(function+0x1)[0x2]": its function and offset."""
+    path, _, rest = line.rpartition("(")
+    frame = rest.split(")")[0]
+    if not frame.startswith("+0x"):
+        return frame
+    at = int(frame[1:], 16)
+    known = symbols(path)
+    i = bisect.bisect_right(known, (at, "~")) - 1
+    return f"{known[i][1]}+{hex(at - known[i][0])}" if i >= 0 else frame
 
 
 def of_ours(trace: list[str]) -> bool:
@@ -306,36 +352,39 @@ def of_ours(trace: list[str]) -> bool:
     return "/gbcache/" in next(between, "")
 
 
+def by_itself(case: str, how: str, n: int, once: bool, options: Any, what: str) -> str:
+    """What a place showed, for an interpreter that breaks its memory: its own if the place does not show it alone."""
+    only = argparse.Namespace(**{**vars(options), "most": n + 1})
+    again, ended = child(case, how, n, n + bool(once), only, mmap.mmap(-1, 4096))
+    return what if again or ended else f"{what.replace(f' {IN_OURS}', '')}{NOT_ALONE}"
+
+
 def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
     """A sweep that goes on after a crash, some times."""
-    whole: dict[str, Any] = {
-        "case": case,
-        "tried": 0,
-        "failed": 0,
-        "places": 0,
-        "bad": [],
-        "theirs": [],
-    }
-    progress, start, resume, said = mmap.mmap(-1, 4096), options.start, 0, list[str]()
+    progress, start, resume = mmap.mmap(-1, 4096), options.start, 0
+    found, tried, failed, given_up = list[tuple[int, bool, str]](), 0, 0, True
     for _ in range(ENOUGH if case.startswith(ALONE) else CRASHES):
-        told, ended = child(case, how, start, resume, options, progress)
-        if told is not None:
-            for name in ("tried", "failed"):
-                whole[name] += told[name]
-            whole["places"], said = told["places"], [*said, *told["bad"]]
+        bad, ended = child(case, how, start, resume, options, progress)
+        n, once, more, missed = PLACE.unpack(progress[: PLACE.size])
+        found, tried, failed = [*found, *bad], tried + more, failed + missed
+        if not ended:
+            given_up = False
             break
-        n, _, once = struct.unpack("<iib", progress[:9])
-        if IN_OURS in ended and own.corrupts:  # what an earlier place broke may come out anywhere
-            only = argparse.Namespace(**{**vars(options), "most": n + 1})
-            again = child(case, how, n, n + bool(once), only, progress)[1]
-            ended = ended if again else f"{ended.replace(f' {IN_OURS}', '')}, but not by itself"
-        said.append(f"{MODES[once]} {n}: {ended}")
+        found.append((n, once, ended))
         spun = f"signal {int(signal.SIGALRM)}" in ended and not once
         start = n + options.step * (not spun)
         resume = n + 20 * options.step if spun else 0  # it does so for a stretch of places
-    for what in said:
-        whole["theirs" if own.did(what) else "bad"].append(what)
-    return whole
+    told: dict[str, Any] = {"case": case, "tried": tried, "failed": failed, "places": n}
+    given_up = (given_up and not case.startswith(ALONE)) or n >= options.most
+    told |= {"given up": given_up, "bad": [], "theirs": []}
+    lost = {n for n, _, what in found if own.loses and own.NOTHING in what}
+    for n, once, what in found:
+        if n in lost and IN_OURS not in what:
+            what += AFTER_LOSS
+        if own.corrupts and not own.did(what):  # what an earlier place broke may come out anywhere
+            what = by_itself(case, how, n, once, options, what)
+        told["theirs" if own.did(what) else "bad"].append(f"{MODES[once]} {n}: {what}")
+    return told
 
 
 def main() -> int:

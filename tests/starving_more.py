@@ -359,6 +359,7 @@ def controls() -> None:
         "an error through frames": _forgiving(lambda: _deep(3)), "a list of a list": _listed,
         "a task": _task, "a cell": _called, "an error through many frames": _forgiving(lambda: _deep(20)),
         "generators": _joined, "a with far down": scope["far_down"], "a context variable": _context,
+        "a path": lambda: os.fspath(Path("x")),
     }.items():  # fmt: skip
         CASES[f"interpreter: {name}"] = lambda root, act=act: Control(root, act)  # type: ignore[misc]
 

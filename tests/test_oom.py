@@ -60,15 +60,20 @@ SHOWED = [
 ]  # fmt: skip
 
 
+EACH = ["Cache: iterate", "Cache: equality"]
+"""Every place of these: a walk that lacked a value decoded the key, with the error set; one place in 107 shows it."""
+
+
 @pytest.mark.parametrize(
-    "way, cases",
+    "way, cases, step",
     [
-        ("python", SHOWED),
-        ("ours", ["make: Cache", "Cache: resize", "ObjectCache: resize", "Cache: clear"]),
+        ("python", SHOWED, 7),
+        ("python", EACH, 1),
+        ("ours", ["make: Cache", "Cache: resize", "ObjectCache: resize", "Cache: clear"], 1),
     ],
 )
-def test_memory_is_short(way: str, cases: list[str], shim: Path) -> None:
-    told = sweep(shim, way, "--only", "|".join(cases), "--step", "7" if way == "python" else "1")
+def test_memory_is_short(way: str, cases: list[str], step: int, shim: Path) -> None:
+    told = sweep(shim, way, "--only", "|".join(cases), "--step", str(step))
     ours = [one for one in told if not one["case"].startswith("interpreter:")]
     assert len(ours) >= len(cases) and all(one["tried"] for one in ours), told
     assert sum(one["failed"] for one in ours) > 0

@@ -55,6 +55,7 @@ def sweep(python: str, site: str, shim: Path, way: str, options: Any) -> list[di
                 "case": "the sweep",
                 "tried": 0,
                 "failed": 0,
+                "given up": True,
                 "bad": [ran.stderr[-2000:]],
                 "theirs": [],
             }
@@ -84,6 +85,7 @@ def main() -> int:
                 bad = [f"{one['case']}: {what}" for one in told for what in one["bad"]]
                 n, failed = (sum(one[k] for one in told) for k in ("tried", "failed"))
                 theirs = sum(len(one["theirs"]) for one in told)
+                given_up = sum(one["given up"] for one in told)
                 if bad:
                     case = said.kept(f"oom-{version}-{way}")
                     case.write_text("\n".join(bad))
@@ -100,8 +102,9 @@ def main() -> int:
                 said.row(
                     f"no memory, {version}, {whose}",
                     f"{len(told)} operations, {n:,} failures tried, {len(bad)} bad, {theirs} the interpreter's own, "
+                    f"{given_up} given up, "
                     f"{time.monotonic() - begun:.0f} s, seed {options.seed}",
-                    not bad and (n > 0 and failed > 0),
+                    not bad and not given_up and n > 0 and failed > 0,
                 )
     return said.verdict()
 
