@@ -1,7 +1,8 @@
 """No memory, at every allocation of every operation, once and from there on, on three Pythons or more.
 
 Each interpreter sweeps all of `starve.py`'s cases in a process of its own, in both ways. Interpreters that do
-something of the kind to themselves have it counted apart: what no line of ours is needed for is not ours.
+something of the kind to themselves have it counted apart: what no line of ours is needed for is not ours. What each
+operation showed, theirs too, is in build/proof/oom-*.cases-*.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def shim(folder: Path) -> Path:
     return made
 
 
-def sweep(python: str, site: str, shim: Path, way: str, options: Any) -> list[dict[str, Any]]:
+def sweep(
+    version: str, python: str, site: str, shim: Path, way: str, options: Any
+) -> list[dict[str, Any]]:
     env = {**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": site}
     start = options.seed % options.step
     call = [
@@ -45,10 +48,12 @@ def sweep(python: str, site: str, shim: Path, way: str, options: Any) -> list[di
         "--start",
         str(start),
     ]
-    ran = subprocess.run(
-        [*call, "--only", options.only], env=env, capture_output=True, text=True, check=False
-    )
-    told = [json.loads(line) for line in ran.stdout.splitlines()]
+    cases = said.kept(f"oom-{version}-{way}.cases")  # those to come are seen as they end
+    with cases.open("w") as out:
+        ran = subprocess.run(
+            [*call, "--only", options.only], env=env, stdout=out, stderr=subprocess.PIPE, text=True, check=False
+        )  # fmt: skip
+    told = [json.loads(line) for line in cases.read_text().splitlines()]
     if ran.returncode not in (0, 1) or not told:
         told.append(
             {
@@ -81,7 +86,7 @@ def main() -> int:
             python, site = pythons.built(version, path)
             for way in ("python", "ours"):
                 begun = time.monotonic()
-                told = sweep(python, site, library, way, options)
+                told = sweep(version, python, site, library, way, options)
                 bad = [f"{one['case']}: {what}" for one in told for what in one["bad"]]
                 n, failed = (sum(one[k] for one in told) for k in ("tried", "failed"))
                 theirs = sum(len(one["theirs"]) for one in told)
