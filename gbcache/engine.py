@@ -305,10 +305,14 @@ class Engine:
                 if self.suspect:
                     raise
                 return  # it goes on in the old one: its frames are known by their numbers
-            with self._files:
-                old, self.journal = self.journal, fresh
-                self.synced = self.seq
-                old.remove()
+            try:
+                with self._files:
+                    old, self.journal = self.journal, fresh
+                    self.synced = self.seq
+                    old.remove()
+            finally:
+                if self.journal is not fresh:  # no memory for the `with`
+                    fresh.remove()
 
     def _write(self, changes: Changes, seq: int, drop: bool = False) -> None:
         try:
@@ -324,10 +328,9 @@ class Engine:
                 old.remove()
 
     def _new_journal(self, first: bool) -> Journal:
-        made = Journal.create(
-            self.path, self.number + 1, self.store.seed, self.store.applied, first
-        )
-        self.number += 1
+        number = self.number + 1
+        made = Journal.create(self.path, number, self.store.seed, self.store.applied, first)
+        self.number = number
         return made
 
     def rotate(self) -> None:

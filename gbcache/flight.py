@@ -222,13 +222,25 @@ def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, sta
             _settle(flight, value)
 
 
-def _failed(cache: Loadable, key: Any, flight: Flight, error: BaseException, loaded: bool) -> None:
+def _failed(
+    cache: Loadable, key: Any, flight: Flight, error: BaseException | None, loaded: bool
+) -> None:
     """The leader raised, or was cancelled or interrupted, which is its own affair: another leads then."""
     said = error if isinstance(error, Exception) else None
     try:
         cache._leave(key, flight, False, said is not None and not loaded)
     finally:
         _settle(flight, _AGAIN if said is None else MISS, said)
+
+
+def _finish(cache: Loadable, key: Any, flight: Flight, mine: Flight, token: Token[Any]) -> None:
+    """The last step of who led, or would have. Where there is no memory an interpreter can lose the error of a function
+    it ran: then no handler of ours saw it, and nobody would end the flight."""
+    try:
+        if flight is mine and not _has_ended(mine):
+            _failed(cache, key, mine, None, False)
+    finally:
+        _ended(token)
 
 
 def load(
@@ -249,7 +261,7 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
     while True:
         old = cache._stale(key, MISS, False) if stale else MISS
         mine, token = _start()
-        loaded = False
+        loaded, flight = False, mine
         try:  # an interrupt may come anywhere from here on
             flight = _join(cache, key, mine)
             if flight is mine:
@@ -270,7 +282,7 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
             if old is MISS or loaded or not isinstance(error, Exception):
                 raise
         finally:
-            _ended(token)
+            _finish(cache, key, flight, mine, token)
         if old is not MISS:
             return cache._stale(key, old, True)
         if not _wait_for(flight, blocking=True):
@@ -320,17 +332,23 @@ def fill_many(
             led.pop()
             _landed(cache, key, mine, loaded[key], None, 0)
     except BaseException as error:
-        for pair in led:  # nothing is popped: a list that shrinks asks for memory
-            try:  # noqa: SIM105
-                _failed(cache, pair[0], pair[1], error, False)
-            except MemoryError:
-                pass
+        _forsaken(cache, led, error)
         raise
     finally:
+        _forsaken(cache, led, None)  # as in `_finish`
         _ended(before)
     for key in others:
         found[key] = fill(cache, key, lambda key=key: fn([key])[key], None, 0)  # type: ignore[misc]
     return found
+
+
+def _forsaken(cache: Loadable, led: list[tuple[Any, Flight]], error: BaseException | None) -> None:
+    for pair in led:  # nothing is popped: a list that shrinks asks for memory
+        try:
+            if not _has_ended(pair[1]):
+                _failed(cache, pair[0], pair[1], error, False)
+        except MemoryError:
+            pass
 
 
 async def aload(
@@ -353,7 +371,7 @@ async def afill(
     while True:
         old = cache._stale(key, MISS, False) if stale else MISS
         mine, token = _start()
-        loaded = False
+        loaded, flight = False, mine
         try:
             flight = _join(cache, key, mine)
             if flight is mine:
@@ -371,7 +389,7 @@ async def afill(
             if old is MISS or loaded or not isinstance(error, Exception):
                 raise
         finally:
-            _ended(token)
+            _finish(cache, key, flight, mine, token)
         if old is not MISS:
             return cache._stale(key, old, True)
         if not _wait_for(flight, blocking=False):

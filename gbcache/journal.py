@@ -77,6 +77,7 @@ class Journal:
         path = os.path.join(folder, f"{_PREFIX}{number:08d}")
         fd = files.open_file(path, own=True, write=True, create=True)
         try:
+            made = cls(path, fd, _about(number, seed))
             os.ftruncate(fd, 0)
             _write_all(fd, _sealed(_HEAD, _MAGIC, number, applied, first, seed), 0)
             os.fsync(fd)
@@ -85,7 +86,7 @@ class Journal:
             os.close(fd)
             files.remove(path)
             raise
-        return cls(path, fd, _about(number, seed))
+        return made
 
     def append(self, seq: int, synced: int, changes: Changes, sync: bool, owner: Owner) -> None:
         """Writes one frame, syncs it if asked, and has `owner` note it. If it raises, the file is as it was, or

@@ -43,18 +43,18 @@ import starving_files  # noqa: F401, its cases
 import starving_more as starving
 
 MODES = ("on", "once")
-ALONE = "interpreter:"
+ALONE, CROWD = "interpreter:", "interpreter: a crowd"
 NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
 STUCK = 1.5
 """Seconds after which a place does not come to an end; most take a few ms."""
 IN_OURS, NOT_ALONE = "in ours", ", but not by itself"
 AFTER_LOSS = ", where in the other way the error of a function we call is lost: no handler sees it"
-CRASHES, ENOUGH = 100, 2
-"""After so many a case is given up; and one of the interpreter alone, which has shown it then."""
+CRASHES, ENOUGH, CROWDED = 400, 2, 30
+"""After so many a case is given up; and one of the interpreter alone, which has shown it then; a crowd shows more."""
 PLACE = struct.Struct("<ibii")
 """What a sweep leaves of itself should it crash: the place, its way, how many it has tried, and how many failed."""
-AGAIN, WINDOWS = 8, 15
+AGAIN, WINDOWS = 8, 40
 """How often a place is tried again that seemed to leave something, and how often that is repeated: a leak does so
 each time, what an interpreter makes at the first hundred calls of a line (3.10) does not."""
 
@@ -129,26 +129,32 @@ class Own:
 
     BLIND = "os.PathLike object, not PosixPath"
     """A look-up in a type that lacked memory found nothing."""
+    GARBLED = (
+        "'async for' received an invalid object from __anext__",
+        "<built-in function get_event_loop> returned a result with an exception set",
+    )
+    """What it says where an `await` has failed."""
     LOST = "error return without exception set"
     ABORTS = (
         ": Cannot recover from "  # MemoryErrors while it normalizes exceptions, or a stack overflow
     )
     NOTHING = "PyException_GetTraceback+0x0 < PyTraceBack_Here"
     """Our C adds its frame to the error of a Python function it called; that function's interpreter lost it."""
-    ALLOCATORS = re.compile(
-        r"signal 11, status 0:  (pymalloc_|_?PyObject_(GC_)?(Malloc|Free|Del|New))"
+    BROKEN = re.compile(
+        r"signal \d+, status 0:  (pymalloc_|_?PyObject_(GC_)?(Malloc|Free|Del|New)|_Py_Dealloc\+0x\w+ < code_dealloc)"
     )
-    """That the memory had been broken before is all that a crash there says."""
+    """A crash in the allocator, or where a code object goes before its time: the memory had been broken before."""
 
     def __init__(self) -> None:
         self.loses = self.leaks = self.spins = self.corrupts = self.aborts = self.stalls = False
-        self.blind = False
+        self.blind, self.garbled = False, set[str]()
 
     def learn(self, told: dict[str, Any]) -> None:
         said = " ".join([*told["bad"], *told["theirs"]])
         self.loses |= self.LOST in said
         self.leaks |= "blocks" in said or "references" in said
         self.blind |= self.BLIND in said
+        self.garbled |= {one for one in self.GARBLED if one in said}
         self.stalls |= "epoll_wait" in said  # a loop whose task's step was lost
         self.aborts |= self.ABORTS in said
         self.spins |= f"signal {int(signal.SIGALRM)}" in said
@@ -162,12 +168,14 @@ class Own:
             return True
         if self.BLIND in said:
             return self.blind
+        if any(one in said for one in self.garbled):
+            return True
         if NOT_ALONE in said:
             return self.corrupts
         if AFTER_LOSS in said:
             return self.loses
         if IN_OURS in said:  # whatever it does to itself elsewhere
-            broken = self.corrupts and self.ALLOCATORS.search(said)
+            broken = self.corrupts and self.BROKEN.search(said)
             return bool(broken) or (self.loses and self.NOTHING in said)
         if "it ended with" in said:
             locked = "acquire_lock" in said and "take_gil" not in said  # that is nobody's spinning
@@ -356,14 +364,21 @@ def by_itself(case: str, how: str, n: int, once: bool, options: Any, what: str) 
     """What a place showed, for an interpreter that breaks its memory: its own if the place does not show it alone."""
     only = argparse.Namespace(**{**vars(options), "most": n + 1})
     again, ended = child(case, how, n, n + bool(once), only, mmap.mmap(-1, 4096))
-    return what if again or ended else f"{what.replace(f' {IN_OURS}', '')}{NOT_ALONE}"
+    shown = {kind(more) for _, _, more in again} | {kind(ended)}
+    return what if kind(what) in shown else f"{what.replace(f' {IN_OURS}', '')}{NOT_ALONE}"
+
+
+def kind(what: str) -> str:
+    """How it begins, without the numbers: a crash by its signal, whose it was, and where."""
+    return re.sub(r"0x[0-9a-f]+|\d+", "", what)[:70]
 
 
 def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
     """A sweep that goes on after a crash, some times."""
     progress, start, resume = mmap.mmap(-1, 4096), options.start, 0
     found, tried, failed, given_up = list[tuple[int, bool, str]](), 0, 0, True
-    for _ in range(ENOUGH if case.startswith(ALONE) else CRASHES):
+    times = CROWDED if case == CROWD else ENOUGH if case.startswith(ALONE) else CRASHES
+    for _ in range(times):
         bad, ended = child(case, how, start, resume, options, progress)
         n, once, more, missed = PLACE.unpack(progress[: PLACE.size])
         found, tried, failed = [*found, *bad], tried + more, failed + missed

@@ -9,6 +9,7 @@ import os
 import signal
 import struct
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -352,6 +353,26 @@ def _task() -> None:
         loop.close()
 
 
+def _crowd() -> None:
+    """Tasks that wait for a future of another thread's, and raise."""
+
+    async def one(future: Future[None]) -> None:
+        await asyncio.shield(asyncio.wrap_future(future))
+        raise ZeroDivisionError
+
+    async def all_of_them() -> None:
+        future: Future[None] = Future()
+        tasks = [asyncio.ensure_future(one(future)) for _ in range(3)]
+        asyncio.get_running_loop().call_soon(future.set_result, None)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(all_of_them())
+    finally:
+        loop.close()
+
+
 def controls() -> None:
     scope: dict[str, Any] = {"within": _within}
     exec(_LONG, scope)
@@ -359,7 +380,7 @@ def controls() -> None:
         "an error through frames": _forgiving(lambda: _deep(3)), "a list of a list": _listed,
         "a task": _task, "a cell": _called, "an error through many frames": _forgiving(lambda: _deep(20)),
         "generators": _joined, "a with far down": scope["far_down"], "a context variable": _context,
-        "a path": lambda: os.fspath(Path("x")),
+        "a path": lambda: os.fspath(Path("x")), "a crowd": _crowd,
     }.items():  # fmt: skip
         CASES[f"interpreter: {name}"] = lambda root, act=act: Control(root, act)  # type: ignore[misc]
 

@@ -372,6 +372,25 @@ def test_a_record_damaged_while_it_is_open(tmp_path: Path) -> None:
         assert disk.get_many(["l"]) == {"l": (1, None)}
 
 
+def test_no_memory_for_a_new_journal(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on disk by then: neither its descriptor nor its file is left."""
+
+    def none(*_: Any) -> int:
+        raise MemoryError
+
+    def there() -> tuple[int, set[str]]:
+        return len(os.listdir("/dev/fd")), set(os.listdir(disk.path))
+
+    disk.put_many([("k", 1, None)])
+    before = there()
+    with monkeypatch.context() as short:
+        short.setattr(journal, "_about", none)
+        with pytest.raises(MemoryError):
+            disk.scan()
+    assert there() == before
+    assert reopened(disk) == {"k": 1}
+
+
 # --- slices of the campaigns -----------------------------------------------------------------------
 
 
