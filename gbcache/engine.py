@@ -292,8 +292,7 @@ class Engine:
     def settle(self, overlay: Changes | None = None, drop: bool = False) -> None:
         """Leader: all that waits, and `overlay`, into LMDB; with `drop`, only that, and all else is gone."""
         with self._lmdb:
-            active, frozen = self.layers
-            merged: Changes = {} if drop else {**frozen, **active}
+            merged: Changes = {} if drop else {**self.layers[1], **self.layers[0]}
             merged.update(overlay or {})
             self._write(merged, self.seq, drop)
             self.layers = ({}, {})
@@ -338,8 +337,7 @@ class Engine:
         active, frozen = self.layers
         if frozen or not active or self.suspect:
             return
-        fresh = self._new_journal(False)
-        self._frozen_journal, self.journal = self.journal, fresh
+        self._frozen_journal, self.journal = self.journal, self._new_journal(False)
         self._frozen_seq = self.seq
         self.frozen_size, self.active_size = self.active_size, 0
         self.layers = ({}, active)
@@ -386,11 +384,8 @@ class Engine:
         now = time.monotonic()
         if self.suspect:
             self.run(_Do(self._flush))
-        if (
-            self.active_size > self.layer
-            or self.layers[1]
-            or (self.layers[0] and now - self._settled > IDLE)
-        ):
+        idle = now - self._settled > IDLE
+        if self.active_size > self.layer or self.layers[1] or (self.layers[0] and idle):
             self._settle_behind()
         if now - self._swept > SWEEP:
             self._swept = now

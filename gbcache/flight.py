@@ -225,22 +225,14 @@ def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, sta
 def _failed(
     cache: Loadable, key: Any, flight: Flight, error: BaseException | None, loaded: bool
 ) -> None:
-    """The leader raised, or was cancelled or interrupted, which is its own affair: another leads then."""
+    """The leader raised, or was cancelled or interrupted, which is its own affair: another leads then.
+
+    No error: an interpreter that lacks memory can lose that of a function it ran, so that no handler of ours runs."""
     said = error if isinstance(error, Exception) else None
     try:
         cache._leave(key, flight, False, said is not None and not loaded)
     finally:
         _settle(flight, _AGAIN if said is None else MISS, said)
-
-
-def _finish(cache: Loadable, key: Any, flight: Flight, mine: Flight, token: Token[Any]) -> None:
-    """The last step of who led, or would have. Where there is no memory an interpreter can lose the error of a function
-    it ran: then no handler of ours saw it, and nobody would end the flight."""
-    try:
-        if flight is mine and not _has_ended(mine):
-            _failed(cache, key, mine, None, False)
-    finally:
-        _ended(token)
 
 
 def load(
@@ -261,7 +253,8 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
     while True:
         old = cache._stale(key, MISS, False) if stale else MISS
         mine, token = _start()
-        loaded, flight = False, mine
+        flight = mine
+        loaded = over = False
         try:  # an interrupt may come anywhere from here on
             flight = _join(cache, key, mine)
             if flight is mine:
@@ -276,13 +269,19 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
                 else:
                     cache._leave(key, mine, False, False)
                     _settle(mine, value)
+                over = True
                 return value
         except BaseException as error:
             _failed(cache, key, mine, error, loaded)
+            over = True
             if old is MISS or loaded or not isinstance(error, Exception):
                 raise
         finally:
-            _finish(cache, key, flight, mine, token)
+            try:
+                if not over and flight is mine:  # its error was lost
+                    _failed(cache, key, mine, None, False)
+            finally:
+                _ended(token)
         if old is not MISS:
             return cache._stale(key, old, True)
         if not _wait_for(flight, blocking=True):
@@ -335,7 +334,7 @@ def fill_many(
         _forsaken(cache, led, error)
         raise
     finally:
-        _forsaken(cache, led, None)  # as in `_finish`
+        _forsaken(cache, led, None)  # where the error was lost
         _ended(before)
     for key in others:
         found[key] = fill(cache, key, lambda key=key: fn([key])[key], None, 0)  # type: ignore[misc]
@@ -371,7 +370,8 @@ async def afill(
     while True:
         old = cache._stale(key, MISS, False) if stale else MISS
         mine, token = _start()
-        loaded, flight = False, mine
+        flight = mine
+        loaded = over = False
         try:
             flight = _join(cache, key, mine)
             if flight is mine:
@@ -383,13 +383,19 @@ async def afill(
                 else:
                     cache._leave(key, mine, False, False)
                     _settle(mine, value)
+                over = True
                 return value
         except BaseException as error:
             _failed(cache, key, mine, error, loaded)
+            over = True
             if old is MISS or loaded or not isinstance(error, Exception):
                 raise
         finally:
-            _finish(cache, key, flight, mine, token)
+            try:
+                if not over and flight is mine:  # its error was lost
+                    _failed(cache, key, mine, None, False)
+            finally:
+                _ended(token)
         if old is not MISS:
             return cache._stale(key, old, True)
         if not _wait_for(flight, blocking=False):

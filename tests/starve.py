@@ -46,7 +46,7 @@ MODES = ("on", "once")
 ALONE, CROWD = "interpreter:", "interpreter: a crowd"
 NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
-STUCK = 1.5
+STUCK = 0.8
 """Seconds after which a place does not come to an end; most take a few ms."""
 IN_OURS, NOT_ALONE = "in ours", ", but not by itself"
 AFTER_LOSS = ", where in the other way the error of a function we call is lost: no handler sees it"
@@ -54,9 +54,9 @@ CRASHES, ENOUGH, CROWDED = 400, 2, 30
 """After so many a case is given up; and one of the interpreter alone, which has shown it then; a crowd shows more."""
 PLACE = struct.Struct("<ibii")
 """What a sweep leaves of itself should it crash: the place, its way, how many it has tried, and how many failed."""
-AGAIN, WINDOWS = 8, 40
+AGAIN, WINDOWS, SAME = 8, 40, 4
 """How often a place is tried again that seemed to leave something, and how often that is repeated: a leak does so
-each time, what an interpreter makes at the first hundred calls of a line (3.10) does not."""
+each time, and soon the same; what an interpreter makes at the first hundreds of calls of a line is not."""
 
 
 class Python:
@@ -132,6 +132,7 @@ class Own:
     GARBLED = (
         "'async for' received an invalid object from __anext__",
         "<built-in function get_event_loop> returned a result with an exception set",
+        "Event loop stopped before Future completed",
     )
     """What it says where an `await` has failed."""
     LOST = "error return without exception set"
@@ -247,7 +248,7 @@ class Sweep:
 
     def leaks(self, n: int, once: bool) -> str:
         """What each further attempt at this place leaves."""
-        more: dict[str, int] = {}
+        more, same = dict[str, int](), 0
         for window in range(WINDOWS):
             times = 2 if not window else AGAIN  # most it is nothing: soon seen
             signal.setitimer(signal.ITIMER_REAL, STUCK)
@@ -260,11 +261,14 @@ class Sweep:
                 time.sleep(0.01)
                 after = left()
             grown = {name: after[name] - before[name] for name in before}
-            more = {
+            last, more = more, {
                 name: n for name, n in grown.items() if n >= times and (not more or name in more)
-            }
+            }  # fmt: skip
             if not more:
                 return ""
+            same = same + 1 if more == last and not any(n % times for n in more.values()) else 0
+            if same == SAME:
+                break
         return f"left each time: { ({name: n / AGAIN for name, n in more.items()}) }"
 
     def at(self, n: int, once: bool) -> bool:
