@@ -129,12 +129,12 @@ class Own:
 
     BLIND = "os.PathLike object, not PosixPath"
     """A look-up in a type that lacked memory found nothing."""
-    GARBLED = (
-        "'async for' received an invalid object from __anext__",
-        "<built-in function get_event_loop> returned a result with an exception set",
-        "Event loop stopped before Future completed",
-    )
-    """What it says where an `await` has failed."""
+    RESULT = "returned a result with an exception set"
+    GARBLED = {
+        one: one
+        for one in ("'async for' received an invalid object", "Event loop stopped before Future")
+    } | {"get_event_loop> returned a result": RESULT, "cyfunction aload at": RESULT}
+    """What one of ours may show where a task's step or an `await` has failed: what shows that asyncio did."""
     LOST = "error return without exception set"
     ABORTS = (
         ": Cannot recover from "  # MemoryErrors while it normalizes exceptions, or a stack overflow
@@ -155,7 +155,7 @@ class Own:
         self.loses |= self.LOST in said
         self.leaks |= "blocks" in said or "references" in said
         self.blind |= self.BLIND in said
-        self.garbled |= {one for one in self.GARBLED if one in said}
+        self.garbled |= {ours for ours, own in self.GARBLED.items() if own in said}
         self.stalls |= "epoll_wait" in said  # a loop whose task's step was lost
         self.aborts |= self.ABORTS in said
         self.spins |= f"signal {int(signal.SIGALRM)}" in said

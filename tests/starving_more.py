@@ -357,6 +357,7 @@ def _crowd() -> None:
     """Tasks that wait for a future of another thread's, and raise."""
 
     async def one(future: Future[None]) -> None:
+        asyncio.get_running_loop()
         await asyncio.shield(asyncio.wrap_future(future))
         raise ZeroDivisionError
 
