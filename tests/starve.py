@@ -46,6 +46,8 @@ MODES = ("on", "once")
 ALONE, CROWD = "interpreter:", "interpreter: a crowd"
 NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
+AWAITED = "'async for' received an invalid object"
+"""What Cython makes of a MemoryError of an `await`."""
 STUCK = 0.8
 """Seconds after which a place does not come to an end; most take a few ms."""
 IN_OURS, NOT_ALONE = "in ours", ", but not by itself"
@@ -131,9 +133,9 @@ class Own:
     """A look-up in a type that lacked memory found nothing."""
     RESULT = "returned a result with an exception set"
     GARBLED = {
-        one: one
-        for one in ("'async for' received an invalid object", "Event loop stopped before Future")
-    } | {"get_event_loop> returned a result": RESULT, "cyfunction aload at": RESULT}
+        "get_event_loop> returned a result": RESULT, "cyfunction aload at": RESULT,
+        "Event loop stopped before Future": "Event loop stopped before Future",
+    }  # fmt: skip
     """What one of ours may show where a task's step or an `await` has failed: what shows that asyncio did."""
     LOST = "error return without exception set"
     ABORTS = (
@@ -237,6 +239,8 @@ class Sweep:
 
     def _odd(self, raised: BaseException | None, allowed: tuple[type[BaseException], ...]) -> str:
         if isinstance(raised, RuntimeError) and str(raised) in NO_MORE:
+            return ""
+        if AWAITED in str(raised) and isinstance(raised.__cause__, MemoryError):  # type: ignore[union-attr]
             return ""
         if raised is not None and not isinstance(raised, allowed):
             return f"raised {raised!r} from {raised.__context__!r}"
