@@ -132,10 +132,7 @@ class Own:
     BLIND = "os.PathLike object, not PosixPath"
     """A look-up in a type that lacked memory found nothing."""
     RESULT = "returned a result with an exception set"
-    GARBLED = {
-        "get_event_loop> returned a result": RESULT, "cyfunction aload at": RESULT,
-        "Event loop stopped before Future": "Event loop stopped before Future",
-    }  # fmt: skip
+    GARBLED = {"get_event_loop> returned a result": RESULT, "cyfunction aload at": RESULT}
     """What one of ours may show where a task's step or an `await` has failed: what shows that asyncio did."""
     LOST = "error return without exception set"
     ABORTS = (

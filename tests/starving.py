@@ -68,11 +68,16 @@ Act = Callable[[Any], Any]
 
 
 def _cancel(readied: Any) -> None:
-    """What is under way in a loop that had no memory to go on."""
-    if isinstance(readied, asyncio.AbstractEventLoop) and (left := asyncio.all_tasks(readied)):
-        for task in left:
-            task.cancel()
-        readied.run_until_complete(asyncio.wait(left))
+    """What is under way in a loop that had no memory to go on. Tasks it could not note are only known to it."""
+    if isinstance(readied, asyncio.AbstractEventLoop):
+        readied._stopping = False  # type: ignore[attr-defined]  # as a callback that failed may leave it
+        for _ in range(8):
+            readied.run_until_complete(asyncio.sleep(0))
+        if left := asyncio.all_tasks(readied):
+            for task in left:
+                task.cancel()
+            readied.run_until_complete(asyncio.wait(left))
+        gc.collect()  # and those whose next step was lost
 
 
 def _end(readied: Any) -> None:
