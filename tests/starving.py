@@ -70,9 +70,9 @@ Act = Callable[[Any], Any]
 def _cancel(readied: Any) -> None:
     """What is under way in a loop that had no memory to go on. Tasks it could not note are only known to it."""
     if isinstance(readied, asyncio.AbstractEventLoop):
-        readied._stopping = False  # type: ignore[attr-defined]  # as a callback that failed may leave it
         for _ in range(8):
-            readied.run_until_complete(asyncio.sleep(0))
+            with contextlib.suppress(RuntimeError):  # what it was run for before may stop it
+                readied.run_until_complete(asyncio.sleep(0))
         if left := asyncio.all_tasks(readied):
             for task in left:
                 task.cancel()
