@@ -137,6 +137,12 @@ class Far(Work):
             Cache("100kB", housekeeping=False) if packed else ObjectCache(100, housekeeping=False)
         )
         self.tier = Tiered(near, self.far, **options)
+        side = self.tier._side
+        if (
+            side.absent is not None
+        ):  # threading waits for ever for a thread that had no memory to begin
+            side.absent.close()
+            side.absent = ObjectCache(100, ttl=options["negative_ttl"], housekeeping=False)
         self.far.listener.restored()
         self._act, self.load = act, options.get("load")
         self.tier.update({"a": 1, "b": [2], "n": 5})
