@@ -138,9 +138,7 @@ class Far(Work):
         )
         self.tier = Tiered(near, self.far, **options)
         side = self.tier._side
-        if (
-            side.absent is not None
-        ):  # threading waits for ever for a thread that had no memory to begin
+        if side.absent is not None:  # threading waits for ever for one that had no memory to begin
             side.absent.close()
             side.absent = ObjectCache(100, ttl=options["negative_ttl"], housekeeping=False)
         self.far.listener.restored()

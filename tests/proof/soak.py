@@ -106,8 +106,8 @@ class Kills(threading.Thread):
 
 
 class Soak:
-    def __init__(self, seed: int, root: Path, plant: str) -> None:
-        self.seed, self.root, self.plant = seed, root, plant
+    def __init__(self, seed: int, root: Path, plant: str, timed: float) -> None:
+        self.seed, self.root, self.plant, self.timed = seed, root, plant, timed
         self.caches: list[Any] = [
             Cache("6MB", ttl=60, jitter=0.2, events="1MiB"),
             ObjectCache(10_000, ttl=60),
@@ -145,7 +145,7 @@ class Soak:
                 if self.plant == "leak" and roll < 0.6:
                     self.kept.append([found] * 50)
                 ended = clock()
-                if dice.random() < 0.05:
+                if dice.random() < self.timed:
                     mine.append(ended - begun)
                     few, begun = key[-2:], clock()
                     plain[few] = plain.pop(few, "") and "v" * 300
@@ -257,7 +257,8 @@ def main() -> int:
         child(Path(args.child))
     seconds = args.minutes * 60
     with tempfile.TemporaryDirectory() as root:
-        soak = Soak(args.seed, Path(root), args.plant)
+        # of long windows less, or what is kept of them is most of what the process holds
+        soak = Soak(args.seed, Path(root), args.plant, 0.05 if seconds < 600 else 0.005)
         told = soak.run(seconds, min(60.0, max(3.0, seconds / 12)))
     for what in soak.wrong[:10]:
         print(what, flush=True)
