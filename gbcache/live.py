@@ -52,14 +52,16 @@ class LiveFile:
     """The file of one cache: locked, mapped, and found again."""
 
     fd = -1
-    _stop: threading.Event | None = None  # of one that failed before it had one
+    _stop: threading.Lock | None = None  # of one that failed before it had one
 
     def __init__(self, path: files.Path) -> None:
         self.path = files.path_of(path)
         self.checkpoint = self.path + CHECKPOINT
         self.boot = files.boot_id()
         self.fd = -1
-        self._stop = threading.Event()
+        # Given back to end `_sync_on`: an Event whose `set` lacks memory may stay locked for ever.
+        self._stop = threading.Lock()
+        self._stop.acquire()
         self._syncing: threading.Thread | None = None
 
     # --- opening -------------------------------------------------------------------------------
@@ -292,8 +294,7 @@ class LiveFile:
 
     def stop(self) -> None:
         """No further sync in the background; waits for one under way."""
-        assert self._stop is not None
-        self._stop.set()
+        self._end_syncs()
         thread = self._syncing
         if thread is not None and thread is not threading.current_thread():
             thread.join()
@@ -304,16 +305,22 @@ class LiveFile:
         if fd >= 0:
             os.close(fd)
 
+    def _end_syncs(self) -> None:
+        try:
+            if self._stop is not None and self._stop.locked():
+                self._stop.release()
+        except RuntimeError:  # another was first
+            pass
+
     def __del__(self) -> None:
         try:
-            if self._stop is not None:
-                self._stop.set()
+            self._end_syncs()
         finally:
             self.release()
 
 
-def _sync_on(ref: weakref.ref[Any], stop: threading.Event, interval: float) -> None:
-    while not stop.wait(interval):
+def _sync_on(ref: weakref.ref[Any], stop: threading.Lock, interval: float) -> None:
+    while not stop.acquire(timeout=interval):
         cache = ref()
         if cache is None or cache.closed:
             return

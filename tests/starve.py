@@ -181,7 +181,8 @@ class Own:
             locked = "acquire_lock" in said and "take_gil" not in said  # that is nobody's spinning
             spun = self.spins and f"signal {int(signal.SIGALRM)}" in said and not locked
             stalled = self.stalls and "epoll_wait" in said
-            return self.corrupts or spun or stalled or (self.aborts and self.ABORTS in said)
+            aborted = self.ABORTS in said and (self.aborts or "_PyErr_CreateException" in said)
+            return self.corrupts or spun or stalled or aborted
         if "left each time" in said:
             return self.leaks and "descriptors" not in said and "threads" not in said
         return self.loses and (self.LOST in said or "returned NULL without setting an exc" in said)
