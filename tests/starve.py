@@ -48,8 +48,8 @@ NO_MORE = ("can't allocate lock", "can't start new thread")
 """What the interpreter says in a MemoryError's place."""
 AWAITED = "'async for' received an invalid object"
 """What Cython makes of a MemoryError of an `await`."""
-STUCK = 0.8
-"""Seconds after which a place does not come to an end; most take a few ms."""
+STUCK = 1.5
+"""Seconds after which a place does not come to an end; most take a few ms, and 1 s where a wake-up was lost."""
 IN_OURS, NOT_ALONE = "in ours", ", but not by itself"
 AFTER_LOSS = ", where in the other way the error of a function we call is lost: no handler sees it"
 CRASHES, ENOUGH, CROWDED = 400, 2, 30
