@@ -11,13 +11,13 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-import threading
 from contextlib import contextmanager
 from hashlib import blake2b
 from os import strerror
 
 from .codec import decode_key, encode_key, pack_value, unpack_value
 from .errors import ImageError
+from .locks import Monitor
 
 cdef extern from *:
     """
@@ -149,7 +149,7 @@ def check_file(const uint8_t[::1] file, path):
 cdef class Gate:
     """Many inside, or one alone: LMDB's map may only move while no transaction is open.
 
-    The numbers are under the GIL, or in the gate's critical section; the condition is for those who have to wait.
+    The numbers are under the GIL, or in the gate's critical section; the monitor is for those who have to wait.
     No ``with``: where memory is short, Cython's hands a traceback on that is not there.
     """
 
@@ -158,7 +158,7 @@ cdef class Gate:
     cdef object changed
 
     def __init__(self):
-        self.changed = threading.Condition()
+        self.changed = Monitor()
 
     cpdef enter(self):
         if not self._in():
@@ -176,7 +176,7 @@ cdef class Gate:
     def _tell(self):
         self.changed.acquire()
         try:
-            self.changed.notify_all()
+            self.changed.tell()
         finally:
             self.changed.release()
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from .codec import Codec, encode_key
 from .errors import ClosedError, FarError, ImageError
 from .far import Far
+from .locks import Monitor
 
 __all__ = ["AtRisk", "Behind", "Pending"]
 
@@ -80,13 +81,9 @@ class Behind:
         self._bytes = 0
         self._hurried = 0  # who waits for it to be empty, or for room
         self._over = False
-        self._new_lock()
+        self._change = Monitor()
         self._thread: threading.Thread | None = None
         _all.add(self)
-
-    def _new_lock(self) -> None:
-        self._lock = threading.RLock()  # by itself in a third of the time its condition takes
-        self._change = threading.Condition(self._lock)
 
     # --- writers ---------------------------------------------------------------------------------
 
@@ -109,7 +106,7 @@ class Behind:
         size = write[4]
         if size * 2 > self.max_bytes:
             return None
-        with self._lock:
+        with self._change:
             if (
                 self._since + self._late < write[3]
                 or self._bytes + size > self._ample
@@ -125,7 +122,7 @@ class Behind:
         size = sum([write[4] for write in writes])
         if size * 2 > self.max_bytes:
             return None
-        with self._lock:
+        with self._change:
             self._make_room(size, now)
             return [self._add(key, write) for key, write in zip(items, writes, strict=True)]
 
@@ -137,7 +134,7 @@ class Behind:
         if self._thread is None:
             self._start()
         elif self._bytes > self._ample:
-            self._change.notify_all()
+            self._change.tell()
 
     def _add(self, key: Any, write: Pending) -> Pending:
         newest = self._newest
@@ -153,7 +150,7 @@ class Behind:
         self._bytes = total  # nothing is made from here on: memory may be short
         if self._since == _NEVER:
             self._since = write[3]
-            self._change.notify_all()  # the thread waits for a first one
+            self._change.tell()  # the thread waits for a first one
         return write
 
     def _age(self) -> None:
@@ -180,11 +177,11 @@ class Behind:
     def _wake(self) -> None:
         if self._thread is None:
             self._start()
-        self._change.notify_all()
+        self._change.tell()
 
     def last(self, key: Any) -> Pending | None:
         """The write of the key that is on its way, if one is."""
-        with self._lock:
+        with self._change:
             generations = tuple(self._generations)
         for generation in reversed(generations):
             write: Pending | None = generation.get(key)
@@ -251,7 +248,7 @@ class Behind:
         self.drain()
         with self._change:
             self._over = True
-            self._change.notify_all()
+            self._change.tell()
             thread, self._thread = self._thread, None  # so that a `put` looks whether it is over
         if thread is not None and thread is not threading.current_thread():
             thread.join()
@@ -305,7 +302,7 @@ class Behind:
                 self._generations.popleft()
                 self._bytes = rest
                 self._age()
-            self._change.notify_all()
+            self._change.tell()
 
     def _rest(self, error: FarError) -> None:
         """It failed: tells who waits, and gives the far side a while."""
@@ -313,7 +310,7 @@ class Behind:
             self.error = error
             self._failed += 1
             self._row += 1
-            self._change.notify_all()
+            self._change.tell()
             until = time.monotonic() + min(_FIRST * 2 ** min(self._row, 10), _LONGEST)
             while not self._over and (rest := until - time.monotonic()) > 0:
                 self._change.wait(rest)
@@ -356,7 +353,7 @@ class Behind:
 
     def _in_child(self) -> None:
         """A forked child's writes are its own: what was pending is the parent's to write."""
-        self._new_lock()
+        self._change = Monitor()
         self._newest = {}
         self._generations, self._bytes, self._hurried = deque([self._newest]), 0, 0
         self._thread = self._flying = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +16,7 @@ from .codec import Codec, name_of, resolve
 from .errors import ClosedError
 from .files import Path
 from .live import LiveFile
+from .locks import Lock
 from .mapping import Common
 from .notify import Hub
 from .persistent import Persistent, check_path
@@ -144,7 +144,7 @@ class Cache(Persistent, Common):
         self.name = name
         self._flights, self._generations = {}, {}
         self._codec = resolve(codec)
-        self._resizing, self._in_resize = threading.RLock(), False
+        self._resizing, self._in_resize = Lock(), False
         attach = partial(
             self._attach,
             seed=os.urandom(16),
@@ -264,7 +264,7 @@ class Cache(Persistent, Common):
                 self._in_resize = False
 
     def _fork_child(self) -> None:
-        self._resizing, self._in_resize = threading.RLock(), False  # whoever held it is not here
+        self._resizing, self._in_resize = Lock(), False  # whoever held it is not here
         super()._fork_child()
         if self._file is not None:
             self._file.release()  # the parent's lock is its own

@@ -8,6 +8,7 @@ import time
 import weakref
 from typing import Any, Protocol
 
+from .locks import Lock, endure
 from .watch import Wake
 
 __all__ = ["Dispatcher", "reborn", "the"]
@@ -27,7 +28,7 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._hubs: dict[int, weakref.ref[Served]] = {}
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._thread: threading.Thread | None = None
         self._wake: Wake | None = None
         self._over = False
@@ -43,7 +44,7 @@ class Dispatcher:
                 self._hubs[key] = weakref.ref(hub, lambda _: self._gone(key))
             if self._thread is None and not self._over:
                 self._thread = threading.Thread(
-                    target=self._run, name="gbcache-events", daemon=True
+                    target=endure, args=(self._run,), name="gbcache-events", daemon=True
                 )
                 self._thread.start()
             self._wake.ring()

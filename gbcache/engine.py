@@ -25,6 +25,7 @@ from .errors import ClosedError, FarError, ImageError
 from .groups import Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
 from .lmdbstore import LMDBError, MapFullError, Store, failed
+from .locks import Latch, Lock, endure
 from .view import View, running
 
 __all__ = ["Engine"]
@@ -85,7 +86,7 @@ class Engine:
         self.groups_done = self.grouped = self.expired = 0
         self.trouble: BaseException | None = None
         self._frozen_journal: Journal | None = None
-        self._lmdb, self._files = threading.Lock(), threading.Lock()
+        self._lmdb, self._files = Lock(), Lock()
         self._offset = time.time() - running()
         self.groups = Groups(self._commit)
         with contextlib.suppress(FileExistsError):
@@ -93,7 +94,7 @@ class Engine:
         if not os.path.isdir(path):
             rule = "it is a directory, or there is nothing: a Disk makes its own"
             raise ImageError(path, None, rule)
-        self._stopping, self._wake, self._stop = False, threading.Event(), threading.Event()
+        self._stopping, self._wake, self._stop = False, Latch(), Latch()
         self.owner = Owner(path, self.now)
         self.store = Store(path, name_of(codec), self.most)
         try:
@@ -104,7 +105,7 @@ class Engine:
             self._begin([self._tend_on, self._sync_on] if sync == "interval" else [self._tend_on])
         except BaseException as error:
             self._stopping = self.closed = True  # for a thread that did start
-            self._wake.set()
+            self._wake.open()
             with contextlib.suppress(OSError, LMDBError):  # what went wrong before is what is told
                 self._give_back()
             if isinstance(error, (OSError, LMDBError)) and not isinstance(error, FarError):
@@ -114,7 +115,8 @@ class Engine:
     def _begin(self, works: list[Callable[[], None]]) -> None:
         self._settled = self._swept = time.monotonic()
         self._threads = [
-            threading.Thread(target=w, name="gbcache-disk", daemon=True) for w in works
+            threading.Thread(target=endure, args=(w,), name="gbcache-disk", daemon=True)
+            for w in works
         ]
         for thread in self._threads:
             thread.start()
@@ -196,8 +198,8 @@ class Engine:
         if self.closed:
             return
         self._stopping = True
-        self._wake.set()
-        self._stop.set()
+        self._wake.open()
+        self._stop.open()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -279,7 +281,7 @@ class Engine:
         self.active_size += view.size + 64 * len(view.overlay)
         self.expired += view.expired
         if self.active_size > self.layer:
-            self._wake.set()
+            self._wake.open()
 
     def _make_room(self) -> None:
         try:
@@ -371,7 +373,7 @@ class Engine:
     def _tend_on(self) -> None:
         while not self._stopping:
             self._wake.wait(SWEEP)
-            self._wake.clear()
+            self._wake.close()
             try:
                 self._tend()
             except ClosedError:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import FarError
+from .locks import Lock
 
 __all__ = ["Groups", "Request"]
 
@@ -49,7 +50,7 @@ class Groups:
 
     def __init__(self, commit: Callable[[list[Request]], None]) -> None:
         self._commit = commit
-        self._lock = allocate_lock()
+        self._lock = Lock()
         self._waiting: list[Request] = []
         self._led = self._gathers = False
         self._expected, self._took = 1, 0.0
@@ -58,15 +59,12 @@ class Groups:
 
     def run(self, request: Request) -> Any:
         """Has it done, here or by another thread; returns its result or raises its error."""
-        self._lock.acquire()  # not `with`, whose end may ask for memory: nobody else would ever get it
-        try:
+        with self._lock:
             self._waiting.append(request)
             follows, self._led = self._led, True
             if len(self._waiting) == self._expected and self._gathers:
                 self._gathers = False
                 self._gathered.release()
-        finally:
-            self._lock.release()
         if follows:
             try:
                 request.gate.acquire()
@@ -95,11 +93,8 @@ class Groups:
         try:
             if self._expected > 1:
                 self._gather()
-            self._lock.acquire()
-            try:
+            with self._lock:
                 batch, self._waiting = self._waiting, batch
-            finally:
-                self._lock.release()
             begun = time.perf_counter()
             self._commit(batch)
             self._took = time.perf_counter() - begun
@@ -125,16 +120,13 @@ class Groups:
                     request.error.__cause__ = error
 
     def _hand_over(self, own: Request) -> None:
-        self._lock.acquire()
-        try:
+        with self._lock:
             if own in self._waiting:  # it failed before it took what waited
                 self._waiting.remove(own)
             self._led = bool(self._waiting)
             if self._led:
                 self._waiting[0].promoted = True
                 self._waiting[0].gate.release()
-        finally:
-            self._lock.release()
 
     def _end(self, batch: list[Request], own: Request) -> None:
         self._expected, at = len(batch) or 1, 0

@@ -14,6 +14,8 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING
 
+from .locks import Latch, Lock, endure
+
 if TYPE_CHECKING:
     from ._object import ObjectStore
     from ._packed import PackedStore
@@ -30,11 +32,11 @@ SLICES = 2000
 # By id, not in a WeakSet: a cache is unhashable, as every mapping is.
 _stores: dict[int, weakref.ref[PackedStore | ObjectStore]] = {}
 _kept: dict[int, weakref.ref[PackedStore]] = {}
-_wake = threading.Event()
-_starting = threading.RLock()  # a signal handler or __del__ may write a TTL in the middle of it
+_wake = Latch()
+_starting = Lock()  # a signal handler or __del__ may write a TTL in the middle of it
 _over = False
 _thread: threading.Thread | None = None
-_forking = threading.RLock()
+_forking = Lock()
 _depth = 0  # a signal handler may fork while we get ready to
 _held: dict[int, PackedStore | ObjectStore] = {}
 
@@ -58,7 +60,9 @@ def _start() -> None:
     with _starting:
         if _thread is not None or _over:
             return
-        _thread = thread = threading.Thread(target=_run, name="gbcache-housekeeper", daemon=True)
+        _thread = thread = threading.Thread(
+            target=endure, args=(_run,), name="gbcache-housekeeper", daemon=True
+        )
         try:
             thread.start()
         except RuntimeError as error:  # no thread to be had; entries expire on sight all the same
@@ -94,8 +98,8 @@ def _run() -> None:
 def _stop() -> None:
     global _over
     _over = True
-    _wake.set()
-    if _starting.acquire(timeout=5.0):  # one that is just being started can be joined once it was
+    _wake.open()
+    if _starting.acquire(5.0):  # one that is just being started can be joined once it was
         _starting.release()
     thread = _thread
     if thread is not None and thread is not threading.current_thread():
@@ -126,8 +130,8 @@ def _in_child() -> None:
     _depth = 0
     while _held:
         _held.popitem()[1]._fork_child()
-    _thread, _starting, _wake = None, threading.RLock(), threading.Event()
-    _forking = threading.RLock()
+    _thread, _starting, _wake = None, Lock(), Latch()
+    _forking = Lock()
     if _kept:
         _start()
 

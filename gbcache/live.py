@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import files, memory, snapshot
 from ._packed import PackedStore, judge, live_head, read_head, smallest
 from .errors import ImageError
+from .locks import Latch, endure
 
 if TYPE_CHECKING:
     from .persistent import Persistent
@@ -52,16 +53,14 @@ class LiveFile:
     """The file of one cache: locked, mapped, and found again."""
 
     fd = -1
-    _stop: threading.Lock | None = None  # of one that failed before it had one
+    _stop: Latch | None = None  # of one that failed before it had one
 
     def __init__(self, path: files.Path) -> None:
         self.path = files.path_of(path)
         self.checkpoint = self.path + CHECKPOINT
         self.boot = files.boot_id()
         self.fd = -1
-        # Given back to end `_sync_on`: an Event whose `set` lacks memory may stay locked for ever.
-        self._stop = threading.Lock()
-        self._stop.acquire()
+        self._stop = Latch()
         self._syncing: threading.Thread | None = None
 
     # --- opening -------------------------------------------------------------------------------
@@ -288,13 +287,14 @@ class LiveFile:
         assert self._stop is not None
         ref, stop = weakref.ref(cache), self._stop
         self._syncing = threading.Thread(
-            target=_sync_on, args=(ref, stop, interval), name="gbcache-sync", daemon=True
+            target=endure, args=(_sync_on, ref, stop, interval), name="gbcache-sync", daemon=True
         )
         self._syncing.start()
 
     def stop(self) -> None:
         """No further sync in the background; waits for one under way."""
-        self._end_syncs()
+        assert self._stop is not None
+        self._stop.open()
         thread = self._syncing
         if thread is not None and thread is not threading.current_thread():
             thread.join()
@@ -305,22 +305,16 @@ class LiveFile:
         if fd >= 0:
             os.close(fd)
 
-    def _end_syncs(self) -> None:
-        try:
-            if self._stop is not None and self._stop.locked():
-                self._stop.release()
-        except RuntimeError:  # another was first
-            pass
-
     def __del__(self) -> None:
         try:
-            self._end_syncs()
+            if self._stop is not None:
+                self._stop.open()
         finally:
             self.release()
 
 
-def _sync_on(ref: weakref.ref[Any], stop: threading.Lock, interval: float) -> None:
-    while not stop.acquire(timeout=interval):
+def _sync_on(ref: weakref.ref[Any], stop: Latch, interval: float) -> None:
+    while not stop.wait(interval):
         cache = ref()
         if cache is None or cache.closed:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import (
     Awaitable,
     Callable,
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from . import flight
 from ._packed import UNSET
 from .events import Event
+from .locks import Lock
 from .notify import Hub, Subscription
 from .units import seconds_of
 from .watch import Watch
@@ -60,7 +60,7 @@ class _Items(ItemsView[Any, Any]):
 
 Figures = tuple[dict[str, int], dict[str, int], dict[str, int], dict[str, int]]
 _C = TypeVar("_C", bound="Common")
-_making = threading.RLock()
+_making = Lock()
 
 
 def stale_ms(stale: float | timedelta) -> int:

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import inspect
 import itertools
-import threading
 import time
 import weakref
 from collections.abc import Callable, Collection
@@ -17,6 +16,7 @@ from ._object import MARK, Holder, Memo
 from ._packed import UNSET
 from .cache import Cache, ObjectCache
 from .flight import MISS, afill, fill
+from .locks import Lock
 from .mapping import stale_ms
 from .units import seconds_of
 
@@ -26,7 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _numbers = itertools.count(1)
 _CLEARED = "gbcache.memoize.cleared"
-_naming = threading.RLock()
+_naming = Lock()
 _OWN = ("cache", "cache_info", "cache_clear")
 _PASSED_ON = (
     "__wrapped__",
@@ -112,7 +112,7 @@ class Memoized(Memo, Generic[P, R]):
     _hits: int
     _misses: int
     """Of calls whose results do not lie in a cache of its own."""
-    _counting: threading.Lock
+    _counting: Lock
     _holders: dict[int, weakref.ref[Holder]]
     _dictless: dict[int, tuple[weakref.ref[Any], Holder]]
     if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Memoized(Memo, Generic[P, R]):
         self.cache = self._store if kept else cache
         self._maxsize, self._given_ttl, self._async = maxsize, ttl, slow
         self._hits = self._misses = 0
-        self._counting = threading.Lock()
+        self._counting = Lock()
         self._holders, self._dictless = {}, {}
         self._name = f"{getattr(fn, '__module__', '')}.{name}"
         if cache is not None:

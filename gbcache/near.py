@@ -16,7 +16,6 @@ believed until it has been emptied.
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
 from collections.abc import Iterable, Sequence
@@ -26,6 +25,7 @@ from ._packed import UNSET
 from .cache import Cache, ObjectCache
 from .errors import BudgetError, ClosedError
 from .flight import MISS
+from .locks import Lock
 
 __all__ = ["ABSENT", "Found", "NearSide"]
 
@@ -80,7 +80,7 @@ class NearSide:
     def _begin_anew(self) -> None:
         """Also in a forked child: whoever held the lock, or was writing, is not there."""
         self._writing: dict[Any, Write] = {}
-        self.lock = threading.RLock()  # a key's __eq__ may come back here
+        self.lock = Lock()  # a key's __eq__ may come back here
 
     def _ttl(self, until: float | None) -> Any:
         """Of a copy: what is left, or the near cache's own TTL if that is less; None: it is over."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from redis.exceptions import (
 )
 
 from .errors import ClosedError, FarError
+from .locks import Lock
 from .wire import BROKEN, Address, Place, Wire
 
 __all__ = ["Job", "Nodes", "Slots", "backoff", "slots_of"]
@@ -73,7 +73,7 @@ class Nodes:
         _all.add(self)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._idle: dict[Address, list[Wire]] = {}
         self._slots: Slots | None = None
         self._known: list[Address] = []  # who had keys when we last heard of it

@@ -14,6 +14,7 @@ from . import files, memory
 from ._packed import Saver, SealedImage, load, read_head, smallest
 from .codec import Codec, name_of, resolve
 from .errors import ImageError
+from .locks import Latch
 
 if TYPE_CHECKING:
     from .persistent import Persistent
@@ -83,7 +84,7 @@ class Save:
 
     def __init__(self, cache: Persistent, path: str, progress: Progress | None) -> None:
         self.path = path
-        self._done, self._stop = threading.Event(), False
+        self._done, self._stop = Latch(), False
         self._bytes = 0
         self._error: BaseException | None = None
         self._thread = threading.Thread(
@@ -98,12 +99,12 @@ class Save:
             self._error = error
         finally:
             del cache
-            self._done.set()
+            self._done.open()
 
     @property
     def done(self) -> bool:
         """Whether it has come to its end, well or not."""
-        return self._done.is_set()
+        return self._done.opened
 
     def cancel(self) -> None:
         """Gives it up: the old file stays, `wait` raises InterruptedError. Nothing if it is done."""
@@ -111,7 +112,7 @@ class Save:
 
     def wait(self, timeout: float | None = None) -> int:
         """Waits, at most `timeout` seconds (TimeoutError), and returns the file's bytes; raises what went wrong."""
-        if not self._done.wait(timeout):
+        if not self._done.wait(-1.0 if timeout is None else max(0.0, timeout)):
             raise TimeoutError(f"the save to {self.path} is not done after {timeout} s")
         if self._error is not None:
             raise self._error

@@ -26,6 +26,7 @@ import redis
 
 from .errors import ClosedError
 from .far import Listener
+from .locks import Latch, Lock, endure
 from .nodes import Nodes, backoff, is_refusal, slots_of
 from .wire import BROKEN, Address, Wire
 
@@ -50,21 +51,21 @@ class _Line:
         self.up = False
         self._heard = 0.0
         self.view: set[Address] = set()
-        self._cut = threading.Event()
+        self._cut = Latch()
         self._wire: Wire | None = None
         name = f"gbcache-valkey-{address[0]}:{address[1]}"
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread = threading.Thread(target=endure, args=(self._run,), name=name, daemon=True)
 
     def cut(self) -> None:
         """It ends: at once where it listens, else when what it tries is over."""
-        self._cut.set()
+        self._cut.open()
         wire = self._wire
         if wire is not None:
             wire.wake()
 
     def _run(self) -> None:
         attempt = 0
-        while not self._cut.is_set():
+        while not self._cut.opened:
             try:
                 self._stand()
                 attempt = 0
@@ -97,7 +98,7 @@ class _Line:
         wire, beat = self._wire, self.channel.heartbeat
         assert wire is not None
         asked: float | None = None
-        while not self._cut.is_set():
+        while not self._cut.opened:
             end = self._heard + PATIENCE * beat
             try:
                 answered = self._hear(
@@ -172,7 +173,7 @@ class Channel:
         _all.add(self)
 
     def _begin(self) -> None:
-        self._turn = threading.RLock()
+        self._turn = Lock()
         self._whole = False
         self._timer: threading.Timer | None = None
         self._lines: dict[Address, _Line] = {}
@@ -273,9 +274,13 @@ class Channel:
             self._trusted, self._owed = True, False
             self._tell(self._listener.restored)
         elif self._max_staleness > 0:
-            self._timer = threading.Timer(self._max_staleness, self._overdue)
-            self._timer.daemon = True
-            self._timer.start()
+            try:
+                self._timer = threading.Timer(self._max_staleness, self._overdue)
+                self._timer.daemon = True
+                self._timer.start()
+            except (MemoryError, RuntimeError):  # no thread to be had: at once, then
+                self._timer = None
+                self._lose()
         else:
             self._lose()
 

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import os
 import select
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ._packed import Bell
 from .events import Event
+from .locks import Lock
 
 if TYPE_CHECKING:
     from .notify import Hub
@@ -94,7 +94,7 @@ class Watch:
         self._ended = False  # the cache is closed: what is left can be read
         self._closed = False  # it is: nothing can
         self._wake = Wake()
-        self._closing = threading.Lock()
+        self._closing = Lock()
         try:
             hub.join(self, self._wake)
         except BaseException:

@@ -429,10 +429,25 @@ def nothing_private(tree: Tree) -> list[str]:
     ]
 
 
+def _compiled(tree: Tree) -> set[str]:
+    pure = re.findall(r"\w+", re.search(r"PURE = \[(.*?)\]", tree["setup.py"])[1])  # type: ignore[index]
+    return {f"gbcache/{name}.py" for name in pure}
+
+
+def locks_given_back(tree: Tree) -> list[str]:
+    """In Python by those of `locks` alone; in what is compiled by acquire, try and finally. See `locks`."""
+    return [
+        f"{path}: {found}: one of gbcache/locks.py"
+        for path, text in sorted(tree.items())
+        if path.startswith("gbcache/") and path.endswith((".py", ".pyx"))
+        for found in re.findall(r"threading\.(?:Event|Condition|\w*Semaphore|Barrier)\(", text)
+        + ([] if path in _compiled(tree) else re.findall(r"threading\.R?Lock\(", text))
+    ]
+
+
 def no_with(tree: Tree) -> list[str]:
     """None in what Cython compiles: where memory is short, its `with` hands a traceback on that is not there."""
-    pure = re.findall(r"\w+", re.search(r"PURE = \[(.*?)\]", tree["setup.py"])[1])  # type: ignore[index]
-    compiled = {f"gbcache/{name}.py" for name in pure}
+    compiled = _compiled(tree)
     return [
         f"{path}: {line.strip()}: acquire, try, finally"
         for path, text in sorted(tree.items())
@@ -453,6 +468,7 @@ def no_list_comprehension(tree: Tree) -> list[str]:
 
 RULES: list[Rule] = [
     no_with,
+    locks_given_back,
     no_list_comprehension,
     floors,
     one_unit,

@@ -10,8 +10,8 @@ is clean, every key has the value it had before or the one it was to get, all wo
 of memory, descriptor, thread or file is left. A case has a forked child, so that one that crashes names itself.
 
 Interpreters fail here too, without a line of ours: they lose the exception while they unwind, leak the items of a
-list, spin at a `with`, free a generator twice, crash in PyContextVar_Set. So each is asked first, by the cases named
-"interpreter:", and what it does to itself is counted as its own ("theirs") where one of ours shows the same.
+list, spin at a `with`, free a generator twice, abort for want of an error made beforehand. So each is asked first, by
+the cases "interpreter: ...", and what it does to itself is counted as its own ("theirs") where one of ours shows it.
 """
 
 from __future__ import annotations
@@ -145,15 +145,19 @@ class Own:
     )
     """A crash in the allocator, or where a code object goes before its time: the memory had been broken before."""
 
+    CRASHED = ("PyContextVar_Set+", "dictiter_dealloc+")
+    """Where it lets go of what it could not make: a token and its mapping; the iterator of a dict's items."""
+
     def __init__(self) -> None:
         self.loses = self.leaks = self.spins = self.corrupts = self.aborts = self.stalls = False
-        self.blind, self.garbled = False, set[str]()
+        self.blind, self.garbled, self.crashed = False, set[str](), set[str]()
 
     def learn(self, told: dict[str, Any]) -> None:
         said = " ".join([*told["bad"], *told["theirs"]])
         self.loses |= self.LOST in said
         self.leaks |= "blocks" in said or "references" in said
         self.blind |= self.BLIND in said
+        self.crashed |= {frame for frame in self.CRASHED if frame in said}
         self.garbled |= {ours for ours, own in self.GARBLED.items() if own in said}
         self.stalls |= "epoll_wait" in said  # a loop whose task's step was lost
         self.aborts |= self.ABORTS in said
@@ -162,9 +166,7 @@ class Own:
 
     def did(self, said: str) -> bool:
         """Whether what one of our cases shows is that."""
-        if (
-            "PyContextVar_Set" in said
-        ):  # its token and its new mapping both failed: it lets go of NULL
+        if any(frame in said for frame in self.crashed):
             return True
         if self.BLIND in said:
             return self.blind
@@ -174,15 +176,17 @@ class Own:
             return self.corrupts
         if AFTER_LOSS in said:
             return self.loses
+        if self.ABORTS in said and (self.aborts or "_PyErr_CreateException" in said):
+            return True
+        spun = self.spins and f"signal {int(signal.SIGALRM)}" in said
         if IN_OURS in said:  # whatever it does to itself elsewhere
             broken = self.corrupts and self.BROKEN.search(said)
-            return bool(broken) or (self.loses and self.NOTHING in said)
+            waits = spun and "take_gil" in said  # for a thread that spins
+            return bool(broken) or waits or (self.loses and self.NOTHING in said)
         if "it ended with" in said:
-            locked = "acquire_lock" in said and "take_gil" not in said  # that is nobody's spinning
-            spun = self.spins and f"signal {int(signal.SIGALRM)}" in said and not locked
+            spun = spun and ("acquire_lock" not in said or "take_gil" in said)
             stalled = self.stalls and "epoll_wait" in said
-            aborted = self.ABORTS in said and (self.aborts or "_PyErr_CreateException" in said)
-            return self.corrupts or spun or stalled or aborted
+            return self.corrupts or spun or stalled
         if "left each time" in said:
             return self.leaks and "descriptors" not in said and "threads" not in said
         return self.loses and (self.LOST in said or "returned NULL without setting an exc" in said)

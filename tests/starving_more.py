@@ -296,6 +296,10 @@ class Control(Work):
     def __init__(self, root: Path, act: Callable[[], Any]) -> None:
         super().__init__(root)
         self.act = act  # type: ignore[method-assign]
+        self.pairs = [(i, i) for i in range(2500)]  # none is kept ready for the next: all are here
+
+    def over(self) -> None:
+        self.pairs = []
 
 
 def _deep(n: int) -> Any:
@@ -320,6 +324,16 @@ _LONG = (
 
 
 _variable: ContextVar[Any] = ContextVar("variable", default=None)
+
+
+def _at_once(n: int = 17) -> None:
+    """More errors, each in the other's handler, than are made beforehand."""
+    try:
+        bytearray(99)
+    except MemoryError:
+        if n:
+            _at_once(n - 1)
+        raise
 
 
 def _context() -> None:
@@ -385,6 +399,7 @@ def controls() -> None:
         "an error through frames": _forgiving(lambda: _deep(3)), "a list of a list": _listed,
         "a task": _task, "a cell": _called, "an error through many frames": _forgiving(lambda: _deep(20)),
         "generators": _joined, "a with far down": scope["far_down"], "a context variable": _context,
+        "many errors at once": _at_once,
         "a path": lambda: os.fspath(Path("x")), "a crowd": _crowd,
     }.items():  # fmt: skip
         CASES[f"interpreter: {name}"] = lambda root, act=act: Control(root, act)  # type: ignore[misc]

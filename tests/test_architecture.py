@@ -28,6 +28,7 @@ from laws import (
     headings,
     invariants,
     light_import,
+    locks_given_back,
     no_function_pointers,
     no_list_comprehension,
     no_pointer_in_image,
@@ -286,6 +287,10 @@ PLANTS = [
     ),
     Plant(no_with, "gbcache/flight.py", "\nwith _graph:\n    pass\n", "with _graph:"),
     Plant(no_with, "gbcache/_disk.pyx", "\nwith self.changed:\n    pass\n", "self.changed"),
+    Plant(locks_given_back, "gbcache/near.py", "\nlock = threading.RLock()\n", "threading.RLock("),
+    Plant(
+        locks_given_back, "gbcache/flight.py", "\nover = threading.Event()\n", "threading.Event("
+    ),
     Plant(light_import, "gbcache/units.py", "\nimport pytest\n", "brings in pytest"),
     Plant(light_import, "gbcache/units.py", "\nimport no_such_module\n", "cannot be imported"),
     *(
