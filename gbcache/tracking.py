@@ -87,6 +87,7 @@ class _Line:
         until = time.monotonic() + nodes.timeout
         wire = self._wire = Wire(nodes.where, self.address, until, protocol=3)
         wire.ask("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self.channel.prefix, until=until)
+        self.channel._owed = True  # before it, all may have been missed, and none of that been told
         self._heard = time.monotonic()
         self._ask(wire, until)
         while not self._hear(wire, until):
@@ -167,7 +168,7 @@ class Channel:
         self.trouble: Exception | None = None
         self._closed = False
         self._warned = False
-        self._owed = False  # the listener raised, so it is told `restored` anew
+        self._owed = False  # a line begins anew, or the listener raised: it is told `restored`
         self._trusted = False  # `restored` was told, and no `lost` since
         self._begin()
         _all.add(self)

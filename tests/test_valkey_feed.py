@@ -17,6 +17,7 @@ from near import Near
 from proxy import Proxy
 from servers import Server, free_port, server_program, shared_server
 
+from gbcache.tracking import Channel
 from gbcache.valkey import Valkey
 
 PROOF = Path(__file__).parent / "proof" / "valkey_stale.py"
@@ -157,6 +158,28 @@ def kill_listeners(server: Server) -> None:
         for each in client.client_list():
             if "t" in each["flags"] or "B" in each["flags"]:
                 client.client_kill_filter(_id=each["id"])
+
+
+def test_a_loss_that_could_not_be_told_is_made_up_for(
+    server: Server, other: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory was short just then: the thread goes on, and what was missed is not taken for told."""
+    far, heard = fed(server.url)
+    down, failed = Channel._down, []
+
+    def fails_once(channel: Channel, line: Any, error: Exception) -> None:
+        if not failed:
+            failed.append(error)
+            raise MemoryError
+        down(channel, line, error)
+
+    monkeypatch.setattr(Channel, "_down", fails_once)
+    kill_listeners(server)
+    until(lambda: heard.all == ["restored", "restored"])
+    assert len(failed) == 1
+    other.put_many([("k", 1, None)])
+    until(lambda: heard.keys == ["k"])
+    far.close()
 
 
 @pytest.mark.parametrize("whom", ["all", "listen"])
