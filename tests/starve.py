@@ -162,7 +162,8 @@ class Own:
         self.stalls |= "epoll_wait" in said  # a loop whose task's step was lost
         self.aborts |= self.ABORTS in said
         self.spins |= f"signal {int(signal.SIGALRM)}" in said
-        self.corrupts |= "generators" in told["case"] and "it ended with" in said
+        breaks = told["case"].endswith(("generators", "a cell"))
+        self.corrupts |= breaks and "it ended with" in said
 
     def did(self, said: str) -> bool:
         """Whether what one of our cases shows is that."""

@@ -296,7 +296,7 @@ class Control(Work):
     def __init__(self, root: Path, act: Callable[[], Any]) -> None:
         super().__init__(root)
         self.act = act  # type: ignore[method-assign]
-        self.pairs = [(i, i) for i in range(2500)]  # none is kept ready for the next: all are here
+        self.pairs = [(i, i) for i in range(2500 if act is _items else 0)]  # none is kept ready
 
     def over(self) -> None:
         self.pairs = []
@@ -334,6 +334,14 @@ def _at_once(n: int = 17) -> None:
         if n:
             _at_once(n - 1)
         raise
+
+
+def _items() -> None:
+    one = {1: 2}
+    for _ in one.items():
+        for _ in one.items():
+            for _ in one.items():
+                pass
 
 
 def _context() -> None:
@@ -399,7 +407,7 @@ def controls() -> None:
         "an error through frames": _forgiving(lambda: _deep(3)), "a list of a list": _listed,
         "a task": _task, "a cell": _called, "an error through many frames": _forgiving(lambda: _deep(20)),
         "generators": _joined, "a with far down": scope["far_down"], "a context variable": _context,
-        "many errors at once": _at_once,
+        "many errors at once": _at_once, "items": _items,
         "a path": lambda: os.fspath(Path("x")), "a crowd": _crowd,
     }.items():  # fmt: skip
         CASES[f"interpreter: {name}"] = lambda root, act=act: Control(root, act)  # type: ignore[misc]
