@@ -365,7 +365,7 @@ def test_no_copy_outlives_what_is_stated() -> None:
     ],
 )
 def test_a_planted_fault_is_found(options: tuple[str, ...]) -> None:
-    """Changes that are not heard; heartbeats that do not come. Where the machine is late itself, a later try finds it."""
+    """Changes that are not heard; heartbeats that do not come. Sought again where the machine is late itself."""
     for seed in "123":
         ran = proof(*options, "--seed", seed)
         if ran.returncode:
