@@ -1,0 +1,12 @@
+# locks.pxd - the classes of locks.py as C structs, where it is compiled.
+
+cdef class Lock:
+    cdef object _held
+    cdef readonly Py_ssize_t _depth
+
+cdef class Monitor(Lock):
+    cdef readonly list _waiting
+
+cdef class Latch:
+    cdef object _gate
+    cdef bint _open
