@@ -155,7 +155,12 @@ class Behind:
 
     def _age(self) -> None:
         """The oldest is another one now: the first of the first generation that is not empty."""
-        self._since = next((w[3] for writes in self._generations for w in writes.values()), _NEVER)
+        since = _NEVER
+        for writes in self._generations:
+            if writes:
+                since = next(iter(writes.values()))[3]
+                break
+        self._since = since
 
     def _is_crowded(self, size: int, now: float) -> bool:
         return self._bytes + size > self.max_bytes or now > self._since + self._late

@@ -76,7 +76,7 @@ class Dispatcher:
         return [hub for ref in list(self._hubs.values()) if (hub := ref()) is not None]
 
     def _round(self) -> bool:
-        more = sum(hub.turn() for hub in self._all()) > 0
+        more = sum([hub.turn() for hub in self._all()]) > 0
         for hub in [hub for hub in self._ending if not hub.pending("thread")]:
             self._ending.remove(hub)
             self._hubs.pop(id(hub), None)
@@ -84,7 +84,7 @@ class Dispatcher:
         return more
 
     def _quiet(self) -> bool:
-        return not any(hub.pending("thread") for hub in self._all())
+        return not any([hub.pending("thread") for hub in self._all()])
 
     def _run(self) -> None:
         wake = self._wake

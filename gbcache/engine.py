@@ -244,7 +244,7 @@ class Engine:
             if view.overlay:
                 self._append(view)
                 self.groups_done += 1
-                self.grouped += sum(request.wrote for request in group)
+                self.grouped += sum([request.wrote for request in group])
         except (OSError, LMDBError) as error:
             for request in group:
                 if request.wrote and request.error is None:

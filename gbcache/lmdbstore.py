@@ -44,6 +44,10 @@ def failed(error: BaseException, what: str) -> FarError:
     return made
 
 
+def _stores(change: tuple[bytes, bytes | None]) -> bool:
+    return change[1] is not None
+
+
 def _close_on_exec(path: str) -> None:
     """LMDB leaves its data file open over exec, and its binding does not say which descriptor it is."""
     found = os.stat(path)
@@ -231,7 +235,7 @@ class Store:
 
     def _in_pieces(self, changes: Changes, applied: int, drop: bool) -> None:
         """Removals first, in transactions so small that what they free is soon used again."""
-        ordered = sorted(changes.items(), key=lambda change: change[1] is not None)
+        ordered = sorted(changes.items(), key=_stores)
         if drop:
             self._transaction({}, self.applied, True)
         for at in range(0, len(ordered), PIECE):
@@ -279,7 +283,7 @@ class Store:
     def _measure(self, txn: Any) -> None:
         """Pages in use, in bytes, without those that are free."""
         stats = [txn.stat(db) for db in (self.entries_db, self.due_db)]
-        pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        pages = sum([s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats])
         self.live = (pages + 4) * self.page
 
     def due(self, now: int, most: int) -> list[tuple[bytes, bytes]]:

@@ -238,7 +238,7 @@ class Channel:
 
     def _look_around(self, line: _Line) -> None:
         """Of a line that is down: where every line is, it finds out who has the keys now."""
-        if not self.nodes.where.cluster or any(each.up for each in list(self._lines.values())):
+        if not self.nodes.where.cluster or any([each.up for each in list(self._lines.values())]):
             return
         try:
             slots = self.nodes.refresh(time.monotonic() + self.nodes.timeout)
@@ -250,7 +250,7 @@ class Channel:
     # --- what follows ------------------------------------------------------------------------
 
     def _views(self) -> set[Address]:
-        return set().union(*(line.view for line in self._lines.values() if line.up))
+        return set().union(*[line.view for line in self._lines.values() if line.up])
 
     def _want(self, wanted: set[Address]) -> None:
         """One line to each of these, and no other: a node that is new is one that is not heard yet."""
@@ -264,7 +264,7 @@ class Channel:
 
     def _settle(self) -> None:
         """From the state of the lines to that of the channel, and to what the listener is told."""
-        whole = bool(self._lines) and all(line.up for line in self._lines.values())
+        whole = bool(self._lines) and all([line.up for line in self._lines.values()])
         if whole == self._whole and not (whole and self._owed):
             return
         self._whole = whole

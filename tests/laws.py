@@ -445,6 +445,20 @@ def locks_given_back(tree: Tree) -> list[str]:
     ]
 
 
+THREADS = ["behind", "dispatch", "engine", "housekeeper", "live", "lmdbstore", "tracking"]
+
+
+def no_generator(tree: Tree) -> list[str]:
+    """None in what threads of ours run again and again: each makes a function, and where there is no memory for one,
+    CPython 3.12 and 3.13 let go of its code twice."""
+    return [
+        f"{path}: line {node.lineno}: a generator expression: a list"
+        for path in (f"gbcache/{room}.py" for room in THREADS)
+        for node in ast.walk(ast.parse(tree[path]))
+        if isinstance(node, ast.GeneratorExp)
+    ]
+
+
 def no_with(tree: Tree) -> list[str]:
     """None in what Cython compiles: where memory is short, its `with` hands a traceback on that is not there."""
     compiled = _compiled(tree)
@@ -469,6 +483,7 @@ def no_list_comprehension(tree: Tree) -> list[str]:
 RULES: list[Rule] = [
     no_with,
     locks_given_back,
+    no_generator,
     no_list_comprehension,
     floors,
     one_unit,

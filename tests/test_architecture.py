@@ -30,6 +30,7 @@ from laws import (
     light_import,
     locks_given_back,
     no_function_pointers,
+    no_generator,
     no_list_comprehension,
     no_pointer_in_image,
     no_with,
@@ -287,6 +288,9 @@ PLANTS = [
     ),
     Plant(no_with, "gbcache/flight.py", "\nwith _graph:\n    pass\n", "with _graph:"),
     Plant(no_with, "gbcache/_disk.pyx", "\nwith self.changed:\n    pass\n", "self.changed"),
+    Plant(
+        no_generator, "gbcache/dispatch.py", "\nmore = any(one for one in names)\n", "a generator"
+    ),
     Plant(locks_given_back, "gbcache/near.py", "\nlock = threading.RLock()\n", "threading.RLock("),
     Plant(
         locks_given_back, "gbcache/flight.py", "\nover = threading.Event()\n", "threading.Event("
