@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import files
@@ -208,7 +208,7 @@ class Engine:
 
     # --- the leader --------------------------------------------------------------------------
 
-    def _commit(self, batch: list[Request]) -> None:
+    def _commit(self, batch: Sequence[Request]) -> None:
         group: list[Request] = []
         for request in batch:
             if not request.alone:

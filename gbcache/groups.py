@@ -1,16 +1,17 @@
-"""Group commit: of many threads that write at once one leads, and commits for all that wait."""
+"""Group commit: of many threads that write at once one leads, and commits for all that wait.
+
+Compiled: no signal's handler runs between an `acquire` and its `try`; and they, unlike `with`, make no object.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import time
 from _thread import allocate_lock
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .errors import FarError
-from .locks import Lock
 
 __all__ = ["Groups", "Request"]
 
@@ -48,9 +49,9 @@ class Request:
 class Groups:
     """The queue, and who leads. Cost of a request: two locks; of waiting: one wake-up."""
 
-    def __init__(self, commit: Callable[[list[Request]], None]) -> None:
+    def __init__(self, commit: Callable[[Sequence[Request]], None]) -> None:
         self._commit = commit
-        self._lock = Lock()
+        self._lock = allocate_lock()
         self._waiting: list[Request] = []
         self._led = self._gathers = False
         self._expected, self._took = 1, 0.0
@@ -59,12 +60,15 @@ class Groups:
 
     def run(self, request: Request) -> Any:
         """Has it done, here or by another thread; returns its result or raises its error."""
-        with self._lock:
+        self._lock.acquire()
+        try:
             self._waiting.append(request)
             follows, self._led = self._led, True
             if len(self._waiting) == self._expected and self._gathers:
                 self._gathers = False
                 self._gathered.release()
+        finally:
+            self._lock.release()
         if follows:
             try:
                 request.gate.acquire()
@@ -80,21 +84,31 @@ class Groups:
     def _gather(self) -> None:
         """Those who were told together that they are done come back together: to go without them would be a sync for
         one, and another for the rest. Waits for as many as there were, for a part of what a commit takes."""
-        with self._lock:
+        self._lock.acquire()
+        try:
             gathers = self._gathers = len(self._waiting) < self._expected
+        finally:
+            self._lock.release()
         if gathers and not self._gathered.acquire(timeout=min(self._took * PATIENCE, 0.001)):
-            with self._lock:
+            self._lock.acquire()
+            try:
                 came, self._gathers = not self._gathers, False
+            finally:
+                self._lock.release()
             if came:  # at the last moment
                 self._gathered.acquire()
 
     def _lead(self, own: Request) -> None:
-        batch: list[Request] = []
+        batch: Sequence[Request] = ()
         try:
+            fresh: list[Request] = []
             if self._expected > 1:
                 self._gather()
-            with self._lock:
-                batch, self._waiting = self._waiting, batch
+            self._lock.acquire()
+            try:
+                batch, self._waiting = self._waiting, fresh
+            finally:
+                self._lock.release()
             begun = time.perf_counter()
             self._commit(batch)
             self._took = time.perf_counter() - begun
@@ -107,28 +121,33 @@ class Groups:
 
     # What ends a lead makes no object where memory is short: else those who wait would do so for ever.
 
-    def _give_up(self, batch: list[Request], own: Request, error: BaseException) -> None:
+    def _give_up(self, batch: Sequence[Request], own: Request, error: BaseException) -> None:
         at = 0
         while at < len(batch):
             if batch[at] is not own and batch[at].error is None:
                 batch[at].error = _INTERRUPTED
             at += 1
-        with contextlib.suppress(MemoryError):
+        try:
             for request in batch:
                 if request.error is _INTERRUPTED:
                     request.error = FarError(errno.EINTR, _INTERRUPTED.strerror)
                     request.error.__cause__ = error
+        except MemoryError:  # they have the one made beforehand
+            pass
 
     def _hand_over(self, own: Request) -> None:
-        with self._lock:
+        self._lock.acquire()
+        try:
             if own in self._waiting:  # it failed before it took what waited
                 self._waiting.remove(own)
             self._led = bool(self._waiting)
             if self._led:
                 self._waiting[0].promoted = True
                 self._waiting[0].gate.release()
+        finally:
+            self._lock.release()
 
-    def _end(self, batch: list[Request], own: Request) -> None:
+    def _end(self, batch: Sequence[Request], own: Request) -> None:
         self._expected, at = len(batch) or 1, 0
         while at < len(batch):
             batch[at].done = True
@@ -138,12 +157,12 @@ class Groups:
 
     def _abandon(self, request: Request) -> None:
         """Whoever waited is gone; if it was to lead, it still does."""
-        with self._lock:
-            if request.promoted:
-                leads = request in self._waiting
-            else:
-                leads = False
-                if request in self._waiting:
-                    self._waiting.remove(request)
+        self._lock.acquire()
+        try:
+            leads = request.promoted and request in self._waiting
+            if not request.promoted and request in self._waiting:
+                self._waiting.remove(request)
+        finally:
+            self._lock.release()
         if leads:
             self._lead(request)

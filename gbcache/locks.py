@@ -52,7 +52,9 @@ class Lock:
 
     def acquire(self, seconds: float = _EVER) -> bool:
         """False: it was not to be had in time."""
-        if not self._held.acquire(True, seconds):
+        if seconds < 0:
+            self._held.acquire()  # makes no object
+        elif not self._held.acquire(True, seconds):
             return False
         self._depth += 1
         return True

@@ -285,7 +285,7 @@ class Sweep:
         said, reached = self.one(n, once)
         after = left()
         self.tried += 1
-        if not said and any(after[name] > before[name] for name in before):
+        if not said and reached and any(after[name] > before[name] for name in before):
             said = self.leaks(n, once)
         if said:  # told at once: the next place may end the process
             self.told.write(json.dumps({"bad": [n, once, said]}) + "\n")

@@ -135,7 +135,7 @@ def test_a_slot_moves_key_by_key(cluster: Cluster, far: Valkey, near: Near) -> N
         keys[5]: 3,
         keys[0]: 9,
     }
-    assert near.read(keys[1]) == 2
+    until(lambda: near.read(keys[1]) == 2)
     far.put_many([(keys[1], 4, None)])
     until(lambda: near.read(keys[1]) == 4)
     assert near.told[0] == "restored"
