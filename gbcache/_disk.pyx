@@ -199,12 +199,19 @@ cdef class Gate:
 
     @contextmanager
     def alone(self):
+        cdef bint mine = False
         self.changed.acquire()
         try:
             while self.shut:
                 self.changed.wait()
+            mine = True
             while self._shut(True):
                 self.changed.wait()
+        except BaseException:
+            if mine:
+                self._shut(False)
+                self.changed.tell()
+            raise
         finally:
             self.changed.release()
         try:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from .codec import Codec, encode_key
 from .errors import ClosedError, FarError, ImageError
 from .far import Far
-from .locks import Monitor
+from .locks import SHORT, Monitor, endure
 
 __all__ = ["AtRisk", "Behind", "Pending"]
 
@@ -263,7 +263,7 @@ class Behind:
 
     def _start(self) -> None:
         thread = threading.Thread(
-            target=_run, args=(weakref.ref(self),), name="gbcache-behind", daemon=True
+            target=endure, args=(_run, weakref.ref(self)), name="gbcache-behind", daemon=True
         )
         thread.start()
         self._thread = thread  # not before: one that did not start writes nothing
@@ -271,6 +271,10 @@ class Behind:
     def _turn(self) -> bool | None:
         """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""
         with self._change:
+            if (
+                self._thread is not threading.current_thread()
+            ):  # closed; or `start` failed, and yet this runs
+                return None
             if self._since == _NEVER:
                 if self._over:
                     return None
@@ -341,9 +345,7 @@ class Behind:
         """One of them cannot be stored: the others are, and that one is told of."""
         if len(batch) == 1:
             self.refused += 1
-            from ._packed import report
-
-            report(error, Behind)
+            _tell(error)
             return
         for key, write in batch.items():
             while self._generations[0] is batch:  # no longer, once a clear made it moot
@@ -365,6 +367,15 @@ class Behind:
         self._since = _NEVER
 
 
+def _tell(error: Exception) -> None:
+    try:
+        from ._packed import report
+
+        report(error, Behind)
+    except Exception:  # nobody is left to tell
+        pass
+
+
 _all: weakref.WeakSet[Behind] = weakref.WeakSet()
 
 
@@ -375,10 +386,8 @@ def _run(ref: weakref.ref[Behind]) -> None:
             try:
                 more = behind._turn()
             except Exception as error:  # all is as it was, and nobody else writes it
-                if not isinstance(error, MemoryError):
-                    from ._packed import report
-
-                    report(error, Behind)
+                if not isinstance(error, SHORT):
+                    _tell(error)
                 time.sleep(_FIRST)
         if more is None:
             return
@@ -390,9 +399,7 @@ def _at_exit() -> None:
         try:
             behind.close()
         except Exception as error:
-            from ._packed import report
-
-            report(error, Behind)
+            _tell(error)
 
 
 def _forked() -> None:

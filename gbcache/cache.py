@@ -253,7 +253,7 @@ class Cache(Persistent, Common):
     def _alone(self, what: str) -> Iterator[None]:
         """One resize or save at a time; others wait."""
         with self._resizing:
-            if self._in_resize:  # of this thread: the lock is an RLock
+            if self._in_resize:  # of this thread: the lock is reentrant
                 raise RuntimeError(
                     f"{what}() within resize() or save(): called by a signal handler, or by progress=?"
                 )

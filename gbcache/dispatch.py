@@ -46,7 +46,11 @@ class Dispatcher:
                 self._thread = threading.Thread(
                     target=endure, args=(self._run,), name="gbcache-events", daemon=True
                 )
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except BaseException:
+                    self._thread = None
+                    raise
             self._wake.ring()
 
     def _gone(self, key: int) -> None:
@@ -89,6 +93,9 @@ class Dispatcher:
     def _run(self) -> None:
         wake = self._wake
         assert wake is not None
+        with self._lock:
+            if self._thread is not threading.current_thread():  # `start` failed, and yet this runs
+                return
         while not self._over:
             if self._round():
                 continue

@@ -1,11 +1,13 @@
-"""What a cache tells of its changes: the words. Who listens, and how it is told, is in `notify`."""
+"""What a cache tells of its changes: the words, and which of them one asks for. Who listens, and how it is told, is in
+`notify`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any, NamedTuple
 
-__all__ = ["OMITTED", "Event", "Kind"]
+__all__ = ["ALL", "OMITTED", "Event", "Kind", "bits_of", "check_prefix"]
 
 
 class Kind(str, Enum):
@@ -75,3 +77,32 @@ class Event(NamedTuple):
     at: float
     """When, in seconds as of time.time() (of the cache's own `clock=`, if it has one); exact to 4 ms.
     Of `lost`: 0.0."""
+
+
+_BITS: dict[Kind, int] = {
+    kind: 1 << i for i, kind in enumerate(Kind) if kind is not Kind.LOST
+}  # enum gb_event
+ALL = sum(_BITS.values())
+
+
+def bits_of(kinds: Iterable[str] | str | None) -> int:
+    """Kinds as a mask; None: all. ValueError names one that is none."""
+    if kinds is None:
+        return ALL
+    mask = 0
+    if not isinstance(kinds, Iterable):
+        raise TypeError(f"kinds={kinds!r} is not a kind of event, nor some of them")
+    for kind in [kinds] if isinstance(kinds, str) else kinds:
+        try:
+            mask |= _BITS.get(Kind(kind), 0)
+        except ValueError:
+            known = ", ".join(Kind)
+            raise ValueError(f"kinds: {kind!r} is not a kind of event: {known}") from None
+    if not mask:
+        raise ValueError(f"kinds={kinds!r} names nothing to be told of (lost is told in any case)")
+    return mask
+
+
+def check_prefix(prefix: str | bytes | None) -> None:
+    if prefix is not None and type(prefix) not in (str, bytes):
+        raise TypeError(f"prefix={prefix!r} is not a str or bytes")

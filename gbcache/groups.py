@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True
 """Group commit: of many threads that write at once one leads, and commits for all that wait.
 
 Compiled: no signal's handler runs between an `acquire` and its `try`; and they, unlike `with`, make no object.
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .errors import FarError
+from .locks import gate
 
 __all__ = ["Groups", "Request"]
 
@@ -30,8 +32,7 @@ class Request:
     """It takes room, and may be refused where there is none."""
 
     def __init__(self, size: int = 0) -> None:
-        self.gate = allocate_lock()
-        self.gate.acquire()
+        self.gate = gate()
         self.done = self.promoted = self.wrote = False
         self.error: BaseException | None = None
         self.result: Any = None
@@ -55,8 +56,7 @@ class Groups:
         self._waiting: list[Request] = []
         self._led = self._gathers = False
         self._expected, self._took = 1, 0.0
-        self._gathered = allocate_lock()
-        self._gathered.acquire()
+        self._gathered = gate()
 
     def run(self, request: Request) -> Any:
         """Has it done, here or by another thread; returns its result or raises its error."""

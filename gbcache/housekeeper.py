@@ -68,12 +68,15 @@ def _start() -> None:
         except RuntimeError as error:  # no thread to be had; entries expire on sight all the same
             _thread = None
             warnings.warn(f"gbcache: no housekeeper thread: {error}", RuntimeWarning, stacklevel=2)
+        except BaseException:
+            _thread = None
+            raise
 
 
 def _round() -> float:
     """One look at every cache; seconds until the next."""
     rest = PERIOD
-    for key, ref in list(_kept.items()):
+    for key, ref in _kept.copy().items():  # a collection may take out of it
         store = ref()
         if store is None or store.closed:
             with _starting:  # another store may be where this one was
@@ -87,6 +90,9 @@ def _round() -> float:
 def _run() -> None:
     global _thread
     rest = PERIOD
+    with _starting:
+        if _thread is not threading.current_thread():  # `start` failed, and yet this runs
+            return
     while not _wake.wait(rest):
         rest = _round()
         with _starting:
@@ -110,15 +116,21 @@ def _before_fork() -> None:
     global _depth
     _forking.acquire()  # one thread at a time: _held is its
     _depth += 1
-    for key, ref in list(_stores.items()):
+    for key, ref in _stores.copy().items():
         store = ref()
         if store is not None and key not in _held:
-            store._fork_before()
             _held[key] = store
+            try:
+                store._fork_before()
+            except BaseException:
+                del _held[key]
+                raise
 
 
 def _in_parent() -> None:
     global _depth
+    if not _forking.mine:  # `_before_fork` lacked memory
+        return
     _depth -= 1
     while _held and not _depth:
         _held.popitem()[1]._fork_parent()

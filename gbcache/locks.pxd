@@ -1,6 +1,7 @@
 # locks.pxd - the classes of locks.py as C structs, where it is compiled.
 
 cdef class Lock:
+    cdef object __weakref__
     cdef object _held
     cdef readonly Py_ssize_t _depth
 

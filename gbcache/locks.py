@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True
 """Locks that give themselves back: a `with` that ends where memory is short, or a signal's handler raises.
 
 The end of a `with` calls ``__exit__`` with three arguments, and those of `threading` want a tuple made of them. Without
@@ -8,18 +9,24 @@ it does not, as this is compiled, and no step that gives a lock back makes an ob
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from _thread import allocate_lock
 from collections.abc import Callable
 from time import sleep
 from typing import Any
 
-__all__ = ["Latch", "Lock", "Monitor", "endure"]
+__all__ = ["SHORT", "Latch", "Lock", "Monitor", "endure", "gate"]
 
 _EVER = -1.0
 """What `lock.acquire` takes for no limit."""
 _SHORT = 0.05
 """Seconds until a thread that lacked memory goes on."""
+SHORT = (MemoryError, SystemError)
+"""How it is told that memory is short; the second is what some interpreters make of the first."""
+_NO_MORE = ("can't start new thread", "can't allocate lock")
+"""What `threading` says in a RuntimeError where it should be a MemoryError."""
 
 
 def endure(run: Callable[..., None], *args: Any) -> None:
@@ -28,19 +35,34 @@ def endure(run: Callable[..., None], *args: Any) -> None:
         try:
             run(*args)
             return
-        except (MemoryError, SystemError):  # the second is what some interpreters make of the first
+        except SHORT:
             pass
+        except RuntimeError as error:
+            if str(error) not in _NO_MORE:
+                raise
         sleep(_SHORT)  # no longer with what the error held
 
 
-class Lock:
-    """Reentrant, for `with`: a signal's handler or a ``__del__`` may come back to where its thread is."""
+def gate() -> threading.Lock:
+    """A lock that is held, for whoever is to wait until somebody gives it back."""
+    try:
+        made = allocate_lock()
+    except RuntimeError:
+        raise MemoryError from None
+    made.acquire()
+    return made
 
-    __slots__ = ("_depth", "_held")
+
+class Lock:
+    """Reentrant, for `with`: a signal's handler or a ``__del__`` may come back to where its thread is. A forked child
+    has it free, unless the thread that forked holds it."""
+
+    __slots__ = ("__weakref__", "_depth", "_held")
 
     def __init__(self) -> None:
         self._held = threading.RLock()
         self._depth = 0
+        _all.add(self)
 
     def __enter__(self) -> None:
         self._held.acquire()
@@ -60,8 +82,20 @@ class Lock:
         return True
 
     def release(self) -> None:
+        if not self.mine:
+            raise RuntimeError("this lock is not held by this thread")
         self._depth -= 1
         self._held.release()
+
+    @property
+    def mine(self) -> bool:
+        """Whether this thread holds it."""
+        held: Any = self._held
+        return bool(held._is_owned())
+
+    def _in_child(self) -> None:
+        if not self.mine:
+            self._held, self._depth = threading.RLock(), 0
 
 
 class Monitor(Lock):
@@ -76,16 +110,15 @@ class Monitor(Lock):
     def wait(self, seconds: float = _EVER) -> None:
         """Gives the lock up, however often it is held, until somebody tells of a change or the time is over. Whatever
         it raises, the lock is held again."""
-        gate = allocate_lock()
-        gate.acquire()
-        self._waiting.append(gate)
+        mine = gate()
+        self._waiting.append(mine)
         depth = left = self._depth
         self._depth = 0
         while left:
             left -= 1
             self._held.release()
         try:
-            gate.acquire(True, seconds)
+            mine.acquire(True, seconds)
         finally:
             again: BaseException | None = None
             while left < depth:
@@ -95,25 +128,33 @@ class Monitor(Lock):
                 except BaseException as error:  # of a signal's handler
                     again = error
             self._depth = depth
-            if gate in self._waiting:
-                self._waiting.remove(gate)
+            if mine in self._waiting:
+                self._waiting.remove(mine)
             if again is not None:
                 raise again
 
     def tell(self) -> None:
-        """Wakes all that wait."""
-        while self._waiting:
-            self._waiting.pop().release()
+        """Wakes all that wait. Makes no object, and shortens no list: that may fail too."""
+        at = 0
+        while at < len(self._waiting):
+            self._waiting[at].release()
+            at += 1
+        self._waiting.clear()
+
+    def _in_child(self) -> None:
+        if not self.mine:
+            self._waiting.clear()
+        Lock._in_child(self)
 
 
 class Latch:
-    """Closed, and then open: an Event. Any thread opens it, and any number wait for that."""
+    """Closed, and then open: an Event. Any thread opens it, and any number wait for that; of one that is closed again,
+    by who waits for it, alone."""
 
     __slots__ = ("_gate", "_open")
 
     def __init__(self) -> None:
-        self._gate, self._open = allocate_lock(), False
-        self._gate.acquire()
+        self._gate, self._open = gate(), False
 
     @property
     def opened(self) -> bool:
@@ -128,7 +169,7 @@ class Latch:
         self._gate.acquire(False)
 
     def wait(self, seconds: float = _EVER) -> bool:
-        """Whether it was opened in time. Where memory is short this raises, or finds it closed."""
+        """Whether it was opened in time. Where memory is short this may raise."""
         if not self._open:
             if not self._gate.acquire(True, seconds):
                 return False
@@ -141,3 +182,15 @@ class Latch:
                 self._gate.release()
             except (RuntimeError, MemoryError):  # another was first
                 pass
+
+
+_all: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for lock in list(_all):
+        lock._in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -13,46 +13,21 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any
 
 from . import dispatch
 from ._packed import report
-from .events import Event, Kind
+from .events import ALL, Event, Kind, bits_of, check_prefix
 from .watch import Cursor, Wake, Watch, drain
 
-__all__ = ["ALL", "Hub", "Subscription", "bits_of"]
+__all__ = ["Hub", "Subscription"]
 
-_BITS: dict[Kind, int] = {
-    kind: 1 << i for i, kind in enumerate(Kind) if kind is not Kind.LOST
-}  # enum gb_event
-ALL = sum(_BITS.values())
 TURN = 256
 """Events one subscriber is given before the next one's turn."""
-
-
-def bits_of(kinds: Iterable[str] | str | None) -> int:
-    """Kinds as a mask; None: all. ValueError names one that is none."""
-    if kinds is None:
-        return ALL
-    mask = 0
-    if not isinstance(kinds, Iterable):
-        raise TypeError(f"kinds={kinds!r} is not a kind of event, nor some of them")
-    for kind in [kinds] if isinstance(kinds, str) else kinds:
-        try:
-            mask |= _BITS.get(Kind(kind), 0)
-        except ValueError:
-            known = ", ".join(Kind)
-            raise ValueError(f"kinds: {kind!r} is not a kind of event: {known}") from None
-    if not mask:
-        raise ValueError(f"kinds={kinds!r} names nothing to be told of (lost is told in any case)")
-    return mask
-
-
-def _check_prefix(prefix: str | bytes | None) -> None:
-    if prefix is not None and type(prefix) not in (str, bytes):
-        raise TypeError(f"prefix={prefix!r} is not a str or bytes")
+PATIENCE = 50
+"""Times they are taken again where memory is short. Then one that does not decode is passed over."""
 
 
 class Subscription:
@@ -64,6 +39,8 @@ class Subscription:
         self.kinds, self.values, self.delivery = kinds, values, delivery
         self.closed = False
         """Whether it is told nothing more."""
+        self._batch: Sequence[Event] = ()
+        self._at = self._again = 0  # of the batch; times in a row that memory was short for it
         self.delivered = self.lost = self.errors = 0
         """Events given to the function; events lost; times it raised."""
         self._fn: Callable[[], Callable[[Event], Any] | None]
@@ -95,7 +72,7 @@ class Subscription:
         self.closed = True
 
     def pending(self) -> bool:
-        return not self.closed and self._cursor.pending()
+        return not self.closed and (self._at < len(self._batch) or self._cursor.pending())
 
     def turn(self) -> bool:
         """Delivers some events; whether there were any."""
@@ -116,16 +93,31 @@ class Subscription:
             self.close()
         if self.closed:
             return []
-        batch, events = self._cursor.pull(TURN), []
-        for i in range(len(batch)):
-            try:
-                events.append(batch[i])
-            except BaseException as error:  # a value that does not decode: it is passed over
-                self._failed(error)
-        self.delivered += len(events)
-        if events and events[0].kind is Kind.LOST:
-            self.delivered -= 1
-            self.lost += events[0].value
+        if self._at >= len(self._batch):
+            self._batch = self._cursor.pull(TURN)
+            self._at = 0
+        at, events = self._at, []
+        try:
+            while self._at < len(self._batch):
+                try:
+                    events.append(self._batch[self._at])
+                except BaseException as error:  # a value that does not decode: it is passed over
+                    if (
+                        isinstance(error, MemoryError)
+                        and self._again < PATIENCE
+                        and self.delivery == "thread"
+                    ):
+                        raise
+                    self._failed(error)
+                self._at += 1
+            missed = events[0].value if events and events[0].kind is Kind.LOST else 0
+            delivered, lost = self.delivered + len(events) - bool(missed), self.lost + missed
+        except MemoryError:  # none of them was given: all are taken again
+            self._at = at
+            self._again += 1
+            raise
+        self.delivered, self.lost, self._again = delivered, lost, 0
+        self._batch, self._at = (), 0
         return events
 
     def _failed(self, error: BaseException) -> None:
@@ -188,7 +180,7 @@ class OnLoop(Subscription):
                 await asyncio.sleep(0)  # others' turn
                 continue
             self._wake.bell.arm()
-            if not self._cursor.pending():
+            if not self.pending():
                 return
             self._wake.bell.disarm()
 
@@ -271,7 +263,7 @@ class Hub:
     def changes(self, since: int, kinds: Any, prefix: Any) -> Iterator[Event]:
         cache = self._cache()
         assert cache is not None
-        _check_prefix(prefix)
+        check_prefix(prefix)
         self._check_since(since)
         return drain(cache._cursor(since, bits_of(kinds), prefix, True), cache._seq())
 
@@ -284,7 +276,7 @@ class Hub:
     def _open(self, since: int | None, mask: int, prefix: Any, values: bool) -> Cursor:
         cache = self._cache()
         assert cache is not None
-        _check_prefix(prefix)
+        check_prefix(prefix)
         changing = self._changing  # another one in a forked child
         changing.acquire()
         try:  # the ring first: a cursor belongs to one

@@ -49,7 +49,9 @@ class _Line:
     def __init__(self, channel: Channel, address: Address) -> None:
         self.channel, self.address = channel, address
         self.up = False
-        self._heard = 0.0
+        self._heard, self._attempt = 0.0, 0
+        self._fault: Exception | None = None
+        """Why it is down, as long as the channel has not been told."""
         self.view: set[Address] = set()
         self._cut = Latch()
         self._wire: Wire | None = None
@@ -64,22 +66,27 @@ class _Line:
             wire.wake()
 
     def _run(self) -> None:
-        attempt = 0
         while not self._cut.opened:
+            if self._fault is not None:
+                self.channel._down(
+                    self, self._fault
+                )  # where memory is short for that, it comes here again
+                self._fault = None
+                if self._cut.wait(backoff(self._attempt)):
+                    return
+                self._attempt += 1
+                self.channel._look_around(self)
             try:
                 self._stand()
-                attempt = 0
+                self._attempt = 0
                 self._listen()
             except Exception as error:
                 # Whatever it is: were the thread to end here, copies would be kept that nobody tells of.
-                self.channel._down(self, error)
+                self._fault = error
             finally:
                 if self._wire is not None:
                     self._wire.close()
                     self._wire = None
-            if not self._cut.wait(backoff(attempt)):
-                attempt += 1
-                self.channel._look_around(self)
 
     def _stand(self) -> None:
         """TRACKING first, then all else: from its OK on nothing goes untold."""
@@ -176,7 +183,8 @@ class Channel:
     def _begin(self) -> None:
         self._turn = Lock()
         self._whole = False
-        self._timer: threading.Timer | None = None
+        self._timer: Latch | None = None  # of who waits for `max_staleness` to be over
+        self._since: float | None = None  # when it was whole last
         self._lines: dict[Address, _Line] = {}
 
     def start(self) -> None:
@@ -191,7 +199,7 @@ class Channel:
         self._closed = True
         timer = self._timer
         if timer is not None:
-            timer.cancel()
+            timer.open()
         lines = list(self._lines.values())
         for line in lines:
             line.cut()
@@ -260,50 +268,74 @@ class Channel:
             self._lines.pop(address).cut()
         for address in wanted - set(self._lines):
             line = self._lines[address] = _Line(self, address)
-            line.thread.start()
+            try:
+                line.thread.start()
+            except BaseException:
+                self._lines.pop(address).cut()  # it may have begun
+                raise
 
     def _settle(self) -> None:
-        """From the state of the lines to that of the channel, and to what the listener is told."""
-        whole = bool(self._lines) and all([line.up for line in self._lines.values()])
-        if whole == self._whole and not (whole and self._owed):
-            return
-        self._whole = whole
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if whole:
-            self._trusted, self._owed = True, False
-            self._tell(self._listener.restored)
-        elif self._max_staleness > 0:
+        """From the state of the lines to that of the channel, and to what the listener is told. Each call goes on where
+        one before lacked memory, or the listener raised."""
+        if not (self._lines and all([line.up for line in self._lines.values()])):
+            self._whole = False
+            if self._since is None:
+                self._since = time.monotonic()
+            if self._trusted and self._timer is None:
+                self._bear()
+        elif self._owed or not self._whole:
+            if self._timer is not None:
+                self._timer.open()
+                self._timer = None
+            self._since = None
+            self._trusted = True
+            self._owed = not self._tell(self._listener.restored)
+            self._whole = True
+
+    def _bear(self) -> None:
+        """Copies are trusted for `max_staleness` more, and no longer."""
+        assert self._since is not None
+        end = self._since + self._max_staleness
+        if end > time.monotonic():
+            timer = Latch()
+            late = threading.Thread(
+                target=endure,
+                args=(self._overdue, timer, end),
+                name="gbcache-valkey-late",
+                daemon=True,
+            )
             try:
-                self._timer = threading.Timer(self._max_staleness, self._overdue)
-                self._timer.daemon = True
-                self._timer.start()
+                self._timer = timer
+                late.start()
+                return
             except (MemoryError, RuntimeError):  # no thread to be had: at once, then
                 self._timer = None
-                self._lose()
-        else:
-            self._lose()
+        self._lose()
 
-    def _overdue(self) -> None:
+    def _overdue(self, timer: Latch, end: float) -> None:
+        if timer.wait(max(0.0, end - time.monotonic())):
+            return
         with self._turn:
-            if not self._whole and threading.current_thread() is self._timer:
+            if self._timer is timer:
                 self._lose()
+                self._timer = None
 
     def _lose(self) -> None:
-        if self._trusted:
+        if self._trusted and self._tell(self._listener.lost):
             self._trusted = False
-            self._tell(self._listener.lost)
 
-    def _tell(self, call: Callable[..., None], *what: Any) -> None:
+    def _tell(self, call: Callable[..., None], *what: Any) -> bool:
+        """Whether the listener took it."""
         with self._turn:
             if self._closed:
-                return
+                return True
             try:
                 call(*what)
             except Exception as error:
                 self._owed = True  # at the next answer to a heartbeat
                 _warn(f"a Listener raised {error!r}")
+                return False
+            return True
 
     # --- fork --------------------------------------------------------------------------------
 
@@ -315,7 +347,9 @@ class Channel:
                 line._wire.close()
         self._begin()
         if not self._closed:
-            threading.Thread(target=self._anew, name="gbcache-valkey-forked", daemon=True).start()
+            threading.Thread(
+                target=endure, args=(self._anew,), name="gbcache-valkey-forked", daemon=True
+            ).start()
 
     def _anew(self) -> None:
         with self._turn:

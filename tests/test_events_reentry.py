@@ -20,7 +20,7 @@ import pytest
 from heard import SHORT, Hook, both, in_thread, joined, pairs, told, until
 from test_hostile import ACTS, FINE, acts, isolated
 
-from gbcache import Cache, Event
+from gbcache import Cache, Event, notify
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
@@ -109,6 +109,29 @@ def test_a_value_that_does_not_decode_costs_no_other_event(
     assert until(lambda: got and got[-1] == "later", 2), "and it goes on"
     assert [k for k in got if k != 7] == [*range(7), *range(8, 20), "later"]
     assert sub is None or sub.errors == 1
+
+
+@pytest.mark.parametrize("times, errors", [(5, 0), (10**6, 1)])
+@isolated
+def test_a_value_that_memory_is_short_for_is_waited_for(times: int, errors: int) -> None:
+    """None before it is told twice, none after it is lost; one that never fits is passed over in the end."""
+    notify.PATIENCE = 8  # type: ignore[attr-defined]
+    codec, got, tried = Pickled(), [], []
+    cache = Cache("1MB", codec=codec)
+
+    def fails(value: Any) -> None:
+        if value == [7] and len(tried) < times:
+            tried.append(1)
+            raise MemoryError
+
+    codec.act = fails
+    sub = cache.subscribe(lambda e: got.append(e.key), values=True)
+    cache.update((i, [i]) for i in range(20))
+    assert until(lambda: len(got) == 20 - errors, 10)
+    assert got == [i for i in range(20) if i != 7 or not errors]
+    assert sub.delivered == 20 - errors and sub.errors == errors and sub.lost == 0
+    cache["later"] = [1]
+    assert until(lambda: got[-1] == "later", 5)
 
 
 @both

@@ -160,25 +160,56 @@ def kill_listeners(server: Server) -> None:
                 client.client_kill_filter(_id=each["id"])
 
 
-def test_a_loss_that_could_not_be_told_is_made_up_for(
+def test_a_loss_is_told_as_soon_as_there_is_memory(
     server: Server, other: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory was short just then: the thread goes on, and what was missed is not taken for told."""
     far, heard = fed(server.url)
     down, failed = Channel._down, []
 
-    def fails_once(channel: Channel, line: Any, error: Exception) -> None:
-        if not failed:
+    def fails(channel: Channel, line: Any, error: Exception) -> None:
+        if len(failed) < 3:
             failed.append(error)
             raise MemoryError
         down(channel, line, error)
 
-    monkeypatch.setattr(Channel, "_down", fails_once)
+    monkeypatch.setattr(Channel, "_down", fails)
     kill_listeners(server)
-    until(lambda: heard.all == ["restored", "restored"])
-    assert len(failed) == 1
+    until(lambda: heard.all == ["restored", "lost", "restored"])
+    assert len(failed) == 3
     other.put_many([("k", 1, None)])
     until(lambda: heard.keys == ["k"])
+    far.close()
+
+
+@pytest.mark.parametrize("max_staleness", [0.0, 0.2])
+def test_a_loss_a_listener_does_not_take_is_told_again(own: Server, max_staleness: float) -> None:
+    """It raises, for want of memory, say: each time the line cannot be had again it is told once more."""
+    far, heard = fed(own.url, max_staleness=max_staleness)
+    heard.raises = True
+    own.close()
+    with pytest.warns(RuntimeWarning, match="a Listener raised"):
+        until(lambda: heard.all.count("lost") >= 2)
+        heard.raises = False
+        told = len(heard.all)
+        until(lambda: len(heard.all) > told)
+    time.sleep(0.5)
+    assert heard.all[1:] == ["lost"] * (len(heard.all) - 1) and len(heard.all) <= told + 2
+    far.close()
+
+
+def test_no_thread_to_wait_for_max_staleness(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then copies are not trusted at all."""
+    far, heard = fed(own.url, max_staleness=60.0)
+    start = threading.Thread.start
+
+    def fails(thread: threading.Thread) -> None:
+        if thread.name == "gbcache-valkey-late":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    own.close()
+    until(lambda: heard.all == ["restored", "lost"])
     far.close()
 
 
