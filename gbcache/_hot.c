@@ -105,6 +105,7 @@ int gb_hot_timed_first(struct gb_door *d) {
     GB_STORE(d->keep, false);
     PyObject *none = PyObject_CallOneArg(gb_door_names.keep, gb_door_owner(d));
     Py_XDECREF(none);
+    if (!none) GB_STORE(d->keep, true); /* the next write asks again */
     return none ? 0 : -1;
 }
 

@@ -127,6 +127,7 @@ static int timed(struct gb_refs *r, uint64_t due) {
     r->keep = false;
     PyObject *none = PyObject_CallOneArg(gb_refs_names.keep, gb_quick_self(r));
     Py_XDECREF(none);
+    if (!none) r->keep = true; /* the next write asks again */
     return none ? 0 : -1;
 }
 

@@ -271,10 +271,8 @@ class Behind:
     def _turn(self) -> bool | None:
         """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""
         with self._change:
-            if (
-                self._thread is not threading.current_thread()
-            ):  # closed; or `start` failed, and yet this runs
-                return None
+            if self._thread is not threading.current_thread():
+                return None  # closed; or `start` failed, and yet this runs
             if self._since == _NEVER:
                 if self._over:
                     return None

@@ -68,10 +68,10 @@ class _Line:
     def _run(self) -> None:
         while not self._cut.opened:
             if self._fault is not None:
-                self.channel._down(
-                    self, self._fault
-                )  # where memory is short for that, it comes here again
-                self._fault = None
+                self.channel._down(self, self._fault)
+                self._fault = (
+                    None  # not before: where memory is short for that, it comes here again
+                )
                 if self._cut.wait(backoff(self._attempt)):
                     return
                 self._attempt += 1

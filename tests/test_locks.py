@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import gbcache
+from gbcache import housekeeper, locks
 from gbcache.locks import Latch, Lock, Monitor, endure
 
 needs_nomemory = pytest.mark.skipif(
@@ -68,17 +69,38 @@ for made, act in (threading.RLock, use), (Lock, use), (Monitor, use), (Monitor, 
             _testcapi.remove_mem_hooks()
             odd += not free(lock)
     print(failed, odd)
+
+failed = odd = 0
+for waiters in range(1, 12):
+    monitor = Monitor()
+    waiting = lambda: (monitor.acquire(), monitor.wait(), monitor.release())
+    threads = [threading.Thread(target=waiting) for _ in range(waiters)]
+    for thread in threads:
+        thread.start()
+    while len(monitor._waiting) < waiters:
+        pass
+    with monitor:
+        _testcapi.set_nomemory(0, 0)
+        try:
+            monitor.tell()
+        except MemoryError:
+            failed += 1
+        _testcapi.remove_mem_hooks()
+    for thread in threads:
+        thread.join(5)
+        odd += thread.is_alive()
+print(failed, odd)
 """
 
 
 @needs_nomemory
 def test_a_lock_is_given_back_where_memory_is_short() -> None:
-    python, lock, monitor, waits = (
+    python, lock, monitor, waits, tells = (
         [int(n) for n in line.split()] for line in ran(PLACES).splitlines()
     )
     assert python[1] > 0, "threading's does so too now: is ours needed still?"
     assert lock[0] > 0 and monitor[0] > 0 and waits[0] > 4
-    assert lock[1] == monitor[1] == waits[1] == 0
+    assert lock[1] == monitor[1] == waits[1] == 0 and tells == [0, 0]
 
 
 def free(lock: Lock) -> bool:
@@ -210,6 +232,112 @@ def test_a_thread_that_lasts_goes_on() -> None:
     assert len(tries) == 4 and time.monotonic() - begun >= 0.1
     with pytest.raises(ZeroDivisionError):
         endure(lambda: 1 // 0)
+
+
+def test_a_forked_child_has_it_free_unless_it_is_its_own() -> None:
+    theirs, own, held = Monitor(), Lock(), threading.Event()
+
+    def hold() -> None:
+        with theirs:
+            held.set()
+            over.wait()
+
+    over = Latch()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with own:
+        pid = os.fork()
+        if pid == 0:
+            good = own.mine and not theirs.mine and theirs.acquire(1.0)
+            own.release()
+            os._exit(0 if good and own.acquire(1.0) and free(Lock()) else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+    over.open()
+    thread.join()
+
+
+def test_a_gate_is_open_again_where_one_could_not_be_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lmdb")
+    from gbcache._disk import Gate
+
+    gate = Gate()
+    gate.enter()
+
+    def none() -> threading.Lock:
+        raise MemoryError
+
+    monkeypatch.setattr(locks, "gate", none)
+    with pytest.raises(MemoryError), gate.alone():
+        pass
+    monkeypatch.undo()
+    thread = threading.Thread(target=lambda: (gate.enter(), gate.leave()))
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+    gate.leave()
+    with gate.alone():
+        pass
+
+
+def test_a_fork_that_could_not_be_made_ready_for_is_not_taken_back() -> None:
+    housekeeper._in_parent()
+    assert housekeeper._depth == 0
+    if (pid := os.fork()) == 0:
+        os._exit(housekeeper._depth)
+    assert os.waitpid(pid, 0)[1] == 0 and housekeeper._depth == 0 and not housekeeper._held
+
+
+# Thread.start fails at first: before the thread runs, and after. Then all is as if it had not been tried.
+START = """
+import sys, threading, time, warnings
+from gbcache import Cache, ObjectCache, Tiered
+start, late, error = threading.Thread.start, sys.argv[1] == "late", eval(sys.argv[2])
+def fails(thread):
+    if late:
+        start(thread)
+    raise error
+def until(met):
+    end = time.monotonic() + 10
+    while not met():
+        assert time.monotonic() < end, [t.name for t in threading.enumerate()]
+        time.sleep(0.005)
+class Far(dict):
+    def get_many(self, keys): return {k: (self[k], None) for k in keys if k in self}
+    def put_many(self, items): self.update((k, v) for k, v, _ in items)
+    def delete_many(self, keys): return [self.pop(k, None) is not None for k in keys]
+    def scan(self, *a, **k): return iter(list(self))
+    def count(self): return len(self)
+    def sync(self): pass
+    def close(self): pass
+warnings.simplefilter("ignore")
+cache, tier, heard = ObjectCache(100), Tiered(ObjectCache(100), far := Far(), write="behind"), []
+threading.Thread.start = fails
+for act in (lambda: cache.set("a", 1, ttl=0.05), lambda: cache.subscribe(heard.append), lambda: tier.set("t", 1)):
+    try:
+        act()
+    except (MemoryError, RuntimeError):
+        pass
+threading.Thread.start = start
+cache.set("b", 1, ttl=0.05)
+sub = cache.subscribe(heard.append)
+cache["c"] = 1
+tier["t"] = 2
+tier.sync()
+assert dict(far) == {"t": 2}
+until(lambda: any(e.key == "c" for e in heard))
+names = ["gbcache-behind", "gbcache-events"]
+if isinstance(error, MemoryError):  # of the other one it is warned, and entries expire on sight
+    until(lambda: any(e.kind == "expire" for e in heard))
+    names.append("gbcache-housekeeper")
+until(lambda: sorted(t.name for t in threading.enumerate() if "gbcache" in t.name) == names)
+"""
+
+
+@pytest.mark.parametrize("error", ["MemoryError()", 'RuntimeError("can\'t start new thread")'])
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_a_thread_that_could_not_start_is_started_later(when: str, error: str) -> None:
+    ran(START, when, error)
 
 
 # Nothing is to be had for a third of a second, while the threads of ours have work to do. After it they do it.
