@@ -6,6 +6,7 @@ import atexit
 import threading
 import time
 import weakref
+from functools import partial
 from typing import Any, Protocol
 
 from .locks import Lock, endure
@@ -41,7 +42,7 @@ class Dispatcher:
             if id(hub) not in self._hubs:
                 key = id(hub)
                 cache._bells(self._wake.bell.address, True)
-                self._hubs[key] = weakref.ref(hub, lambda _: self._gone(key))
+                self._hubs[key] = weakref.ref(hub, partial(self._gone, key))
             if self._thread is None and not self._over:
                 self._thread = threading.Thread(
                     target=endure, args=(self._run,), name="gbcache-events", daemon=True
@@ -53,7 +54,7 @@ class Dispatcher:
                     raise
             self._wake.ring()
 
-    def _gone(self, key: int) -> None:
+    def _gone(self, key: int, _: object) -> None:
         self._hubs.pop(key, None)
         self.ring()
 
@@ -135,4 +136,8 @@ def reborn() -> Wake | None:
     return dead
 
 
-atexit.register(lambda: the().stop())
+def _at_exit() -> None:
+    the().stop()
+
+
+atexit.register(_at_exit)

@@ -12,6 +12,7 @@ import os
 import threading
 import warnings
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .locks import Latch, Lock, endure
@@ -44,14 +45,14 @@ _held: dict[int, PackedStore | ObjectStore] = {}
 def register(store: PackedStore | ObjectStore) -> None:
     """Makes `store` known to fork: its lock is held across, its child's copy is the child's own."""
     key = id(store)
-    _stores[key] = weakref.ref(store, lambda _: _stores.pop(key, None))
+    _stores[key] = weakref.ref(store, partial(_stores.pop, key))
 
 
 def keep(store: PackedStore) -> None:
     """Has the housekeeper look after `store` from now on: it has got its first TTL. Idempotent."""
     key = id(store)
     with _starting:
-        _kept[key] = weakref.ref(store, lambda _: _kept.pop(key, None))
+        _kept[key] = weakref.ref(store, partial(_kept.pop, key))
     _start()
 
 

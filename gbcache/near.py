@@ -25,7 +25,7 @@ from ._packed import UNSET
 from .cache import Cache, ObjectCache
 from .errors import BudgetError, ClosedError
 from .flight import MISS
-from .locks import Lock
+from .writes import Write, Writes
 
 __all__ = ["ABSENT", "Found", "NearSide"]
 
@@ -42,17 +42,6 @@ class Found(NamedTuple):
     """ABSENT, if there is none."""
     until: float | None = None
     """On `time.monotonic`, when it expires; None: never."""
-
-
-class Write(bytearray):
-    """Writes to one key under way. Its byte is set: none of them may land."""
-
-    __slots__ = ("under_way",)
-    under_way: int
-
-    def __init__(self) -> None:
-        super().__init__(1)
-        self.under_way = 0
 
 
 class NearSide:
@@ -79,8 +68,8 @@ class NearSide:
 
     def _begin_anew(self) -> None:
         """Also in a forked child: whoever held the lock, or was writing, is not there."""
-        self._writing: dict[Any, Write] = {}
-        self.lock = Lock()  # a key's __eq__ may come back here
+        self._writing = Writes()
+        self.lock = self._writing.lock
 
     def _ttl(self, until: float | None) -> Any:
         """Of a copy: what is left, or the near cache's own TTL if that is less; None: it is over."""
@@ -136,19 +125,7 @@ class NearSide:
 
     def begin(self, keys: Sequence[Any]) -> list[Write]:
         """Before the far side is told."""
-        made: list[Write] = []
-        try:
-            with self.lock:
-                for key in keys:
-                    write = self._writing.get(key) or Write()
-                    made.append(write)
-                    if self._writing.setdefault(key, write) is write and write.under_way:
-                        write[0] = 1
-                    write.under_way += 1
-        except BaseException:
-            self.release(keys, made)
-            raise
-        return made
+        return self._writing.begin(keys)
 
     def end(
         self, keys: Sequence[Any], writes: Sequence[Write], found: Sequence[Found] = ()
@@ -167,18 +144,7 @@ class NearSide:
             self.drop(keys)
             raise
         finally:
-            self.release(keys, writes)
-
-    def release(self, keys: Sequence[Any], writes: Sequence[Write]) -> None:
-        """Where nothing was changed. Makes no object, but what a key's __eq__ does."""
-        at = 0
-        with self.lock:
-            while at < len(writes):
-                key, write = keys[at], writes[at]
-                write.under_way -= 1
-                if write.under_way <= 0 and self._writing.get(key) is write:
-                    del self._writing[key]
-                at += 1
+            self._writing.end(keys, writes)
 
     def _write(self, key: Any, found: Found, write: bytearray) -> bool:
         keep = None if found.value is ABSENT else self._ttl(found.until)
@@ -250,12 +216,7 @@ class NearSide:
     def changed(self, keys: Sequence[Any] | None) -> None:
         """Somebody else wrote these keys (None: any)."""
         try:
-            with self.lock:
-                for write in (
-                    self._writing.values() if keys is None else map(self._writing.get, keys)
-                ):
-                    if write is not None:
-                        write[0] = 1
+            self._writing.void(keys)
             if keys is None:
                 self._empty()
             else:

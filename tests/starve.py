@@ -258,7 +258,7 @@ class Sweep:
         more, same = dict[str, int](), 0
         for window in range(WINDOWS):
             times = 2 if not window else AGAIN  # most it is nothing: soon seen
-            signal.setitimer(signal.ITIMER_REAL, STUCK)
+            signal.setitimer(signal.ITIMER_REAL, STUCK * times)
             before = left()
             for _ in range(times):
                 self.one(n, once)

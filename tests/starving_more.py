@@ -157,7 +157,7 @@ class Far(Work):
             self.far.listener.restored()
         t.sync()
         t.near.check()
-        assert not t.near._flights
+        assert not t.near._flights and not t._side._writing
         for key in ("a", "b", "n", "far", "also", "new", "new2"):
             far = self.far.data.get(key, (ABSENT,))[0]
             near = t.get(key, ABSENT)

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import said
 
 from gbcache import Cache, ObjectCache
 
-THREADS, KEYS = 8, 40_000
+THREADS, KEYS, SAMPLE = 8, 40_000, 2000
 PAGE = os.sysconf("SC_PAGE_SIZE")
 SLOPE = 0.1
 """Per cent of growth an hour that is allowed."""
@@ -53,12 +54,24 @@ def slope_of(samples: list[tuple[float, int]]) -> tuple[float, float]:
     return slope * 3600 / mean * 100, error * 3600 / mean * 100
 
 
-def emptied(lists: list[list[int]]) -> list[int]:
+class Sample:
+    """The last some of what was measured, in as many bytes however fast the machine is: the process is not to grow."""
+
+    def __init__(self) -> None:
+        self._kept, self._n = array("q", bytes(8 * SAMPLE)), 0
+
+    def append(self, x: int) -> None:
+        self._kept[self._n % SAMPLE] = x
+        self._n += 1
+
+    def emptied(self) -> array[int]:
+        n, self._n = self._n, 0
+        return self._kept[: min(n, SAMPLE)]
+
+
+def emptied(samples: list[Sample]) -> list[int]:
     """What all of them held, sorted; they are empty then."""
-    taken = sorted(x for each in lists for x in each[:])
-    for each in lists:
-        each.clear()
-    return taken
+    return sorted(x for each in samples for x in each.emptied())
 
 
 # --- the child -------------------------------------------------------------------------------------------------
@@ -115,8 +128,8 @@ class Soak:
         self.over, self.begun = threading.Event(), time.monotonic()
         self.wrong: list[str] = []
         self.ops, self.saves = [0] * THREADS, 0
-        self.latencies: list[list[int]] = [[] for _ in range(THREADS)]
-        self.baseline: list[list[int]] = [[] for _ in range(THREADS)]
+        self.latencies = [Sample() for _ in range(THREADS)]
+        self.baseline = [Sample() for _ in range(THREADS)]
         self.heard = [0, 0]
         self.kept: list[Any] = []
 
@@ -257,7 +270,6 @@ def main() -> int:
         child(Path(args.child))
     seconds = args.minutes * 60
     with tempfile.TemporaryDirectory() as root:
-        # of long windows less, or what is kept of them is most of what the process holds
         soak = Soak(args.seed, Path(root), args.plant, 0.05 if seconds < 600 else 0.005)
         told = soak.run(seconds, min(60.0, max(3.0, seconds / 12)))
     for what in soak.wrong[:10]:
