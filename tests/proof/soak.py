@@ -32,7 +32,7 @@ import said
 
 from gbcache import Cache, ObjectCache
 
-THREADS, KEYS, SAMPLE = 8, 40_000, 2000
+THREADS, KEYS, SAMPLE = 8, 40_000, 4000
 PAGE = os.sysconf("SC_PAGE_SIZE")
 SLOPE = 0.1
 """Per cent of growth an hour that is allowed."""
