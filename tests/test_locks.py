@@ -16,6 +16,7 @@ import pytest
 import gbcache
 from gbcache import housekeeper, locks
 from gbcache.locks import Latch, Lock, Monitor, endure
+from gbcache.writes import Writes
 
 needs_nomemory = pytest.mark.skipif(
     not importlib.util.find_spec("_testcapi") or "LD_PRELOAD" in os.environ,
@@ -243,7 +244,7 @@ def test_a_forked_child_has_it_free_unless_it_is_its_own() -> None:
             over.wait()
 
     over = Latch()
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=hold, daemon=True)
     thread.start()
     held.wait()
     with own:
@@ -252,9 +253,28 @@ def test_a_forked_child_has_it_free_unless_it_is_its_own() -> None:
             good = own.mine and not theirs.mine and theirs.acquire(1.0)
             own.release()
             os._exit(0 if good and own.acquire(1.0) and free(Lock()) else 1)
-        assert os.waitpid(pid, 0)[1] == 0
+        status = os.waitpid(pid, 0)[1]
     over.open()
     thread.join()
+    assert status == 0
+
+
+def test_writes_that_overlap_are_under_way_until_the_last_has_ended() -> None:
+    writes = Writes()
+    first, second = writes.begin(["a", "b"]), writes.begin(["a"])
+    assert first[0] is second[0] and first[0][0] == 1 and first[1][0] == 0
+    writes.end(["a", "b"], first)
+    assert len(writes) == 1 and writes.begin(["a"]) == second
+    writes.end(["a"], second)
+    writes.end(["a"], second)
+    third = writes.begin(["a"])
+    assert third[0] is not second[0] and third[0][0] == 0
+    writes.void(None)
+    assert third[0][0] == 1
+    with pytest.raises(TypeError):
+        writes.begin(["c", []])
+    writes.end(["a"], third)
+    assert not len(writes)
 
 
 def test_a_gate_is_open_again_where_one_could_not_be_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,9 @@ ROOMS = {
     "_refs": "test_object.py test_hostile.py", "_put": "test_object.py test_queue.py",
     "_queue": "test_queue.py test_queue_readers.py test_queue_refs.py",
     "files": "test_files_faults.py test_power.py", "snapshot": "test_persist.py test_files_corrupt.py",
-    "live": "test_persist.py test_files_faults.py test_power.py",
+    "live": "test_persist.py test_files_faults.py test_power.py", "locks": "test_locks.py",
+    "writes": "test_tier_races.py test_tier.py", "notify": "test_events_reentry.py test_events.py",
+    "tracking": "test_valkey_feed.py",
 }  # fmt: skip
 NATIVE = sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.c"))
 KILLS = ["kill-tiny", "kill-normal", "kill-fast"]
@@ -181,13 +183,13 @@ class Tree:
             )
         elif self.stale[build]:
             fresh: set[str] = set()
+            stale = self.stale[build] | self.translated(self.stale[build])
             for command in self.made[build]:
                 out = command[command.index("-o") + 1]
                 if "-c" in command:
-                    notes = (self.where / out).with_suffix(
-                        ".d"
-                    )  # Python that was compiled has none: it reads no C
-                    if not notes.exists() or not self.stale[build] & set(notes.read_text().split()):
+                    notes = (self.where / out).with_suffix(".d")  # Python that is compiled has none
+                    reads = notes.read_text().split() if notes.exists() else command
+                    if not stale & set(reads):
                         continue
                 elif not fresh & set(command):
                     continue
@@ -197,6 +199,15 @@ class Tree:
                 fresh.add(out)
         self.stale[build].clear()
         self.put_in_place(build)
+
+    def translated(self, paths: set[str]) -> set[str]:
+        """The C of Python that is compiled, made anew where that changed."""
+        found = {path[:-2] + "c" for path in paths if path.endswith(".py")}
+        found = {path for path in found if (self.where / path).exists()}
+        for path in found:
+            command = [sys.executable, "-m", "cython", "-3", path[:-1] + "py"]
+            subprocess.run(command, cwd=self.where, check=True, capture_output=True)
+        return found
 
     def put_in_place(self, build: str) -> None:
         to = self.where if build == "normal" else self.where / "build" / build
