@@ -21,7 +21,7 @@ __all__ = ["SHORT", "Latch", "Lock", "Monitor", "endure", "gate"]
 
 _EVER = -1.0
 """What `lock.acquire` takes for no limit."""
-_SHORT = 0.05
+_PAUSE = 0.05
 """Seconds until a thread that lacked memory goes on."""
 SHORT = (MemoryError, SystemError)
 """How it is told that memory is short; the second is what some interpreters make of the first."""
@@ -40,7 +40,7 @@ def endure(run: Callable[..., None], *args: Any) -> None:
         except RuntimeError as error:
             if str(error) not in _NO_MORE:
                 raise
-        sleep(_SHORT)  # no longer with what the error held
+        sleep(_PAUSE)  # no longer with what the error held
 
 
 def gate() -> threading.Lock:

@@ -440,8 +440,20 @@ def locks_given_back(tree: Tree) -> list[str]:
         f"{path}: {found}: one of gbcache/locks.py"
         for path, text in sorted(tree.items())
         if path.startswith("gbcache/") and path.endswith((".py", ".pyx"))
-        for found in re.findall(r"threading\.(?:Event|Condition|\w*Semaphore|Barrier)\(", text)
+        for found in re.findall(
+            r"threading\.(?:Event|Condition|Timer|\w*Semaphore|Barrier)\(", text
+        )
         + ([] if path in _compiled(tree) else re.findall(r"threading\.R?Lock\(", text))
+    ]
+
+
+def without_the_gil(tree: Tree) -> list[str]:
+    """What is compiled says that it needs none: else its import switches it on, for the whole process."""
+    return [
+        f"{path}: lacks freethreading_compatible=True"
+        for path, text in sorted(tree.items())
+        if path in _compiled(tree) or (path.startswith("gbcache/") and path.endswith(".pyx"))
+        if not re.search(r"^# cython:.*freethreading_compatible=True", text, re.M)
     ]
 
 
@@ -483,6 +495,7 @@ def no_list_comprehension(tree: Tree) -> list[str]:
 RULES: list[Rule] = [
     no_with,
     locks_given_back,
+    without_the_gil,
     no_generator,
     no_list_comprehension,
     floors,

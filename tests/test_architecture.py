@@ -39,6 +39,7 @@ from laws import (
     one_unit,
     prefixes,
     unique_statics,
+    without_the_gil,
 )
 
 # (rule, how its sentence begins) -> why it stands. A stale line fails too: strike it out.
@@ -290,6 +291,13 @@ PLANTS = [
     Plant(no_with, "gbcache/_disk.pyx", "\nwith self.changed:\n    pass\n", "self.changed"),
     Plant(
         no_generator, "gbcache/dispatch.py", "\nmore = any(one for one in names)\n", "a generator"
+    ),
+    Plant(
+        without_the_gil,
+        "gbcache/groups.py",
+        "# cython: x",
+        "lacks freethr",
+        "# cython: freethreading_compatible",
     ),
     Plant(locks_given_back, "gbcache/near.py", "\nlock = threading.RLock()\n", "threading.RLock("),
     Plant(
