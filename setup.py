@@ -83,18 +83,24 @@ class BuildExt(build_ext):
             self.compiler._compile = plain
 
 
-extensions = [Extension(f"gbcache.{name}", [f"gbcache/{name}.py"]) for name in PURE] + [
-    Extension(
+def extension(name, source, more=(), **options):
+    """With the flags of all: a sanitizer is to see each of them."""
+    return Extension(
         f"gbcache.{name}",
-        [
-            f"gbcache/{name}.pyx",
-            *(SHARED if name in MODULES else SHARED[:1]),
-            *(f"gbcache/{s}" for s in sources),
-        ],
-        include_dirs=["gbcache", "csrc"],
-        depends=[*HEADERS, *(str(p.relative_to(HERE)) for p in HERE.glob("gbcache/*.pxi"))],
+        [f"gbcache/{source}", *more],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread", *os.environ.get("GB_LDFLAGS", "").split()],
+        **options,
+    )
+
+
+extensions = [extension(name, f"{name}.py") for name in PURE] + [
+    extension(
+        name,
+        f"{name}.pyx",
+        [*(SHARED if name in MODULES else SHARED[:1]), *(f"gbcache/{s}" for s in sources)],
+        include_dirs=["gbcache", "csrc"],
+        depends=[*HEADERS, *(str(p.relative_to(HERE)) for p in HERE.glob("gbcache/*.pxi"))],
     )
     for name, sources in (MODULES | LEAN).items()
 ]

@@ -61,6 +61,14 @@ def open_file(path: str, *, own: bool, write: bool = False, create: bool = False
     return fd
 
 
+def check_alone(fd: int, path: str) -> None:
+    """It has this name alone: another would be a file of somebody's, which `path` was to lead the writer to."""
+    links = os.fstat(fd).st_nlink
+    if links > 1:
+        rule = f"it has no other name (hard links: it has {links}): put a copy in its place"
+        raise ImageError(path, None, rule)
+
+
 def sync_directory(path: str) -> None:
     """What was created, renamed or removed beside `path` is on disk."""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -95,6 +103,7 @@ def _open_beside(path: str) -> int:
             fd = open_file(path, own=True, write=True, create=True)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same(fd, path):  # not renamed or removed between the two
+                check_alone(fd, path)
                 try:
                     os.ftruncate(fd, 0)
                 except BaseException:

@@ -78,6 +78,7 @@ class Journal:
         fd = files.open_file(path, own=True, write=True, create=True)
         try:
             made = cls(path, fd, _about(number, seed))
+            files.check_alone(fd, path)
             os.ftruncate(fd, 0)
             _write_all(fd, _sealed(_HEAD, _MAGIC, number, applied, first, seed), 0)
             os.fsync(fd)
@@ -319,6 +320,7 @@ class Owner:
         self.fd = files.open_file(self.path, own=True, write=True, create=True)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.check_alone(self.fd, self.path)
             self.mark = self._read()
         except BlockingIOError:
             with contextlib.suppress(ImageError):

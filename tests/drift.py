@@ -372,6 +372,73 @@ def flights(make: Callable[..., Any]) -> dict[str, Call]:
     }  # fmt: skip
 
 
+def memoized() -> dict[str, Call]:
+    import asyncio
+
+    import gbcache
+
+    fn = gbcache.memoize(maxsize=8, ttl=50)(lambda a, *more, **named: boom() if a == "bad" else [a])
+    packed = gbcache.memoize(cache=gbcache.Cache("1MB"))(lambda a, b=1: (a, b))
+    count = iter(range(10**9))
+
+    class Owner:
+        @gbcache.memoize(maxsize=8)
+        def method(self, a: int) -> list[int]:
+            return [a]
+
+    @gbcache.memoize(maxsize=8)
+    async def later(a: int) -> list[int]:
+        await asyncio.sleep(0)
+        return [a]
+
+    owner, loop = Owner(), asyncio.new_event_loop()
+    return {
+        "hit": lambda: (fn(1), fn("a"), fn(1, 2), fn(1, x=2), fn(None)), "miss, evict": lambda: fn(next(count)),
+        "raise": raises(lambda: fn("bad"), ZeroDivisionError), "no hash": raises(lambda: fn([]), TypeError),
+        "bad hash": raises(lambda: fn(BadHash()), ZeroDivisionError, TypeError), "no argument": raises(lambda: fn(), TypeError),
+        "invalidate": lambda: (fn(1), fn.cache_invalidate(1), fn.cache_invalidate("none")), "clear": lambda: (fn(1), fn.cache_clear()),
+        "figures": lambda: (fn.cache_info(), fn.cache_parameters(), fn.cache_key(1, x=2), fn.__wrapped__),
+        "packed": lambda: (packed(1), packed(1, b=next(count)), packed.cache_invalidate(1)),
+        "method": lambda: (owner.method(1), Owner.method(owner, 2)), "owner that goes": lambda: Owner().method(1),
+        "made": lambda: (m := gbcache.memoize(maxsize=3)(lambda a: a), m(1), m(2)),
+        "async": lambda: (loop.run_until_complete(later(1)), loop.run_until_complete(later(next(count)))),
+    }  # fmt: skip
+
+
+def tiers() -> dict[str, Call]:
+    sys.path.insert(0, str(ROOT / "tests"))
+    import fars
+
+    import gbcache
+
+    far = fars.Full()
+    far.calls = type("Forget", (list,), {"append": lambda self, call: None})()
+    c = gbcache.Tiered(gbcache.Cache("1MB"), far)
+    c["a"], c["n"] = [1], 5
+    many = {f"k{i}": i for i in range(20)}
+
+    def out_of_order(call: Call) -> None:
+        far.failing = True
+        try:
+            raises(call, gbcache.FarError)()
+        finally:
+            far.failing = False
+
+    def past_near(call: Call) -> None:
+        c.near.clear()
+        call()
+
+    return {
+        "get": lambda: (c.get("a"), c.get("none"), c["a"], "a" in c), "get from far": lambda: past_near(lambda: c.get("a")),
+        "missing": raises(lambda: c["none"], KeyError), "get_many": lambda: past_near(lambda: c.get_many(["a", "n", "none"])),
+        "set": lambda: (c.set("s", [1], ttl=5), c.pop("s")), "set_many": lambda: (c.set_many(many), c.delete_many(many)),
+        "add, incr, touch": lambda: (c.add("a", 1), c.incr("n"), c.touch("a", ttl=50), c.add("x", 1), c.pop("x")),
+        "get_or_set": lambda: (c.get_or_set("g", lambda: 5), c.pop("g")), "load fails": raises(lambda: c.get_or_set("g", boom), ZeroDivisionError),
+        "far fails": lambda: [out_of_order(f) for f in (lambda: c.set("a", [1]), lambda: past_near(lambda: c.get("b")), lambda: c.pop("a"))],
+        "no hash": raises(lambda: c.get([]), TypeError), "figures": lambda: (c.stats(), repr(c)), "put back": lambda: c.set("a", [1]),
+    }  # fmt: skip
+
+
 def references() -> int:
     """All there are, but for those to Cython's coroutine types: each coroutine that Cython 3.3.1 makes leaves one
     to its type (`__Pyx_Coroutine_dealloc` frees the object, not the heap type's reference). No memory goes."""
@@ -434,25 +501,26 @@ def main() -> int:
 
     assert Path(gbcache.__file__).is_relative_to(BUILD), gbcache.__file__
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    rooms: dict[str, Callable[[], dict[str, Call]]] = {"memoize": memoized, "Tiered": tiers}
     makers = {"Cache": lambda **o: gbcache.Cache("1MB", **o), "ObjectCache": gbcache.ObjectCache}
     bad = total = 0
     for title, make in makers.items():
         packed = title == "Cache"
-        rooms: dict[str, Callable[[], dict[str, Call]]] = {
+        rooms |= {
             title: lambda make=make, packed=packed: plain(make, packed),
             f"{title} alone": lambda make=make, packed=packed: particular(make, packed),
             f"{title} flights": lambda make=make: flights(make),
         }
-        for room, which in rooms.items():
-            names = in_a_child(
-                lambda which=which: "\n".join(KEPT.append(which()) or KEPT[0])
-            ).split("\n")
-            for name in [n for n in names if wanted in f"{room}: {n}"]:
-                said = in_a_child(lambda which=which, name=name: measured(which, name))
-                total += 1
-                bad += bool(said)
-                if said:
-                    print(f"{room}: {name}: {said}", flush=True)
+    for room, which in rooms.items():
+        names = in_a_child(lambda which=which: "\n".join(KEPT.append(which()) or KEPT[0])).split(
+            "\n"
+        )
+        for name in [n for n in names if wanted in f"{room}: {n}"]:
+            said = in_a_child(lambda which=which, name=name: measured(which, name))
+            total += 1
+            bad += bool(said)
+            if said:
+                print(f"{room}: {name}: {said}", flush=True)
     print(f"drift: {total} calls, {REPEATS} times each: {bad or 'none'} drift")
     return 1 if bad or not total else 0
 

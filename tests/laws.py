@@ -457,6 +457,13 @@ def without_the_gil(tree: Tree) -> list[str]:
     ]
 
 
+def flags_for_all(tree: Tree) -> list[str]:
+    """One function makes an extension, with the flags of all: a sanitizer would not see one made without."""
+    made = re.findall(r"\n.*\bExtension\([^)]*", tree["setup.py"])
+    odd = [each for each in made if "extra_compile_args=FLAGS" not in each]
+    return [f"setup.py: {each.strip()[:40]}: lacks extra_compile_args=FLAGS" for each in odd]
+
+
 THREADS = ["behind", "dispatch", "engine", "housekeeper", "live", "lmdbstore", "tracking"]
 
 
@@ -495,6 +502,7 @@ def no_list_comprehension(tree: Tree) -> list[str]:
 RULES: list[Rule] = [
     no_with,
     locks_given_back,
+    flags_for_all,
     without_the_gil,
     no_generator,
     no_list_comprehension,

@@ -22,6 +22,7 @@ from laws import (
     c_files,
     exports,
     file_sizes,
+    flags_for_all,
     floors,
     function_sizes,
     functions,
@@ -298,6 +299,12 @@ PLANTS = [
         "# cython: x",
         "lacks freethr",
         "# cython: freethreading_compatible",
+    ),
+    Plant(
+        flags_for_all,
+        "setup.py",
+        '\nmade = Extension("gbcache.x", ["x.c"])\n',
+        "lacks extra_compile",
     ),
     Plant(locks_given_back, "gbcache/near.py", "\nlock = threading.RLock()\n", "threading.RLock("),
     Plant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -263,6 +265,60 @@ def test_the_leader_is_interrupted() -> None:
         map(str, ["done", KeyboardInterrupt, FarError, FarError])
     )
     assert made.run(groups.Request()) == "done"
+
+
+class Interrupt(Exception):
+    pass
+
+
+def test_a_queue_has_a_leader_wherever_a_signal_comes() -> None:
+    """Signals whose handler raises, at every place of a thread that leads and waits: the others go on."""
+
+    def commit(batch: list[groups.Request]) -> None:
+        for request in batch:
+            request.result = "done"
+
+    def raising(*_: object) -> None:
+        raise Interrupt
+
+    made, over = groups.Groups(commit), threading.Event()
+    done, seen, until = [0, 0], 0, time.monotonic() + (0.5 if SHORT else 2.0)
+
+    def work(thread: int) -> None:
+        while not over.is_set():
+            with contextlib.suppress(FarError):  # its leader was interrupted
+                done[thread] += made.run(groups.Request()) == "done"
+
+    threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    before = signal.signal(signal.SIGALRM, raising)
+    try:
+        while time.monotonic() < until:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 5e-5)
+                for _ in range(200):
+                    made.run(groups.Request())
+            except Interrupt:
+                seen += 1
+            except FarError:  # another's interrupt never ends here: the others are not interrupted
+                pytest.fail("interrupted, and told so")
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    except Interrupt:  # the last one, late
+        pass
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    said = list(done)
+    for thread in range(2):
+        until = time.monotonic() + 10
+        while done[thread] == said[thread] and time.monotonic() < until:
+            time.sleep(0.001)
+    over.set()
+    for each in threads:
+        each.join(10)
+        assert not each.is_alive(), "it waits for a leader"
+    assert seen > 50 and done > said and made.run(groups.Request()) == "done"
 
 
 # --- torn, foreign, old ----------------------------------------------------------------------------

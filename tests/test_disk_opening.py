@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gbcache import FarError, files
+from gbcache import FarError, ImageError, files, journal
 
 pytest.importorskip("lmdb", reason='needs the extra: pip install "gbcache[disk]"')
 from test_disk_faults import killed
@@ -84,3 +84,21 @@ def test_an_opening_that_fails_gives_all_back(
         assert len(os.listdir("/dev/fd")) == fds
     with Disk(tmp_path / "d") as disk:
         assert disk.count() == 20
+
+
+def test_no_write_is_led_elsewhere(tmp_path: Path) -> None:
+    """A hard link to another file, put where a Disk writes: it stays as it is."""
+    victim, folder = tmp_path / "victim", tmp_path / "d"
+    victim.touch(0o600)
+    folder.mkdir()
+    (folder / "owner").hardlink_to(victim)
+    with pytest.raises(ImageError, match="no other name"):
+        Disk(folder)
+    assert victim.read_bytes() == b""
+    (folder / "owner").unlink()
+    Disk(folder).close()
+    victim.write_bytes(b"precious")
+    (folder / "journal.00000007").hardlink_to(victim)
+    with pytest.raises(ImageError, match="no other name"):
+        journal.Journal.create(str(folder), 7, bytes(16), 0, False)
+    assert victim.read_bytes() == b"precious"

@@ -338,3 +338,23 @@ def test_what_is_no_snapshot(folder: Path) -> None:
     with pytest.raises(ImageError, match="GBcache1"):
         Cache("100kB", path=folder / "snap.gbs")
     assert read(folder / "snap.gbs", "copy")
+
+
+@pytest.mark.parametrize("name", ["c.gbs.saving", "alive.gbc.new"])
+def test_no_write_is_led_elsewhere(folder: Path, name: str) -> None:
+    """A hard link to a file of ours, put where the next version is to be written: it stays as it is."""
+    victim = folder / "victim"
+    victim.write_bytes(b"precious")
+    victim.chmod(0o600)
+    (folder / name).hardlink_to(victim)
+    with pytest.raises(ImageError, match="no other name"):
+        if name.startswith("c"):
+            with Cache("100kB") as cache:
+                cache.save(folder / "c.gbs")
+        else:
+            Cache("100kB", path=folder / "alive.gbc").close()
+    assert victim.read_bytes() == b"precious"
+    (folder / name).unlink()
+    with Cache("100kB", path=folder / "alive.gbc") as cache:
+        cache.save(folder / "c.gbs")
+    (folder / "alive.gbc").unlink()

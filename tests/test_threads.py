@@ -277,6 +277,25 @@ def test_a_forgotten_cache_is_freed() -> None:
     assert until(lambda: key not in housekeeper._kept and key not in housekeeper._stores)
 
 
+def test_a_cache_that_goes_while_the_housekeeper_looks() -> None:
+    """A collection may end one cache's life between the looks at two others."""
+    code = """
+import gbcache
+from gbcache import housekeeper
+caches = [gbcache.Cache("1MB", ttl=60) for _ in range(3)]
+for cache in caches:
+    cache["k"] = 1
+del cache
+assert len(housekeeper._kept) == 3
+housekeeper._kept[id(caches[0])] = lambda: caches.clear()  # in place of the reference to the first
+housekeeper._round()
+assert list(housekeeper._kept) == [], "all are gone"
+print("fine")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "fine\n", done.stderr
+
+
 # --- forks ---------------------------------------------------------------------------------------
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -226,7 +226,7 @@ def full() -> None:
     goal = "a disk that is full: an error that says so, the old version whole, and it goes on when there is room"
     with small_disk() as folder:
         if folder is None:
-            said.row(goal, "skipped: needs root, to mount a small tmpfs", True)
+            said.skipped(goal, "needs root, to mount a small tmpfs")
             return
         wrong = [what for job in (full_save, full_live, full_disk) for what in job(folder)]
     print("\n".join(wrong), end="\n" if wrong else "")

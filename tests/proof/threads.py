@@ -26,9 +26,7 @@ import gbcache
 ROOT = Path(__file__).resolve().parent.parent.parent
 NATIVE = ROOT / "tests" / "native"
 ENTRIES = 60_000
-OURS = re.compile(
-    r"/gbcache/_?\w+\.\w|/csrc/\w+\.[ch]|_(packed|object|disk)\.cpython|(flight|notify)\.cpython"
-)
+OURS = re.compile(rf"{said.OURS.pattern}|/csrc/\w+\.[ch]")
 
 
 class Plant(NamedTuple):
