@@ -340,7 +340,8 @@ cdef class ObjectStore:
             return
         found = self.flights.pop(key, None)
         if found is not None and found is not flight:  # the key's == let another thread in
-            self.flights.setdefault(key, found)
+            if self.flights.get(key) is None:  # not setdefault, see writes.py
+                self.flights[key] = found
 
     @cython.critical_section
     def _eager(self):

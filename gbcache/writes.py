@@ -42,9 +42,12 @@ class Writes:
         self.lock.acquire()
         try:
             for key in keys:
-                write = self._of.get(key) or Write()
+                found = self._of.get(key)
+                write = Write() if found is None else found
                 made.append(write)
-                if self._of.setdefault(key, write) is write and write.under_way:
+                if found is None:  # not setdefault: 3.13's counts what it lacked the memory to keep
+                    self._of[key] = write
+                elif write.under_way:
                     write[0] = 1
                 write.under_way += 1
                 at += 1

@@ -20,6 +20,9 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "proof"))
+import said
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 NATIVE = ROOT / "tests" / "native"
 MEASURED = ["--coverage", "-O0", "-frandom-seed=1", "-fprofile-update=atomic"]  # there are threads
@@ -251,11 +254,16 @@ def tell(total: Seen, args: argparse.Namespace) -> int:
     for room, (run, lines, taken, branches, named) in sums.items():
         print(f"{room:24} lines {run} of {lines} ({100 * run / lines:.2f} %), branches {taken} of {branches} "
               f"({100 * taken / branches:.2f} %), {named} named unreachable")  # fmt: skip
-    run, lines, taken, branches, _ = sums["csrc"]
+    run, lines, taken, branches, named = sums["csrc"]
     short = 100 * run / lines < args.least or 100 * taken / branches < args.least_branches
     if short:
         print(f"below {args.least} % of lines, or {args.least_branches} % of branches")
-    return bool(wrong) or short
+    said.row(
+        f"lines and branches of csrc/ that the C tests{' and those of Python' if args.python else ''} run",
+        f"{run} of {lines}, {taken} of {branches}; {named} named unreachable, {len(wrong)} wrongly; seed {args.seed}",
+        not wrong and not short,
+    )
+    return said.verdict()
 
 
 if __name__ == "__main__":
