@@ -146,7 +146,7 @@ def _wake(future: Future[None]) -> None:
 
 
 def _waiter(flight: Flight) -> asyncio.Future[None]:
-    """What a follower's task waits on: its own, so that to cancel it takes nothing from others. Not of `wrap_future` and
+    """What a follower's task waits on: its own, so that to cancel it takes nothing from others. No `wrap_future`, no
     `shield`: they make functions, whose code CPython 3.12 and 3.13 let go of twice where memory is short."""
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
