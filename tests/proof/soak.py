@@ -2,11 +2,12 @@
 
     python tests/proof/soak.py [--minutes M] [--seed S]
 
-Nothing may raise, the process may not grow (its resident bytes, the least of each window, as a file that is open for a
-moment counts too: a line through the second half, with the error of its slope), and the last part of the run may not be
-slower than the first (medians, over windows, of each window's median and p99.9, as multiples of those of a dict's
-operations that are timed beside them: the machine is shared). A child writes to a live file and acknowledges in a side
-file; it is killed, started again, and what it acknowledged must be there. What was sampled is in build/proof/soak-*.
+Nothing may raise, the process that works may not grow (its resident bytes, the least of each window, as a file that is
+open for a moment counts too: a line through the second half, with the error of its slope), and the last part of the run
+may not be slower than the first (medians, over windows, of each window's median and p99.9, as multiples of those of a
+dict's operations that are timed beside them: the machine is shared). Whoever measures is another process, which was
+forked from: what it keeps is in build/proof/soak-*, and the two share the words that are counted in. A third one writes
+to a live file and acknowledges in a side file; it is killed, started again, and what it acknowledged must be there.
 With `--plant leak` a thread keeps what it reads, with `--plant slow` each read waits longer and longer: both must be
 found.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import random
 import signal
@@ -24,7 +26,6 @@ import sys
 import tempfile
 import threading
 import time
-from array import array
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,15 @@ SLOPE = 0.1
 SLOWER = 1.2
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
 
 
-def parts() -> dict[str, int]:
-    """Where the resident bytes lie: a step in their sum is to be told from a leak."""
-    told: dict[str, int] = {"blocks": sys.getallocatedblocks()}
+def parts(pid: int) -> dict[str, int]:
+    """Where its resident bytes lie: a step in their sum is to be told from a leak."""
+    told: dict[str, int] = {}
     where = ""
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         first, *rest = line.split()
         if not first.endswith(":"):
             low, high = (int(x, 16) for x in first.split("-"))
@@ -71,24 +72,35 @@ def slope_of(samples: list[tuple[float, int]]) -> tuple[float, float]:
     return slope * 3600 / mean * 100, error * 3600 / mean * 100
 
 
-class Sample:
-    """The last some of what was measured, in as many bytes however fast the machine is: the process is not to grow."""
+class Words:
+    """What both processes see: counters, and of each thread the last of what it measured, of one size for ever."""
+
+    OVER, SAVES, HEARD, OPS = 0, 1, 2, 4
+    RINGS = OPS + THREADS
+    RING = 1 + SAMPLE
 
     def __init__(self) -> None:
-        self._kept, self._n = array("q", bytes(8 * SAMPLE)), 0
+        length = 8 * (self.RINGS + 2 * THREADS * self.RING)
+        self.words = memoryview(mmap.mmap(-1, length)).cast("q")
 
-    def append(self, x: int) -> None:
-        self._kept[self._n % SAMPLE] = x
-        self._n += 1
+    def ring(self, n: int) -> memoryview:
+        """Of thread n, and of the dict's operations beside it: how many there were, and the last of them."""
+        begin = self.RINGS + n * self.RING
+        return self.words[begin : begin + self.RING]
 
-    def emptied(self) -> array[int]:
-        n, self._n = self._n, 0
-        return self._kept[: min(n, SAMPLE)]
+    def emptied(self, rings: list[memoryview]) -> list[int]:
+        """What they held, sorted; they are empty then, but for what comes at this moment."""
+        held: list[int] = []
+        for ring in rings:
+            n, ring[0] = ring[0], 0
+            held += ring[1 : 1 + min(n, SAMPLE)].tolist()
+        return sorted(held)
 
 
-def emptied(samples: list[Sample]) -> list[int]:
-    """What all of them held, sorted; they are empty then."""
-    return sorted(x for each in samples for x in each.emptied())
+def add(ring: memoryview, x: int) -> None:
+    n = ring[0]
+    ring[1 + n % SAMPLE] = x
+    ring[0] = n + 1
 
 
 # --- the child -------------------------------------------------------------------------------------------------
@@ -136,7 +148,9 @@ class Kills(threading.Thread):
 
 
 class Soak:
-    def __init__(self, seed: int, root: Path, plant: str, timed: float) -> None:
+    """The work, in a process that keeps nothing of it."""
+
+    def __init__(self, words: Words, seed: int, root: Path, plant: str, timed: float) -> None:
         self.seed, self.root, self.plant, self.timed = seed, root, plant, timed
         self.caches: list[Any] = [
             Cache("6MB", ttl=60, jitter=0.2, events="1MiB"),
@@ -144,16 +158,14 @@ class Soak:
         ]
         self.over, self.begun = threading.Event(), time.monotonic()
         self.wrong: list[str] = []
-        self.ops, self.saves = [0] * THREADS, 0
-        self.latencies = [Sample() for _ in range(THREADS)]
-        self.baseline = [Sample() for _ in range(THREADS)]
-        self.heard = [0, 0]
+        self.shared, self.counts = words, words.words[: Words.RINGS]
         self.kept: list[Any] = []
 
     def work(self, thread: int) -> None:
         dice = random.Random(f"{self.seed}:{thread}")
         cache, clock = self.caches[thread % 2], time.perf_counter_ns
-        mine, plain, beside = self.latencies[thread], dict[str, str](), self.baseline[thread]
+        counts, plain, at = self.counts, dict[str, str](), Words.OPS + thread
+        mine, beside = self.shared.ring(thread), self.shared.ring(THREADS + thread)
         due = time.monotonic()
         while not self.over.is_set():
             for _ in range(ROUND):
@@ -177,11 +189,11 @@ class Soak:
                     self.kept.append([found] * 50)
                 ended = clock()
                 if dice.random() < self.timed:
-                    mine.append(ended - begun)
+                    add(mine, ended - begun)
                     few, begun = key[-2:], clock()
                     plain[few] = plain.pop(few, "") and "v" * 300
-                    beside.append(clock() - begun)
-                self.ops[thread] += 1
+                    add(beside, clock() - begun)
+                counts[at] += 1
             due = max(due + PERIOD, time.monotonic())  # rounds that are late are not made up for
             time.sleep(max(0.0, due - time.monotonic()))
 
@@ -191,7 +203,7 @@ class Soak:
             with Cache.open(self.root / "saved", "r") as found:
                 for _, key in zip(range(100), found, strict=False):
                     found.get(key)
-            self.saves += 1
+            self.counts[Words.SAVES] += 1
             for cache in self.caches:
                 cache.check()
             self.over.wait(3)
@@ -203,56 +215,97 @@ class Soak:
             self.wrong.append(f"{job.__name__}: {type(error).__name__}: {error}")
 
     def hear(self, which: int) -> None:
-        self.heard[which] += 1
+        self.counts[Words.HEARD + which] += 1
 
-    def run(self, seconds: float, every: float) -> dict[str, Any]:
+    def run(self) -> list[str]:
+        """Until the word OVER is set; what was wrong."""
         subs = [
             self.caches[0].subscribe(lambda event: self.hear(0)),
             self.caches[1].subscribe(lambda event: self.hear(1), kinds={"expire", "evict"}),
         ]
-        kills = Kills(self.root, every)
         threads = [
             threading.Thread(target=self.guarded, args=(self.work, n)) for n in range(THREADS)
         ]
         threads.append(threading.Thread(target=self.guarded, args=(self.save,)))
-        for each in [kills, *threads]:
+        for each in threads:
             each.start()
-        samples, windows, lie = [], [], []
-        step = max(1.0, min(60.0, seconds / 40))
-        while time.monotonic() - self.begun < seconds and not self.wrong and not kills.wrong:
-            until, least = time.monotonic() + step, resident()
-            while time.monotonic() < until:
-                time.sleep(0.5)
-                least = min(least, resident())
-            samples.append((time.monotonic() - self.begun, least))
-            lie.append(parts())
-            taken, plain = emptied(self.latencies), emptied(self.baseline)
-            if min(len(taken), len(plain)) > 100:
-                ranks = [
-                    (each[len(each) // 2], each[len(each) * 999 // 1000]) for each in (taken, plain)
-                ]
-                windows.append((ranks[0][0] / ranks[1][0], ranks[0][1] / ranks[1][1], *ranks[0]))
+        while not self.counts[Words.OVER] and not self.wrong:
+            time.sleep(0.1)
         self.over.set()
-        kills.over.set()
-        for each in [*threads, kills]:
+        for each in threads:
             each.join(60)
             if each.is_alive():
                 self.wrong.append("a thread hangs")
-        self.wrong += kills.wrong + [f"a subscriber's errors: {s.errors}" for s in subs if s.errors]
+        self.wrong += [f"a subscriber's errors: {s.errors}" for s in subs if s.errors]
         for cache in self.caches:
             cache.check()
             cache.close()
-        return {"samples": samples, "windows": windows, "kills": kills.kills, "parts": lie}
+        return self.wrong
 
 
-def judge(soak: Soak, told: dict[str, Any], minutes: float) -> None:
-    samples, windows = told["samples"], told["windows"]
-    ops = sum(soak.ops)
+def works(words: Words, args: argparse.Namespace, root: Path, timed: float) -> int:
+    """Forks; the process that works. What was wrong is in a file when it ends."""
+    pid = os.fork()
+    if not pid:
+        wrong = ["it did not end"]
+        try:
+            wrong = Soak(words, args.seed, root, args.plant, timed).run()
+        except BaseException as error:
+            wrong = [f"{type(error).__name__}: {error}"]
+        finally:
+            (root / "wrong").write_text(json.dumps(wrong))
+            os._exit(0)
+    return pid
+
+
+def measured(words: Words, pid: int, root: Path, seconds: float, every: float) -> dict[str, Any]:
+    """Looks at the process from outside, for so long; then it is to end."""
+    kills, begun = Kills(root, every), time.monotonic()
+    kills.start()
+    rings = [words.ring(n) for n in range(2 * THREADS)]
+    samples, windows, lie = [], [], []
+    step, ended = max(1.0, min(60.0, seconds / 40)), 0
+    while time.monotonic() - begun < seconds and not kills.wrong and not ended:
+        until, least = time.monotonic() + step, resident(pid)
+        while time.monotonic() < until and not ended:
+            time.sleep(0.5)
+            ended = os.waitpid(pid, os.WNOHANG)[0]
+            least = min(least, resident(pid) if not ended else least)
+        if ended:
+            break
+        samples.append((time.monotonic() - begun, least))
+        lie.append(parts(pid))
+        taken, plain = words.emptied(rings[:THREADS]), words.emptied(rings[THREADS:])
+        if min(len(taken), len(plain)) > 100:
+            ranks = [
+                (each[len(each) // 2], each[len(each) * 999 // 1000]) for each in (taken, plain)
+            ]
+            windows.append((ranks[0][0] / ranks[1][0], ranks[0][1] / ranks[1][1], *ranks[0]))
+    words.words[Words.OVER] = 1
+    kills.over.set()
+    kills.join(60)
+    until = time.monotonic() + 100
+    while not ended and time.monotonic() < until:
+        ended = os.waitpid(pid, os.WNOHANG)[0]
+        time.sleep(0.05)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    left = root / "wrong"
+    wrong = json.loads(left.read_text()) if left.exists() else ["the process was ended"]
+    told = {"samples": samples, "windows": windows, "kills": kills.kills, "parts": lie}
+    counts = words.words[: Words.RINGS].tolist()
+    told |= {"ops": sum(counts[Words.OPS :]), "saves": counts[Words.SAVES]}
+    return told | {"heard": counts[Words.HEARD : Words.OPS], "wrong": wrong + kills.wrong}
+
+
+def judge(told: dict[str, Any], minutes: float) -> None:
+    samples, windows, heard = told["samples"], told["windows"], told["heard"]
     said.row(
         "a long run of eight threads, saves, TTLs, subscribers, a child killed again and again: no error",
-        f"{minutes:g} minutes, {ops:,} operations, {soak.saves} saves, {sum(soak.heard):,} events, "
-        f"{told['kills']} kills, {len(soak.wrong)} wrong",
-        not soak.wrong and told["kills"] > 0 and soak.saves > 0 and all(soak.heard),
+        f"{minutes:g} minutes, {told['ops']:,} operations, {told['saves']} saves, {sum(heard):,} events, "
+        f"{told['kills']} kills, {len(told['wrong'])} wrong",
+        not told["wrong"] and told["kills"] > 0 and told["saves"] > 0 and all(heard),
     )
     slope, error = slope_of(samples[len(samples) // 2 :])
     grown = slope * minutes / 2 / 60  # per cent, over what was looked at
@@ -288,17 +341,17 @@ def main() -> int:
     args = parser.parse_args()
     if args.child:
         child(Path(args.child))
-    seconds = args.minutes * 60
+    seconds, words = args.minutes * 60, Words()
     with tempfile.TemporaryDirectory() as root:
-        soak = Soak(args.seed, Path(root), args.plant, 0.05 if seconds < 600 else 0.005)
-        told = soak.run(seconds, min(60.0, max(3.0, seconds / 12)))
-    for what in soak.wrong[:10]:
+        pid = works(words, args, Path(root), 0.05 if seconds < 600 else 0.005)
+        told = measured(words, pid, Path(root), seconds, min(60.0, max(3.0, seconds / 12)))
+    for what in told["wrong"][:10]:
         print(what, flush=True)
     case = said.kept("soak")
-    case.write_text(json.dumps({"seed": args.seed, "wrong": soak.wrong, "told": told}))
-    if soak.wrong:
+    case.write_text(json.dumps({"seed": args.seed, "told": told}))
+    if told["wrong"]:
         print(f"kept: {case}")
-    judge(soak, told, args.minutes)
+    judge(told, args.minutes)
     if args.plant:
         return int(said.verdict() == 0)
     return said.verdict()
