@@ -196,6 +196,8 @@ class Own:
 class Sweep:
     """One case, at one place after the other."""
 
+    patience = 1
+
     def __init__(
         self, case: str, how: Python | Ours, root: Path, progress: mmap.mmap, told: TextIO
     ) -> None:
@@ -258,7 +260,7 @@ class Sweep:
         more, same = dict[str, int](), 0
         for window in range(WINDOWS):
             times = 2 if not window else AGAIN  # most it is nothing: soon seen
-            signal.setitimer(signal.ITIMER_REAL, STUCK * times)
+            signal.setitimer(signal.ITIMER_REAL, STUCK * times * self.patience)
             before = left()
             for _ in range(times):
                 self.one(n, once)
@@ -299,7 +301,7 @@ class Sweep:
             assert not said, f"with all its memory: {said}"
         self.failed, n = 0, start
         while n < most:
-            signal.setitimer(signal.ITIMER_REAL, STUCK)
+            signal.setitimer(signal.ITIMER_REAL, STUCK * self.patience)
             reached = n < resume or self.at(n, False)
             self.at(n, True)
             if not reached:
@@ -309,7 +311,13 @@ class Sweep:
 
 
 def child(
-    case: str, how: str, start: int, resume: int, options: Any, progress: mmap.mmap
+    case: str,
+    how: str,
+    start: int,
+    resume: int,
+    options: Any,
+    progress: mmap.mmap,
+    patience: int = 1,
 ) -> tuple[list[tuple[int, bool, str]], str]:
     """A sweep in a process of its own: what is bad, by its place and way, and how it ended if it crashed."""
     progress[: PLACE.size] = PLACE.pack(start, 0, 0, 0)
@@ -317,6 +325,7 @@ def child(
     with tempfile.TemporaryFile() as errors:
         pid = os.fork()
         if pid == 0:
+            Sweep.patience = patience
             os.close(ours)
             os.dup2(errors.fileno(), 2)
             shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -396,8 +405,16 @@ def swept(case: str, how: str, options: Any, own: Own) -> dict[str, Any]:
         if not ended:
             given_up = False
             break
+        spun = f"signal {int(signal.SIGALRM)}" in ended
+        if spun and IN_OURS in ended:  # or the machine is busy: once more, with ten times as long
+            only = argparse.Namespace(**{**vars(options), "most": n + 1})
+            bad, ended = child(case, how, n, n + bool(once), only, mmap.mmap(-1, 4096), 10)
+            found += bad
+            if not ended:
+                start, resume = n + options.step, 0
+                continue
         found.append((n, once, ended))
-        spun = f"signal {int(signal.SIGALRM)}" in ended and not once
+        spun = spun and not once
         start = n + options.step * (not spun)
         resume = n + 20 * options.step if spun else 0  # it does so for a stretch of places
     told: dict[str, Any] = {"case": case, "tried": tried, "failed": failed, "places": n}
