@@ -307,7 +307,8 @@ def measured(words: Words, pid: int, root: Path, seconds: float, every: float) -
     told = {"samples": samples, "windows": windows, "kills": kills.kills, "parts": lie}
     counts = words.words[: Words.RINGS].tolist()
     told |= {"ops": sum(counts[Words.OPS :]), "saves": counts[Words.SAVES]}
-    return told | {"heard": counts[Words.HEARD : Words.OPS], "wrong": wrong + kills.wrong}
+    wrong += kills.wrong + (["the thread that kills hangs"] if kills.is_alive() else [])
+    return told | {"heard": counts[Words.HEARD : Words.OPS], "wrong": wrong}
 
 
 def judge(told: dict[str, Any], minutes: float) -> None:
