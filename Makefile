@@ -33,6 +33,7 @@ STEP ?= 1
 OPERATIONS ?= 10000000
 FORKS ?= 1000
 EXITS ?= 500
+EXAMPLES ?= 10000
 
 .NOTPARALLEL:
 .PHONY: $(shell grep -oE '^[a-z][a-z-]*:' Makefile | tr -d :)
@@ -132,6 +133,9 @@ build/python3.13t-tsan/bin/python3.13t:
 free: build/free/.made ## the Python tests on an interpreter without the GIL
 	PYTHONPATH=$(CURDIR)/build/free PYTHONSAFEPATH=1 GB_EXPECT=free GB_SLICE=short .venv-free/bin/python .venv-free/bin/pytest tests $(NOT_FREE) \
 	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
+
+proof-model: build ## EXAMPLES runs of 100 operations of each class against models, all looked at after each; keys made to collide
+	PYTHONPATH=. $(PY) tests/proof/model.py --examples $(EXAMPLES) --seed $(SEED)
 
 proof-io: build ## every call that touches a file fails, in every way; and disks that are full
 	PYTHONPATH=. $(PY) tests/proof/io_faults.py --stride $(STRIDE)

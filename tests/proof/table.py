@@ -44,6 +44,7 @@ PARTS = [
     Part("disk", 3, "KILLS=300 STORES=300", "KILLS=5000 STORES=5000"),
     Part("oom", 4, "STEP=40", "STEP=1", counts=True),
     Part("io", 3, "STRIDE=12", "STRIDE=1", counts=True),
+    Part("model", 2, "EXAMPLES=400", "EXAMPLES=10000", counts=True),
     Part("budget", 1.5, "STEPS=200000", "STEPS=2000000", counts=True),
     Part("events", 1, "OPS=1000000", "OPS=20000000"),
     Part("fork", 1),
