@@ -137,6 +137,9 @@ free: build/free/.made ## the Python tests on an interpreter without the GIL
 proof-model: build ## EXAMPLES runs of 100 operations of each class against models, all looked at after each; keys made to collide
 	PYTHONPATH=. $(PY) tests/proof/model.py --examples $(EXAMPLES) --seed $(SEED)
 
+proof-suites: build ## the whole suite in each build and under each Python (SUITES="--only free")
+	PYTHONPATH=. $(PY) tests/proof/suites.py $(SUITES)
+
 proof-io: build ## every call that touches a file fails, in every way; and disks that are full
 	PYTHONPATH=. $(PY) tests/proof/io_faults.py --stride $(STRIDE)
 

@@ -56,6 +56,7 @@ PARTS = [
     Part("hostile", 3),
     Part("mutants", 5, "MUTANTS=--quick"),
     Part("stale", 1.5, "WRITES=200000 CUTS=30 DOWN=3", "WRITES=1000000 CUTS=100 DOWN=10"),
+    Part("suites", None),
     Part("coverage", None),
     Part("mcdc", None),
     Part("valgrind", 3, "VALGRIND=--jobs=1", "VALGRIND=--all", counts=True),
