@@ -319,6 +319,9 @@ def judge(told: dict[str, Any], minutes: float) -> None:
         f"{told['kills']} kills, {len(told['wrong'])} wrong",
         not told["wrong"] and told["kills"] > 0 and told["saves"] > 0 and all(heard),
     )
+    if len(samples) < 8 or not windows:  # it ended early: why is said above
+        said.row("a long run's growth and speed", f"{len(samples)} samples, not enough", False)
+        return
     slope, error = slope_of(samples[len(samples) // 2 :])
     grown = slope * minutes / 2 / 60  # per cent, over what was looked at
     short = minutes < 60
