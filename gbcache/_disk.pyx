@@ -11,7 +11,6 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from contextlib import contextmanager
 from hashlib import blake2b
 from os import strerror
 
@@ -21,17 +20,30 @@ from .locks import Monitor
 
 cdef extern from *:
     """
+    #include <errno.h>
     #include <fcntl.h>
+    #include <stdint.h>
     #include <unistd.h>
     static int gb_datasync(int fd) {
+        int done;
+        do {
     #if defined(__APPLE__)
-        return fcntl(fd, F_FULLFSYNC);
+            done = fcntl(fd, F_FULLFSYNC);
     #else
-        return fdatasync(fd);
+            done = fdatasync(fd);
     #endif
+        } while (done && errno == EINTR);
+        return done ? errno : 0;
+    }
+    static int gb_cut(int fd, int64_t at) {
+        int done;
+        do done = ftruncate(fd, (off_t)at);
+        while (done && errno == EINTR);
+        return done ? errno : 0;
     }
     """
     int gb_datasync(int fd) nogil
+    int gb_cut(int fd, int64_t at) nogil
     Py_ssize_t pwrite(int fd, const void *data, size_t n, int64_t at) nogil
 
 cdef extern from "Python.h":
@@ -85,11 +97,11 @@ def digest_of(data):
     return blake2b(data, digest_size=32).digest()
 
 
-def write_through(int fd, bytes data, int64_t at, bint sync, int owner, bytes mark):
-    """Writes `data` at `at`, syncs if asked, then writes `mark` to the beginning of `owner`.
+cdef int write_through(int fd, bytes data, int64_t at, bint sync, int owner, bytes mark) except -1:
+    """Writes `data` at `at`, syncs if asked, then writes `mark` to the beginning of `owner`; 0, or an errno, and then
+    the mark is not written.
 
     All of it with the GIL let go once: at each further time a leader would have to wait for its followers.
-    Raises OSError; then the mark is not written.
     """
     cdef const char *from_ = PyBytes_AS_STRING(data)
     cdef const char *marked = PyBytes_AS_STRING(mark)
@@ -106,11 +118,52 @@ def write_through(int fd, bytes data, int64_t at, bint sync, int owner, bytes ma
                 failed = errno
             elif not done:
                 failed = ENOSPC
-        if not failed and sync and gb_datasync(fd):
-            failed = errno
+        if not failed and sync:
+            failed = gb_datasync(fd)
         if not failed and pwrite(owner, marked, <size_t>size, 0) != size:
             failed = errno or EIO
+    return failed
+
+
+def append(engine, journal, bytes frame, end, seq, waits, dict changes, bint sync, int owner, bytes mark):
+    """Writes a frame behind the journal's last and the owner's mark, and has the engine know of it.
+
+    In one step, for here no signal's handler runs: a frame that is marked as acknowledged is never taken away, nor is
+    its number used again. The numbers come ready made, as afterwards there may be no memory for them; if `changes`
+    then cannot be put among the others, they are `owed`. Raises OSError; then the journal is as it was, or `doubtful`:
+    no later sync can make up for one that failed, for the kernel tells of a page that could not be written once, and
+    forgets it.
+    """
+    cdef int fd = journal.fd
+    cdef int64_t at = journal.size
+    cdef int failed = write_through(fd, frame, at, sync, owner, mark)
     if failed:
+        if sync or gb_cut(fd, at):
+            journal.doubtful = True
+            gb_cut(fd, at)
+        raise OSError(failed, strerror(failed))
+    journal.size, engine.seq, engine.active_size, engine.owed = end, seq, waits, changes
+    if sync:
+        engine.synced = seq
+    pay(engine)
+
+
+def pay(engine):
+    """Puts what is owed among what waits."""
+    cdef dict owed = engine.owed
+    if owed is not None:
+        (<dict?>engine.layers[0]).update(owed)
+        engine.owed = None
+
+
+def sync_journal(journal):
+    """When it returns, all frames are on disk; if it raises OSError, the journal is `doubtful`: here too nothing can
+    come between the two."""
+    cdef int fd = journal.fd, failed
+    with nogil:
+        failed = gb_datasync(fd)
+    if failed:
+        journal.doubtful = True
         raise OSError(failed, strerror(failed))
 
 
@@ -197,8 +250,11 @@ cdef class Gate:
         self.shut = shut
         return self.inside
 
-    @contextmanager
     def alone(self):
+        """For `with`: nobody else is inside."""
+        return Alone(self)
+
+    cdef _shut_out(self):
         cdef bint mine = False
         self.changed.acquire()
         try:
@@ -214,11 +270,72 @@ cdef class Gate:
             raise
         finally:
             self.changed.release()
-        try:
-            yield
-        finally:
-            self._shut(False)
-            self._tell()
+
+    cdef _let_in(self):
+        self._shut(False)
+        self._tell()
+
+
+cdef class Alone:
+    """A class, and no generator: contextlib runs Python, and so signals' handlers, before a generator has begun."""
+
+    cdef Gate gate
+
+    def __init__(self, Gate gate):
+        self.gate = gate
+
+    def __enter__(self):
+        self.gate._shut_out()
+
+    def __exit__(self, kind, error, trace):
+        self.gate._let_in()
+
+
+cdef class Reading:
+    """A place inside the gate, and a transaction, ``begin()``: for `with`, or by `open` and `close`, twice or not.
+
+    No signal's handler runs between the gate and the note that it was entered; and one that is dropped gives both
+    back. What LMDB finds wrong (`wrong`) inside a `with` is an ImageError.
+    """
+
+    cdef Gate gate
+    cdef object begin, txn, wrong, path
+    cdef bint inside
+
+    def __init__(self, Gate gate, begin, wrong, path):
+        self.gate, self.begin, self.wrong, self.path = gate, begin, wrong, path
+
+    def open(self):
+        if not self.inside:
+            self.gate.enter()
+            self.inside = True
+            try:
+                self.txn = self.begin()
+            except BaseException:
+                self.close()
+                raise
+        return self.txn
+
+    def close(self):
+        txn, self.txn = self.txn, None
+        if self.inside:
+            self.inside = False
+            try:
+                if txn is not None:
+                    txn.abort()
+            finally:
+                self.gate.leave()
+
+    def __enter__(self):
+        return self.open()
+
+    def __exit__(self, kind, error, trace):
+        self.close()
+        if kind is not None and issubclass(kind, self.wrong):
+            raise ImageError(self.path, None, f"LMDB can read it: {error}") from error
+
+    def __del__(self):
+        self.close()
 
 
 cdef class Records:

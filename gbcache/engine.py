@@ -4,6 +4,10 @@ A record is in up to three places: what waits (`active`, in the newest journal),
 journal before), and LMDB. Whoever reads looks in this order, and takes LMDB's transaction after it has looked in the
 other two: a record leaves a layer only when LMDB has it.
 
+Where the leader is the main thread, a signal's handler may raise between any two of its lines. What it then leaves
+may be begun anew: views change nothing, and `append` is one step. The others, in which journals or LMDB change, are
+done `aside`, in a thread where no handler runs.
+
 The lock `_lmdb` is held by who writes to LMDB, and in it `_files` by who takes a journal away; `_files` also by who
 syncs them. Otherwise only the leader changes layers and journals.
 """
@@ -16,16 +20,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from . import files
-from ._disk import Records, deadline_of, digest_of
+from ._disk import Records, append, deadline_of, digest_of, pay
 from .codec import Codec, name_of
 from .errors import ClosedError, FarError, ImageError
 from .groups import Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
 from .lmdbstore import LMDBError, MapFullError, Store, failed
-from .locks import Latch, Lock, endure
+from .locks import Latch, Lock, aside, endure
 from .view import View, running
 
 __all__ = ["Engine"]
@@ -81,6 +86,8 @@ class Engine:
         self.layer = LAYER if max_bytes is None else min(LAYER, max_bytes // 16)
         self.most = None if max_bytes is None else max_bytes - 4 * self.layer
         self.layers: tuple[Changes, Changes] = ({}, {})
+        self.owed: Changes | None = None
+        """What is in the journal, and had no room in memory."""
         self.active_size = self.frozen_size = 0
         self.seq = self.synced = self._frozen_seq = 0
         self.groups_done = self.grouped = self.expired = 0
@@ -97,6 +104,8 @@ class Engine:
         self._stopping, self._wake, self._stop = False, Latch(), Latch()
         self.owner = Owner(path, self.now)
         self.store = Store(path, name_of(codec), self.most)
+        self.reading = self.store.reading()
+        """The leader's."""
         try:
             if self.owner.mark is not None:
                 self._offset = max(time.time(), self.owner.mark.at / 1000) - running()
@@ -190,13 +199,14 @@ class Engine:
         self.check_open()
         if not self.suspect and self.synced < self.seq:
             with contextlib.suppress(FarError):
-                self._sync_journals()
+                aside(self._sync_journals)
         if self.suspect:
             self.run(_Do(self._flush))
 
     def close(self) -> None:
         if self.closed:
             return
+        self.groups.check()
         self._stopping = True
         self._wake.open()
         self._stop.open()
@@ -209,6 +219,8 @@ class Engine:
     # --- the leader --------------------------------------------------------------------------
 
     def _commit(self, batch: Sequence[Request]) -> None:
+        self.reading.close()  # of a leader that was interrupted
+        pay(self)
         group: list[Request] = []
         for request in batch:
             if not request.alone:
@@ -218,7 +230,7 @@ class Engine:
             group = []
             try:
                 self.check_open()
-                request.result = request.run(self)
+                request.result = aside(partial(request.run, self))
             except (OSError, LMDBError) as error:
                 request.error = error if isinstance(error, FarError) else failed(error, self.path)
             except Exception as error:
@@ -271,14 +283,12 @@ class Engine:
 
     def _append(self, view: View) -> None:
         if self.suspect or self.active_size > 2 * self.layer:
-            self._make_room()
-        seq = self.seq + 1
-        self.journal.append(seq, self.synced, view.overlay, self.sync_mode == "always", self.owner)
-        self.layers[0].update(view.overlay)
-        self.seq = seq
-        if self.sync_mode == "always":
-            self.synced = seq
-        self.active_size += view.size + 64 * len(view.overlay)
+            aside(self._make_room)
+        journal, owner, seq = self.journal, self.owner, self.seq + 1
+        frame = journal.frame(seq, self.synced, view.overlay)
+        waits = self.active_size + view.size + 64 * len(view.overlay)
+        append(self, journal, frame, journal.size + len(frame), seq, waits, view.overlay,
+               self.sync_mode == "always", owner.fd, owner.mark_of(seq))  # fmt: skip
         self.expired += view.expired
         if self.active_size > self.layer:
             self._wake.open()
@@ -310,10 +320,14 @@ class Engine:
                 with self._files:
                     old, self.journal = self.journal, fresh
                     self.synced = self.seq
-                    old.remove()
+                    with contextlib.suppress(
+                        OSError
+                    ):  # the fresh one says that all before it was applied
+                        old.remove()
             finally:
                 if self.journal is not fresh:  # no memory for the `with`
-                    fresh.remove()
+                    fresh.close()
+                    files.remove(fresh.path)
 
     def _write(self, changes: Changes, seq: int, drop: bool = False) -> None:
         try:
@@ -324,9 +338,9 @@ class Engine:
 
     def _forget_frozen(self) -> None:
         with self._files:
-            old, self._frozen_journal = self._frozen_journal, None
-            if old is not None:
-                old.remove()
+            if self._frozen_journal is not None:
+                self._frozen_journal.remove()
+                self._frozen_journal = None
 
     def _new_journal(self, first: bool) -> Journal:
         number = self.number + 1
@@ -339,6 +353,7 @@ class Engine:
         active, frozen = self.layers
         if frozen or not active or self.suspect:
             return
+        self._forget_frozen()  # where it could not be before
         self._frozen_journal, self.journal = self.journal, self._new_journal(False)
         self._frozen_seq = self.seq
         self.frozen_size, self.active_size = self.active_size, 0

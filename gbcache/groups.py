@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +18,10 @@ from .locks import gate
 __all__ = ["Groups", "Request"]
 
 _INTERRUPTED = FarError(errno.EINTR, "the thread that wrote for this one was interrupted")
+_COME_BACK = (
+    "this thread is within a call that writes to this Disk: a signal's handler, a __del__ or a codec "
+    "may not write to it, or flush it, from there"
+)
 PATIENCE = 0.5
 """Of the time the last commit took: how long a leader waits for others."""
 
@@ -25,14 +29,14 @@ PATIENCE = 0.5
 class Request:
     """What one thread wants done. Its result, or its own error, is filled in by who leads."""
 
-    __slots__ = ("done", "error", "gate", "promoted", "result", "size", "wrote")
+    __slots__ = ("done", "error", "gate", "promoted", "result", "size", "thread", "wrote")
     alone = False
     """It is done by itself, between two groups, by `run`; else with others, by `do`."""
     grows = True
     """It takes room, and may be refused where there is none."""
 
     def __init__(self, size: int = 0) -> None:
-        self.gate = gate()
+        self.gate, self.thread = gate(), get_ident()
         self.done = self.promoted = self.wrote = False
         self.error: BaseException | None = None
         self.result: Any = None
@@ -55,15 +59,20 @@ class Groups:
         self._lock = allocate_lock()
         self._waiting: list[Request] = []
         self._led = self._gathers = False
+        self._leader = 0
         self._expected, self._took = 1, 0.0
         self._gathered = gate()
 
     def run(self, request: Request) -> Any:
-        """Has it done, here or by another thread; returns its result or raises its error."""
+        """Has it done, here or by another thread; returns its result or raises its error. RuntimeError where this
+        thread came back out of a request of its own (a signal's handler, a ``__del__``): it would wait for itself."""
         self._lock.acquire()
         try:
+            self._refuse(request.thread)
             self._waiting.append(request)
             follows, self._led = self._led, True
+            if not follows:
+                self._leader = request.thread
             if len(self._waiting) == self._expected and self._gathers:
                 self._gathers = False
                 self._gathered.release()
@@ -80,6 +89,22 @@ class Groups:
         if request.error is not None:
             raise request.error
         return request.result
+
+    def check(self) -> None:
+        """RuntimeError where `run` would raise it."""
+        self._lock.acquire()
+        try:
+            self._refuse(get_ident())
+        finally:
+            self._lock.release()
+
+    def _refuse(self, thread: int) -> None:
+        inside, at = self._leader == thread, 0
+        while at < len(self._waiting):
+            inside = inside or self._waiting[at].thread == thread
+            at += 1
+        if inside:
+            raise RuntimeError(_COME_BACK)
 
     def _gather(self) -> None:
         """Those who were told together that they are done come back together: to go without them would be a sync for
@@ -141,6 +166,7 @@ class Groups:
             if own in self._waiting:  # it failed before it took what waited
                 self._waiting.remove(own)
             self._led = bool(self._waiting)
+            self._leader = self._waiting[0].thread if self._led else 0
             if self._led:
                 self._waiting[0].promoted = True
                 self._waiting[0].gate.release()

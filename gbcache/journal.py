@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import files
-from ._disk import checksum, write_through
+from ._disk import checksum, sync_journal
 from .errors import ImageError
 
 __all__ = ["Changes", "Journal", "Mark", "Owner", "recover"]
@@ -34,7 +34,6 @@ _MARK = struct.Struct("<8s16sQQQQQ")  # magic, boot, seq, clean, process, at, su
 _MAGIC, _OWNED, _FRAMED = b"GBjrnl01", b"GBowner1", 0x656D617246427B5B
 _GONE = 0xFFFFFFFF
 _PREFIX = "journal."
-datasync = getattr(os, "fdatasync", os.fsync)
 
 
 def _sealed(form: struct.Struct, *values: int | bytes) -> bytes:
@@ -89,10 +88,8 @@ class Journal:
             raise
         return made
 
-    def append(self, seq: int, synced: int, changes: Changes, sync: bool, owner: Owner) -> None:
-        """Writes one frame, syncs it if asked, and has `owner` note it. If it raises, the file is as it was, or
-        `doubtful`: no later sync can make up for one that failed, for the kernel tells of a page that could not be
-        written once, and forgets it."""
+    def frame(self, seq: int, synced: int, changes: Changes) -> bytes:
+        """What `append` of the room below writes at `size`."""
         parts = []
         for name, record in changes.items():
             if record is None:
@@ -100,29 +97,11 @@ class Journal:
             else:
                 parts += (_PAIR.pack(len(name), len(record)), name, record)
         body = b"".join(parts)
-        head = _sealed(_FRAME, _FRAMED, len(body), seq, synced, checksum(body, self.about))
-        try:
-            write_through(self.fd, head + body, self.size, sync, owner.fd, owner.mark_of(seq))
-        except BaseException:
-            self.doubtful = self.doubtful or sync
-            self.cut()
-            raise
-        self.size += len(head) + len(body)
-
-    def cut(self) -> None:
-        """Takes away what lies behind the last frame."""
-        try:
-            os.ftruncate(self.fd, self.size)
-        except OSError:
-            self.doubtful = True
+        return _sealed(_FRAME, _FRAMED, len(body), seq, synced, checksum(body, self.about)) + body
 
     def sync(self) -> None:
-        """When it returns, all frames are on disk; if it raises, the journal is `doubtful`."""
-        try:
-            datasync(self.fd)
-        except OSError:
-            self.doubtful = True
-            raise
+        """When it returns, all frames are on disk; if it raises OSError, the journal is `doubtful`."""
+        sync_journal(self)
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
@@ -130,9 +109,11 @@ class Journal:
             os.close(fd)
 
     def remove(self) -> None:
-        """All of it is in LMDB. If a power cut brings it back, its frames are known by their numbers."""
+        """All of it is in LMDB. If a power cut brings it back, its frames are known by their numbers. Raises OSError,
+        and then it is as it was: those behind it may not go before it."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
         self.close()
-        files.remove(self.path)
 
 
 def _about(number: int, seed: bytes) -> int:
@@ -210,13 +191,16 @@ def _read(path: str, number: int, seed: bytes) -> _Found | None:
         raise ImageError(path, 0, "it begins with the head of a journal")
     if head[4] != seed:
         raise ImageError(path, 0, "it belongs to the data file beside it")
-    about, at, frames = _about(number, seed), _HEAD.size, []
+    about, at = _about(number, seed), _HEAD.size
+    frames: list[tuple[int, Changes]] = []
     broken, claims = "", 0
     while at < len(data):
         found = _frame(data, at, about)
         if isinstance(found, str):
             broken, claims = found, _claims(data, at, about)
             break
+        if frames and found[0] != frames[-1][0] + 1:
+            raise ImageError(path, at, f"frame {frames[-1][0] + 1} is there: it has {found[0]}")
         frames.append((found[0], _changes(found[2])))
         claims = found[1]
         at += _FRAME.size + len(found[2])

@@ -7,7 +7,6 @@ import errno
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 try:
@@ -16,7 +15,7 @@ except ImportError:
     raise ImportError("gbcache.Disk needs the package lmdb: pip install gbcache[disk]") from None
 
 from . import files
-from ._disk import NAME_MAX, Gate, check_file, deadline_of, store_record
+from ._disk import NAME_MAX, Gate, Reading, check_file, deadline_of, store_record
 from .errors import ClosedError, FarError, ImageError
 from .journal import Changes
 
@@ -156,20 +155,9 @@ class Store:
 
     # --- reading -----------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Any]:
+    def reading(self) -> Reading:
         """A transaction whose `get` gives views of LMDB's own bytes; not for longer than one call of ours."""
-        self.gate.enter()
-        try:
-            txn = self.begin()
-            try:
-                yield txn
-            except lmdb.Error as error:
-                raise ImageError(self.path, None, f"LMDB can read it: {error}") from error
-            finally:
-                txn.abort()
-        finally:
-            self.gate.leave()
+        return Reading(self.gate, self.begin, lmdb.Error, self.path)
 
     def begin(self) -> Any:
         """Inside the gate: a transaction on the entries, to be aborted."""

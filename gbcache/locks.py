@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident, start_new_thread
 from collections.abc import Callable
 from time import sleep
 from typing import Any
 
-__all__ = ["SHORT", "Latch", "Lock", "Monitor", "endure", "gate"]
+__all__ = ["SHORT", "Latch", "Lock", "Monitor", "aside", "endure", "gate"]
 
 _EVER = -1.0
 """What `lock.acquire` takes for no limit."""
@@ -51,6 +51,46 @@ def gate() -> threading.Lock:
         raise MemoryError from None
     made.acquire()
     return made
+
+
+class _Step:
+    """A call, and what came of it."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call, self.over = call, gate()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self.call()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.over.release()
+
+
+def aside(call: Callable[[], Any]) -> Any:
+    """What it returns or raises, done where no signal's handler runs: if this is the main thread, in another one. A
+    handler that raises meanwhile does so when it is over. Without a thread to be had it is done here."""
+    if get_ident() != threading.main_thread().ident:
+        return call()
+    step, raised = _Step(call), None
+    try:
+        start_new_thread(step.run, ())
+    except (RuntimeError, MemoryError):
+        return call()
+    while True:
+        try:
+            step.over.acquire()
+            break
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised
+    if step.error is not None:
+        raise step.error
+    return step.result
 
 
 class Lock:

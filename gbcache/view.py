@@ -29,22 +29,19 @@ class View:
     """What the leader sees while it does one group: everything, and the group's own changes before all."""
 
     def __init__(self, engine: Engine, now: int) -> None:
-        self.records, self.store, self.now = engine.records, engine.store, now
+        self.records, self.now = engine.records, now
         self.overlay: Changes = {}
         self._layers = (
             self.overlay,
             *engine.layers,
         )  # before LMDB's transaction, which is taken when needed
-        self._txn: Any = None
+        self._reading = engine.reading
         self.expired, self.size = 0, 0
         self.borrowed = False
         """Whether what was read last was of this group, and is lost with it."""
 
     def close(self) -> None:
-        txn, self._txn = self._txn, None
-        if txn is not None:
-            txn.abort()
-            self.store.gate.leave()
+        self._reading.close()
 
     def get(self, name: bytes) -> Any:
         """The record under a name, or None; LMDB's own bytes, for as long as the view is open."""
@@ -52,14 +49,7 @@ class View:
             if name in layer:
                 self.borrowed |= layer is self.overlay
                 return layer[name]
-        if self._txn is None:
-            self.store.gate.enter()
-            try:
-                self._txn = self.store.begin()
-            except BaseException:
-                self.store.gate.leave()
-                raise
-        return self._txn.get(name)
+        return self._reading.open().get(name)
 
     def alive(self, record: Any) -> bool:
         deadline = deadline_of(record)

@@ -1,0 +1,189 @@
+"""A signal's handler that raises, anywhere in a call of a `Disk`: between any two steps of what is not compiled.
+
+The calls are traced by opcode, and the n-th of those before which Python looks for signals raises, for every n. After
+each the Disk goes on, is closed in time, and has all that was acknowledged; or is killed there, and opens with it.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lmdb")
+import gbcache
+from gbcache import Disk
+
+ROOM = os.path.dirname(gbcache.__file__)
+SHORT = os.environ.get("GB_SLICE") == "short"
+
+
+class Interrupted(BaseException):
+    """What the handler raises."""
+
+
+LOOKS_AFTER = ("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD")
+"""Of 3.11 and later: the opcodes after which it looks. 3.10 does at nearly each."""
+
+
+class At:
+    """Raises at the n-th such opcode of our own Python, in this thread."""
+
+    def __init__(self, n: int) -> None:
+        self.left, self.where = n, ""
+        self.before: tuple[FrameType | None, str] = (None, "")
+
+    def looks(self, frame: FrameType) -> bool:
+        last, name = self.before
+        op = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+        self.before = (frame, op)
+        if sys.version_info < (3, 11):
+            return not op.startswith("SETUP_")
+        return last is not frame or name.startswith(LOOKS_AFTER)
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(ROOM):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and self.looks(frame):
+            self.left -= 1
+            if not self.left:
+                sys.settrace(None)
+                self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
+                raise Interrupted
+        return self
+
+
+def interrupted(call: Callable[[], object], n: int) -> str:
+    """Where it was; "" if it ended before that."""
+    at = At(n)
+    sys.settrace(at)
+    try:
+        call()
+    except Interrupted:
+        return at.where
+    finally:
+        sys.settrace(None)
+    return ""
+
+
+def in_time(call: Callable[[], object], where: str) -> None:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), f"waits for ever after an interrupt at {where}"
+
+
+def have(disk: Disk, keys: range | list[Any]) -> set[Any]:
+    return set(disk.get_many(list(keys)))
+
+
+CALLS: dict[str, Callable[[Disk], object]] = {
+    "put": lambda d: d.put_many([("x", 1, None), ("y", 2, None)]),
+    "put a large one": lambda d: d.put_many([("x", bytes(2 << 20), None)]),
+    "delete": lambda d: d.delete_many(["none", "gone"]),
+    "add": lambda d: d.add("x", 1),
+    "incr": lambda d: d.incr("n"),
+    "touch": lambda d: d.touch("gone", 100),
+    "get": lambda d: d.get_many(["a", "none"]),
+    "count": lambda d: d.count(),
+    "scan": lambda d: d.scan(None, 10),
+    "sync": lambda d: d.sync(),
+    "flush": lambda d: d._engine.flush(),
+    "rotate": lambda d: d._engine._settle_behind(),
+}
+
+
+def prepared(path: Path, sync: str) -> Disk:
+    """A Disk with entries in LMDB and before it, whose background does nothing by itself."""
+    disk = Disk(path, sync=sync)
+    disk._engine._tend = lambda: None  # type: ignore[method-assign]
+    disk.put_many([("a", 1, None), ("gone", 1, None)])
+    disk._engine.flush()
+    disk.put_many([("b", 2, None)])
+    return disk
+
+
+@pytest.mark.parametrize("sync", ["always", "never"])
+@pytest.mark.parametrize("name", CALLS)
+def test_it_goes_on(tmp_path: Path, name: str, sync: str) -> None:
+    """In one Disk, again and again: every write after an interrupt is there, and none that was before is gone."""
+    disk, call, n, step = prepared(tmp_path / "d", sync), CALLS[name], 0, 3 if SHORT else 1
+    acknowledged: list[Any] = ["a", "b"]
+    while True:
+        n += step
+        if not (where := interrupted(lambda: call(disk), n)):
+            break
+        in_time(lambda i=n: disk.put_many([(i, i, None)]), where)  # type: ignore[misc]
+        acknowledged.append(n)
+        assert have(disk, [n]) == {n}, where
+        if n % 40 < step:
+            in_time(disk._engine.flush, where)
+    assert n > 5 * step
+    in_time(disk.close, "an earlier place")
+    with Disk(tmp_path / "d") as again:
+        assert have(again, acknowledged) == set(acknowledged)
+
+
+@pytest.mark.parametrize("name", ["put", "incr", "flush", "rotate", "put a large one"])
+def test_killed_after_it(tmp_path: Path, name: str) -> None:
+    """Killed at the interrupt, or after one more write: it opens, and all that was acknowledged is there."""
+    n, step = 0, 13 if SHORT else 3
+    while True:
+        n += step
+        path, told = tmp_path / str(n), tmp_path / f"{n}.told"
+        if (pid := os.fork()) == 0:
+            try:
+                disk = prepared(path, "always" if n % 2 else "never")
+                where = interrupted(partial(CALLS[name], disk), n)
+                if n % 3:
+                    disk.put_many([("after", 1, None)])
+                told.write_text(where)
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+        where = told.read_text()
+        if not where:
+            break
+        with Disk(path) as again:
+            wanted = {"a", "b", "after"} if n % 3 else {"a", "b"}
+            assert have(again, ["a", "b", "after"]) == wanted, where
+    assert n > 5 * step
+
+
+def test_a_handler_may_not_write_to_what_it_interrupts(tmp_path: Path) -> None:
+    """It would wait for itself, and all others with it."""
+    told: list[str] = []
+
+    class Comes(dict[Any, Any]):
+        def get(self, *args: Any) -> Any:
+            for call in (lambda: disk.put_many([("h", 1, None)]), disk.close):
+                with pytest.raises(RuntimeError, match="within a call that writes") as error:
+                    call()
+                told.append(str(error.value))
+            return None
+
+        def abort(self) -> None:
+            pass
+
+    disk = Disk(tmp_path / "d")
+    disk.put_many([("a", 1, None)])
+    real = disk._engine.store.begin
+    disk._engine.store.begin = Comes  # type: ignore[method-assign]
+    disk._engine.reading = disk._engine.store.reading()
+    assert disk.add("new", 1) and len(told) == 2
+    disk._engine.store.begin = real  # type: ignore[method-assign]
+    disk._engine.reading = disk._engine.store.reading()
+    disk.put_many([("b", 1, None)])
+    disk.close()
+    with Disk(tmp_path / "d") as again:
+        assert have(again, ["a", "b", "new", "h"]) == {"a", "b", "new"}
