@@ -24,14 +24,14 @@ from functools import partial
 from typing import Any
 
 from . import files
-from ._disk import Records, append, deadline_of, digest_of, pay
+from ._disk import Records, append, digest_of, pay
 from .codec import Codec, name_of
 from .errors import ClosedError, FarError, ImageError
 from .groups import Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
 from .lmdbstore import LMDBError, MapFullError, Store, failed
 from .locks import Latch, Lock, aside, endure
-from .view import View, running
+from .view import Do, Expire, View, running
 
 __all__ = ["Engine"]
 
@@ -41,38 +41,6 @@ IDLE = 5.0
 """Seconds after which they go even if they are few."""
 SWEEP, BATCH = 0.5, 1000
 """Seconds between two looks for what is over, and entries taken at a time."""
-
-
-class _Do(Request):
-    """A step of the engine's own."""
-
-    __slots__ = ("step",)
-    alone, grows = True, False
-
-    def __init__(self, step: Callable[[], None]) -> None:
-        super().__init__()
-        self.step = step
-
-    def run(self, engine: Engine) -> None:
-        self.step()
-
-
-class _Expire(Request):
-    """Removes what is still as it was found, and over."""
-
-    __slots__ = ("found",)
-    grows = False
-
-    def __init__(self, found: list[tuple[bytes, bytes]]) -> None:
-        super().__init__()
-        self.found = found
-
-    def do(self, view: View) -> None:
-        for deadline, name in self.found:
-            record = view.get(name)
-            if record is not None and deadline_of(record) == int.from_bytes(deadline, "big"):
-                view.remove(name)
-                view.expired += 1
 
 
 class Engine:
@@ -187,7 +155,7 @@ class Engine:
 
     def flush(self) -> None:
         if any(self.layers):
-            self.run(_Do(self._flush))
+            self.run(Do(self._flush))
 
     def _flush(self) -> None:
         """Leader: all that waits is in LMDB then."""
@@ -201,7 +169,7 @@ class Engine:
             with contextlib.suppress(FarError):
                 aside(self._sync_journals)
         if self.suspect:
-            self.run(_Do(self._flush))
+            self.run(Do(self._flush))
 
     def close(self) -> None:
         if self.closed:
@@ -214,7 +182,7 @@ class Engine:
             if thread is not threading.current_thread():
                 thread.join()
         with contextlib.suppress(ClosedError):
-            self.run(_Do(self.shut))
+            self.run(Do(self.shut))
 
     # --- the leader --------------------------------------------------------------------------
 
@@ -400,7 +368,7 @@ class Engine:
     def _tend(self) -> None:
         now = time.monotonic()
         if self.suspect:
-            self.run(_Do(self._flush))
+            self.run(Do(self._flush))
         idle = now - self._settled > IDLE
         if self.active_size > self.layer or self.layers[1] or (self.layers[0] and idle):
             self._settle_behind()
@@ -416,7 +384,7 @@ class Engine:
 
     def _settle_behind(self) -> None:
         """While others write on."""
-        self.run(_Do(self.rotate))
+        self.run(Do(self.rotate))
         with self._lmdb:
             frozen = self.layers[1]
             if not frozen:
@@ -430,7 +398,7 @@ class Engine:
         while not self._stopping:
             found = self.store.due(self.now(), BATCH)
             if found:
-                self.run(_Expire(found))
+                self.run(Expire(found))
                 self._settle_behind()
             if len(found) < BATCH:
                 return

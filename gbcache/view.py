@@ -1,17 +1,19 @@
-"""What the leader of a group sees: memory, LMDB, and before both what the group itself has changed."""
+"""What the leader of a group sees: memory, LMDB, and before both what the group itself changed; and its own steps."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ._disk import deadline_of
+from .groups import Request
 from .journal import Changes
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["LONG", "View", "running"]
+__all__ = ["LONG", "Do", "Expire", "View", "running"]
 
 LONG = 0x80
 """In a name's first byte: it is the digest of a key that is in the record."""
@@ -91,3 +93,35 @@ class View:
 
 def _next(name: bytes) -> bytes:
     return name[:-2] + (int.from_bytes(name[-2:], "big") + 1).to_bytes(2, "big")
+
+
+class Do(Request):
+    """A step of the engine's own."""
+
+    __slots__ = ("step",)
+    alone, grows = True, False
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        super().__init__()
+        self.step = step
+
+    def run(self, engine: Engine) -> None:
+        self.step()
+
+
+class Expire(Request):
+    """Removes what is still as it was found, and over."""
+
+    __slots__ = ("found",)
+    grows = False
+
+    def __init__(self, found: list[tuple[bytes, bytes]]) -> None:
+        super().__init__()
+        self.found = found
+
+    def do(self, view: View) -> None:
+        for deadline, name in self.found:
+            record = view.get(name)
+            if record is not None and deadline_of(record) == int.from_bytes(deadline, "big"):
+                view.remove(name)
+                view.expired += 1
