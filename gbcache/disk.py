@@ -67,6 +67,8 @@ class _PutBig(_Put):
     alone = True
 
     def run(self, engine: Engine) -> None:
+        if any(engine.layers) and engine.beyond(self.size):
+            engine.make_room()
         engine.admit(self.size)
         with contextlib.closing(View(engine, engine.now())) as view:
             self.do(view)

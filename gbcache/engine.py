@@ -208,6 +208,9 @@ class Engine:
     def _write_group(self, group: list[Request]) -> None:
         if not group:
             return
+        grows = sum([request.size for request in group if request.grows])
+        if grows and any(self.layers) and self.beyond(grows):
+            aside(self.make_room)  # what waits may be removals
         view = View(self, self.now())
         try:
             for request in group:
@@ -232,14 +235,20 @@ class Engine:
         finally:
             view.close()
 
+    def beyond(self, size: int) -> bool:
+        """Whether so many more bytes are too many for `max_bytes`."""
+        if self.most is None:
+            return False
+        waiting = self.active_size + self.frozen_size + size
+        return self.store.live + waiting * 3 // 2 > self.most - self.most // 8
+
     def admit(self, size: int) -> None:
         """Raises FarError where there is no room for so many more bytes."""
         waiting = self.active_size + self.frozen_size + size
         if self.active_size > 2 * self.layer and self.trouble is not None:
             told = f"{self.path}: {self.active_size} bytes wait, and cannot be written"
             raise failed(self.trouble, told)
-        most = self.most
-        if most is not None and self.store.live + waiting * 3 // 2 > most - most // 8:
+        if self.beyond(size):
             raise failed(MapFullError("max_bytes"), f"{self.path}: {self.store.live} bytes are in use, and "
                          f"{waiting} more to come: remove entries, or open it with a larger max_bytes")  # fmt: skip
 
@@ -251,7 +260,7 @@ class Engine:
 
     def _append(self, view: View) -> None:
         if self.suspect or self.active_size > 2 * self.layer:
-            aside(self._make_room)
+            aside(self.make_room)
         journal, owner, seq = self.journal, self.owner, self.seq + 1
         frame = journal.frame(seq, self.synced, view.overlay)
         waits = self.active_size + view.size + 64 * len(view.overlay)
@@ -261,7 +270,7 @@ class Engine:
         if self.active_size > self.layer:
             self._wake.open()
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
         try:
             self.settle()
         except (OSError, LMDBError) as error:

@@ -60,7 +60,7 @@ def test_the_journal_fails(disk: Disk, monkeypatch: pytest.MonkeyPatch, what: st
         lambda: disk.add("c", 1),
     ]
     for call in calls:
-        disk._engine.flush()  # a new journal, where that is in doubt
+        disk.sync()  # a new journal, where that is in doubt
         holder: Any = getattr(disk._engine, what)
         real, holder.fd = holder.fd, os.open("/dev/full", os.O_RDWR)
         try:
@@ -466,3 +466,19 @@ def test_a_slice_of_the_campaign(name: str, options: list[str], plant: list[str]
     if "(kept: " in ran.stdout:
         shutil.rmtree(ran.stdout.split("(kept: ")[1].split(")")[0])
     assert plant or "0 lost" in ran.stdout or " 0 with a wrong value" in ran.stdout
+
+
+def test_room_that_is_made_is_there_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is full, and removals wait in memory, the next write has LMDB told of them first."""
+    with Disk(tmp_path / "d", max_bytes="8MB") as disk:
+        monkeypatch.setattr(disk._engine, "_tend", lambda: None)
+        n = 0
+        with pytest.raises(FarError):
+            while n < 1000:
+                disk.put_many([(n, bytes(50_000), None)])
+                n += 1
+        disk.delete_many(list(range(n // 2)))
+        disk.put_many([("new", bytes(50_000), None)])
+        assert disk.get_many(["new", 0]).keys() == {"new"}
