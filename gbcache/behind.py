@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import time
 import weakref
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 from sys import getsizeof
 from typing import Any, NamedTuple
 
+from . import forks
 from .codec import Codec, encode_key
 from .errors import ClosedError, FarError, ImageError
 from .far import Far
@@ -419,5 +419,4 @@ def _forked() -> None:
 
 
 atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+forks.in_child(_forked)

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import files
+from . import files, forks
 from ._disk import Records, deadline_of, digest_of
 from .codec import Codec, name_of
 from .errors import ClosedError, FarError, ImageError
@@ -447,4 +447,4 @@ def _forked() -> None:
     _OPEN.clear()
 
 
-os.register_at_fork(after_in_child=_forked)
+forks.in_child(_forked)

@@ -15,12 +15,12 @@ believed until it has been emptied.
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from . import forks
 from ._packed import UNSET
 from .cache import Cache, ObjectCache
 from .errors import BudgetError, ClosedError
@@ -251,5 +251,4 @@ def _forked() -> None:
         side._begin_anew()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+forks.in_child(_forked)
