@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-__all__ = ["in_child", "register"]
+__all__ = ["in_child", "insist", "register"]
 
 _TRIES = 100
 """Of what a signal's handler cuts off."""
@@ -38,17 +38,17 @@ def register(store: Any) -> None:
 def in_child(hook: Callable[[], None]) -> None:
     """Has a forked child call `hook`, and again where it raises: it may find some of its work done."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(_insist, hook))
+        os.register_at_fork(after_in_child=partial(insist, hook))
 
 
-def _insist(call: Callable[[], object]) -> None:
-    """Raises what it raised before it came to its end."""
+def insist(call: Callable[..., object], *args: Any) -> None:
+    """Calls, and again where that was cut off. Raises what did so, once it has come to its end."""
     raised: BaseException | None = None
     left = _TRIES
     while left:
         left -= 1
         try:
-            call()
+            call(*args)
             break
         except BaseException as error:
             raised = error
@@ -60,7 +60,7 @@ def _before() -> None:
     global _depth
     raised: BaseException | None = None
     try:
-        _insist(_turn.acquire)
+        insist(_turn.acquire)
     except BaseException as error:  # of a signal's handler while it waited
         raised = error
     owned: Any = _turn
