@@ -91,7 +91,7 @@ def _in_parent() -> None:
             except BaseException as error:
                 raised = error
         held.clear()
-    _turn.release()
+    owned.release()  # as `_turn` it would be a bound method, which takes memory
     if raised is not None:
         raise raised
 
