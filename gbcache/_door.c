@@ -250,12 +250,14 @@ bool gb_door_work(struct gb_door *d, uint64_t now, uint32_t slices) {
 }
 
 void gb_door_fork_before(struct gb_door *d) {
+    if (gb_door_mine(d)) return; /* a fork within the making ready for another */
     atomic_fetch_add(&d->outsiders, 1u); /* from here on everyone else must take the lock */
     gb_door_wait(d);
     atomic_store(&d->forker, PyThread_get_thread_ident());
 }
 
 void gb_door_fork_parent(struct gb_door *d) {
+    if (!gb_door_mine(d)) return;
     atomic_store(&d->forker, 0ul);
     gb_lock_free(&d->lock);
     atomic_fetch_sub(&d->outsiders, 1u);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import time
 import weakref
@@ -12,10 +11,11 @@ from collections.abc import Mapping
 from sys import getsizeof
 from typing import Any, NamedTuple
 
+from . import forks
 from .codec import Codec, encode_key
 from .errors import ClosedError, FarError, ImageError
 from .far import Far
-from .locks import SHORT, Monitor, endure
+from .locks import SHORT, Lock, Monitor, endure
 
 __all__ = ["AtRisk", "Behind", "Pending"]
 
@@ -81,6 +81,8 @@ class Behind:
         self._bytes = 0
         self._hurried = 0  # who waits for it to be empty, or for room
         self._over = False
+        """No write is taken any more. It is empty then, or `close` waits for that."""
+        self._closing = Lock()
         self._change = Monitor()
         self._thread: threading.Thread | None = None
         _all.add(self)
@@ -111,6 +113,7 @@ class Behind:
                 self._since + self._late < write[3]
                 or self._bytes + size > self._ample
                 or self._thread is None
+                or self._over
             ):
                 self._make_room(size, write[3])
             return self._add(key, write)
@@ -213,19 +216,22 @@ class Behind:
     def drain(self) -> None:
         """When it returns, all that was put before is with the far side. Raises its error if an attempt fails."""
         with self._change:
-            mark, failed = time.monotonic(), self._failed
-            self._hurried += 1
-            try:
-                while self._since <= mark:
-                    if self._failed > failed and self.error is not None:
-                        waiting = sum(map(len, self._generations))
-                        raise FarError(
-                            f"{waiting:,} writes wait for the far side: {self.error}"
-                        ) from self.error
-                    self._wake()
-                    self._change.wait(0.1)
-            finally:
-                self._hurried -= 1
+            self._drain()
+
+    def _drain(self) -> None:
+        mark, failed = time.monotonic(), self._failed
+        self._hurried += 1
+        try:
+            while self._since <= mark:
+                if self._failed > failed and self.error is not None:
+                    waiting = sum(map(len, self._generations))
+                    raise FarError(
+                        f"{waiting:,} writes wait for the far side: {self.error}"
+                    ) from self.error
+                self._wake()
+                self._change.wait(0.1)
+        finally:
+            self._hurried -= 1
 
     def drop(self) -> None:
         """Forgets what is queued, which a `clear` makes moot. Waits for what is being written."""
@@ -248,16 +254,22 @@ class Behind:
 
     def close(self) -> None:
         """Writes all, and ends the thread. FarError if that fails: nothing is lost yet, close again."""
-        if self._over:
-            return
-        self.drain()
-        with self._change:
-            self._over = True
-            self._change.tell()
-            thread, self._thread = self._thread, None  # so that a `put` looks whether it is over
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-        _all.discard(self)
+        with self._closing:
+            if self._over and self._since == _NEVER:
+                return
+            self.drain()  # most of it, while others may write
+            with self._change:
+                thread = self._thread
+                try:
+                    self._over = True
+                    self._drain()  # what they wrote meanwhile
+                except BaseException:
+                    self._over = False
+                    raise
+                self._change.tell()
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
+            _all.discard(self)
 
     # --- the thread ------------------------------------------------------------------------------
 
@@ -272,9 +284,10 @@ class Behind:
         """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""
         with self._change:
             if self._thread is not threading.current_thread():
-                return None  # closed; or `start` failed, and yet this runs
+                return None  # `start` failed, and yet this runs
             if self._since == _NEVER:
                 if self._over:
+                    self._thread = None  # if it is not over after all, another starts
                     return None
                 self._change.wait(1.0)
                 return False
@@ -362,7 +375,7 @@ class Behind:
         self._newest = {}
         self._generations, self._bytes, self._hurried = deque([self._newest]), 0, 0
         self._thread = self._flying = None
-        self._since = _NEVER
+        self._since, self._over = _NEVER, False  # who was closing it is not here
 
 
 def _tell(error: Exception) -> None:
@@ -406,5 +419,4 @@ def _forked() -> None:
 
 
 atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+forks.in_child(_forked)

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from . import housekeeper, memory
+from . import forks, memory
 from ._object import ObjectStore
 from ._packed import smallest
 from .codec import Codec, name_of, resolve
@@ -144,7 +144,7 @@ class Cache(Persistent, Common):
         self.name = name
         self._flights, self._generations = {}, {}
         self._codec = resolve(codec)
-        self._resizing, self._in_resize = Lock(), False
+        self._resizing = Lock()
         attach = partial(
             self._attach,
             seed=os.urandom(16),
@@ -168,7 +168,7 @@ class Cache(Persistent, Common):
             self.recovery = recovery
         self._hub = None
         try:
-            housekeeper.register(self)
+            forks.register(self)
             self._begin(max_bytes, ring)
         except BaseException:
             self.close()  # a live file would be nobody's, and locked
@@ -253,21 +253,11 @@ class Cache(Persistent, Common):
     def _alone(self, what: str) -> Iterator[None]:
         """One resize or save at a time; others wait."""
         with self._resizing:
-            if self._in_resize:  # of this thread: the lock is reentrant
+            if self._resizing._depth > 1:  # of this thread: the lock is reentrant
                 raise RuntimeError(
                     f"{what}() within resize() or save(): called by a signal handler, or by progress=?"
                 )
-            self._in_resize = True
-            try:
-                yield
-            finally:
-                self._in_resize = False
-
-    def _fork_child(self) -> None:
-        self._resizing, self._in_resize = Lock(), False  # whoever held it is not here
-        super()._fork_child()
-        if self._file is not None:
-            self._file.release()  # the parent's lock is its own
+            yield
 
     def stats(self) -> Stats:
         """What the cache has done, and how full it is. Cost: constant."""
@@ -369,7 +359,7 @@ class ObjectCache(ObjectStore, Common):
             housekeeping=bool(housekeeping) and clock is None,
         )
         if memory.FREE:
-            housekeeper.register(self)
+            forks.register(self)
         self._hub, self._events_room = None, queue
         if events is not None:
             self._hub = Hub(self, queue, True)

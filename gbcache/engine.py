@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from . import files
+from . import files, forks
 from ._disk import Records, append, digest_of, pay
 from .codec import Codec, name_of
 from .errors import ClosedError, FarError, ImageError
@@ -439,4 +439,4 @@ def _forked() -> None:
     _OPEN.clear()
 
 
-os.register_at_fork(after_in_child=_forked)
+forks.in_child(_forked)

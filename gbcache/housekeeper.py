@@ -8,20 +8,19 @@ interpreter. In a forked child it starts anew on the first need.
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import warnings
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
+from . import forks
 from .locks import Latch, Lock, endure
 
 if TYPE_CHECKING:
-    from ._object import ObjectStore
     from ._packed import PackedStore
 
-__all__ = ["PERIOD", "keep", "register"]
+__all__ = ["PERIOD", "keep"]
 
 PERIOD = 0.04
 """Seconds between two rounds: expired bytes come back within 100 ms."""
@@ -31,21 +30,11 @@ SLICES = 2000
 """Slices of one cache in one round, before the next cache's turn: about 20 ms of work."""
 
 # By id, not in a WeakSet: a cache is unhashable, as every mapping is.
-_stores: dict[int, weakref.ref[PackedStore | ObjectStore]] = {}
 _kept: dict[int, weakref.ref[PackedStore]] = {}
 _wake = Latch()
 _starting = Lock()  # a signal handler or __del__ may write a TTL in the middle of it
 _over = False
 _thread: threading.Thread | None = None
-_forking = Lock()
-_depth = 0  # a signal handler may fork while we get ready to
-_held: dict[int, PackedStore | ObjectStore] = {}
-
-
-def register(store: PackedStore | ObjectStore) -> None:
-    """Makes `store` known to fork: its lock is held across, its child's copy is the child's own."""
-    key = id(store)
-    _stores[key] = weakref.ref(store, partial(_stores.pop, key))
 
 
 def keep(store: PackedStore) -> None:
@@ -113,42 +102,12 @@ def _stop() -> None:
         thread.join(timeout=5.0)
 
 
-def _before_fork() -> None:
-    global _depth
-    _forking.acquire()  # one thread at a time: _held is its
-    _depth += 1
-    for key, ref in _stores.copy().items():
-        store = ref()
-        if store is not None and key not in _held:
-            _held[key] = store
-            try:
-                store._fork_before()
-            except BaseException:
-                del _held[key]
-                raise
-
-
-def _in_parent() -> None:
-    global _depth
-    if not _forking.mine:  # `_before_fork` lacked memory
-        return
-    _depth -= 1
-    while _held and not _depth:
-        _held.popitem()[1]._fork_parent()
-    _forking.release()
-
-
 def _in_child() -> None:
-    global _thread, _starting, _wake, _forking, _depth
-    _depth = 0
-    while _held:
-        _held.popitem()[1]._fork_child()
+    global _thread, _starting, _wake
     _thread, _starting, _wake = None, Lock(), Latch()
-    _forking = Lock()
     if _kept:
         _start()
 
 
 atexit.register(_stop)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+forks.in_child(_in_child)

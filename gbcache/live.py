@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import files, memory, snapshot
+from . import files, forks, memory, snapshot
 from ._packed import PackedStore, judge, live_head, read_head, smallest
 from .errors import ImageError
 from .locks import Latch, endure
@@ -57,6 +57,7 @@ class LiveFile:
 
     def __init__(self, path: files.Path) -> None:
         self.path = files.path_of(path)
+        _all.add(self)
         self.checkpoint = self.path + CHECKPOINT
         self.boot = files.boot_id()
         self.fd = -1
@@ -311,6 +312,17 @@ class LiveFile:
                 self._stop.open()
         finally:
             self.release()
+
+
+_all: weakref.WeakSet[LiveFile] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for file in list(_all):
+        file.release()  # the parent's lock is its own
+
+
+forks.in_child(_forked)
 
 
 def _sync_on(ref: weakref.ref[Any], stop: Latch, interval: float) -> None:

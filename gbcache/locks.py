@@ -9,13 +9,14 @@ it does not, as this is compiled, and no step that gives a lock back makes an ob
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections.abc import Callable
 from time import sleep
 from typing import Any
+
+from . import forks
 
 __all__ = ["SHORT", "Latch", "Lock", "Monitor", "aside", "endure", "gate"]
 
@@ -232,5 +233,4 @@ def _in_child() -> None:
         lock._in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+forks.in_child(_in_child)

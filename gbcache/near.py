@@ -15,12 +15,12 @@ believed until it has been emptied.
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from . import forks
 from ._packed import UNSET
 from .cache import Cache, ObjectCache
 from .errors import BudgetError, ClosedError
@@ -123,14 +123,14 @@ class NearSide:
 
     # --- writes ----------------------------------------------------------------------------------
 
-    def begin(self, keys: Sequence[Any]) -> list[Write]:
-        """Before the far side is told."""
-        return self._writing.begin(keys)
+    def write(
+        self, keys: Sequence[Any], found: Sequence[Found], call: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Has `call` tell the far side; then `found` lands, unless that says False, or the keys leave memory."""
+        return self._writing.during(keys, self, found, call, *args)
 
-    def end(
-        self, keys: Sequence[Any], writes: Sequence[Write], found: Sequence[Found] = ()
-    ) -> None:
-        """After it was told, or failed to be: lands what it has now, or takes the keys out of memory."""
+    def wrote(self, keys: Sequence[Any], writes: Sequence[Write], found: Sequence[Found]) -> None:
+        """The far side was told: lands what it has now, or takes the keys out of memory."""
         try:
             for i, key in enumerate(keys):
                 if found and self._write(key, found[i], writes[i]):
@@ -140,11 +140,6 @@ class NearSide:
                     self.forget(key)
         except ClosedError:  # closed meanwhile: the far side has it
             pass
-        except BaseException:
-            self.drop(keys)
-            raise
-        finally:
-            self._writing.end(keys, writes)
 
     def _write(self, key: Any, found: Found, write: bytearray) -> bool:
         keep = None if found.value is ABSENT else self._ttl(found.until)
@@ -251,5 +246,4 @@ def _forked() -> None:
         side._begin_anew()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+forks.in_child(_forked)

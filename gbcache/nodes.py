@@ -22,6 +22,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from . import forks
 from .errors import ClosedError, FarError
 from .locks import Lock
 from .wire import BROKEN, Address, Place, Wire
@@ -351,5 +352,4 @@ def _in_child() -> None:
         nodes.in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+forks.in_child(_in_child)

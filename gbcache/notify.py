@@ -10,14 +10,13 @@ from __future__ import annotations
 import _thread
 import asyncio
 import inspect
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any
 
-from . import dispatch
+from . import dispatch, forks
 from ._packed import report
 from .events import ALL, Event, Kind, bits_of, check_prefix
 from .watch import Cursor, Wake, Watch, drain
@@ -428,13 +427,15 @@ class Hub:
 
 
 _hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
+_dead: Wake | None = None
 
 
 def _in_child() -> None:
-    dead = dispatch.reborn()
+    global _dead
+    _dead = dispatch.reborn() or _dead  # of the first call, if this is another
     for hub in list(_hubs):
-        hub.orphan(dead)
+        hub.orphan(_dead)
+    _dead = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+forks.in_child(_in_child)

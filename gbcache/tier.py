@@ -7,12 +7,11 @@ import weakref
 from collections.abc import (
     Callable,
     Iterable,
-    Iterator,
     Mapping,
     MutableMapping,
     Sequence,
 )
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 from typing import Any
@@ -188,19 +187,14 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         until = None if ttl is None else time.monotonic() + ttl
         items = [(key, value, ttl) for key, value in zip(keys, values, strict=True)]
         landed = [Found(value, until) for value in values]
-        writes = self._side.begin(keys)
         try:
-            with self._asking():
-                self.far.put_many(items)
-        except BaseException as error:
-            self._side.end(keys, writes)
-            if self._on_error != "near_only" or not isinstance(error, FarError):
+            self._side.write(keys, landed, self._told, self.far.put_many, items)
+        except FarError:
+            if self._on_error != "near_only":
                 raise
             self._astray = True
             for key, value, _ in items:
                 self.near.set(key, value, ttl)
-        else:
-            self._side.end(keys, writes, landed)
 
     def _queue(self, key: Any, value: Any, ttl: float | None) -> None:
         """A write behind. Memory changes after the buffer has it, as rule 2 of near.py wants."""
@@ -267,14 +261,11 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         needs(self.far, "add", "add")
         seconds = self._seconds(ttl)
         self._drained(key)
-        keys, found = [key], [Found(value, None if seconds is None else time.monotonic() + seconds)]
-        writes = self._side.begin(keys)
-        done: bool = False
-        try:
-            with self._asking():
-                done = self.far.add(key, value, seconds)  # type: ignore[attr-defined]
-        finally:
-            self._side.end(keys, writes, found if done else ())
+        found = [Found(value, None if seconds is None else time.monotonic() + seconds)]
+        add = self.far.add  # type: ignore[attr-defined]
+        done: bool = self._side.write(
+            [key], found, lambda: bool(self._told(add, key, value, seconds))
+        )
         return done
 
     def incr(self, key: Any, delta: int = 1, initial: int = 0) -> int:
@@ -285,8 +276,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             if type(number) is not int:
                 raise TypeError(f"incr: {name}={number!r} is not an int")
         self._drained(key)
-        with self._changing(key):
-            total: int = self.far.incr(key, delta, initial, self.default_ttl)  # type: ignore[attr-defined]
+        verb, ttl = self.far.incr, self.default_ttl  # type: ignore[attr-defined]
+        total: int = self._side.write([key], (), self._told, verb, key, delta, initial, ttl)
         return total
 
     def touch(self, key: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
@@ -294,20 +285,13 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         needs(self.far, "touch", "touch")
         seconds = self._seconds(ttl)
         self._drained(key)
-        with self._changing(key):
-            done: bool = self.far.touch(key, seconds)  # type: ignore[attr-defined]
+        verb = self.far.touch  # type: ignore[attr-defined]
+        done: bool = self._side.write([key], (), self._told, verb, key, seconds)
         return done
 
-    @contextmanager
-    def _changing(self, key: Any) -> Iterator[None]:
-        """The far side changes a key, to what we do not know."""
-        keys = [key]
-        writes = self._side.begin(keys)
-        try:
-            with self._asking():
-                yield
-        finally:
-            self._side.end(keys, writes)
+    def _told(self, verb: Callable[..., Any], *args: Any) -> Any:
+        with self._asking():
+            return verb(*args)
 
     def delete_many(self, keys: Iterable[Any]) -> int:
         """Removes keys from both sides; how many were there."""
@@ -316,12 +300,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     def _delete(self, keys: list[Any]) -> list[bool]:
         if self._behind is not None:
             self._behind.drain()  # whether they are there is to be told
-        writes = self._side.begin(keys)
-        try:
-            with self._asking():
-                gone = self.far.delete_many(keys)
-        finally:
-            self._side.end(keys, writes)
+        gone: list[bool] = self._side.write(keys, (), self._told, self.far.delete_many, keys)
         return gone
 
     def __delitem__(self, key: Any) -> None:

@@ -14,7 +14,6 @@ told. 2 x `heartbeat` after a question that was answered the next answer has to 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 import warnings
@@ -24,6 +23,7 @@ from typing import Any
 
 import redis
 
+from . import forks
 from .errors import ClosedError
 from .far import Listener
 from .locks import Latch, Lock, endure
@@ -370,5 +370,4 @@ def _in_child() -> None:
         channel.in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+forks.in_child(_in_child)

@@ -1,17 +1,22 @@
 # cython: freethreading_compatible=True
 """Writes of a `Tiered` under way, by key: which of them overlap, so that none of those lands.
 
-Compiled, and without `with`: where memory is short, what was begun is ended all the same. See `near`.
+Compiled, and without `with`: where memory is short, or a signal's handler raises, what was begun is ended all the same.
+See `near`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from .forks import insist
 from .locks import Lock
 
 __all__ = ["Write", "Writes"]
+
+_TRIES = 100
+"""Of letting go of a key, in whose ``__eq__`` a signal's handler may raise."""
 
 
 class Write(bytearray):
@@ -35,6 +40,30 @@ class Writes:
     def __len__(self) -> int:
         return len(self._of)
 
+    def during(
+        self,
+        keys: Sequence[Any],
+        side: Any,
+        found: Sequence[Any],
+        call: Callable[..., Any],
+        *args: Any,
+    ) -> Any:
+        """Has the far side told by `call`, then memory by `side.wrote`: that it has `found`, unless the call says
+        False. Where anything raises, the keys are dropped from memory."""
+        writes = self.begin(keys)
+        sound = False
+        try:
+            done = call(*args)
+            side.wrote(keys, writes, () if done is False else found)
+            sound = True
+        finally:
+            try:
+                if not sound:
+                    insist(side.drop, keys)
+            finally:
+                self.end(keys, writes)
+        return done
+
     def begin(self, keys: Sequence[Any]) -> list[Write]:
         """Before the far side is told. Raises what a key's ``__eq__`` does, and nothing is under way then."""
         made: list[Write] = []
@@ -43,11 +72,13 @@ class Writes:
         try:
             for key in keys:
                 found = self._of.get(key)
+                if found is not None and found.under_way <= 0:  # `end` could not let go of it
+                    found = None
                 write = Write() if found is None else found
                 made.append(write)
                 if found is None:  # not setdefault: 3.13's counts what it lacked the memory to keep
                     self._of[key] = write
-                elif write.under_way:
+                else:
                     write[0] = 1
                 write.under_way += 1
                 at += 1
@@ -60,20 +91,41 @@ class Writes:
 
     def end(self, keys: Sequence[Any], writes: Sequence[Write]) -> None:
         """After it was told, or failed to be. Makes no object, but what a key's ``__eq__`` does."""
-        self.lock.acquire()
+        raised: BaseException | None = None
+        held = False
+        while not held:
+            try:
+                held = self.lock.acquire()
+            except BaseException as error:  # of a signal's handler
+                raised = error
         try:
             self._end(keys, writes, len(writes))
         finally:
             self.lock.release()
+        if raised is not None:
+            raise raised
 
     def _end(self, keys: Sequence[Any], writes: Sequence[Write], count: int) -> None:
         at = 0
-        while at < count:
-            key, write = keys[at], writes[at]
+        while at < count:  # all of them first: here nothing raises
+            write = writes[at]
             write.under_way -= 1
-            if write.under_way <= 0 and self._of.get(key) is write:
-                del self._of[key]
             at += 1
+        raised: BaseException | None = None
+        left = _TRIES
+        while at:
+            key, write = keys[at - 1], writes[at - 1]
+            try:
+                if write.under_way <= 0 and self._of.get(key) is write:
+                    del self._of[key]
+            except BaseException as error:
+                raised = error
+                left -= 1
+                if left > 0:
+                    continue
+            at -= 1
+        if raised is not None:
+            raise raised
 
     def void(self, keys: Sequence[Any] | None) -> None:
         """None of these keys (None: any) lands what is being written."""

@@ -418,14 +418,13 @@ def test_a_signal_handler_that_forks_while_forking(title: str) -> None:
     cache, once = MAKERS[title](), [1]
     cache.set("k", 1, ttl=50)
     signal.signal(signal.SIGUSR1, lambda *_: fork(cache) if once and once.pop() else None)
-    before = gbcache.housekeeper._stores.values
 
     class Stores(dict):  # type: ignore[type-arg]
-        def values(self) -> Any:
+        def copy(self) -> Any:
             signal.raise_signal(signal.SIGUSR1)
-            return before()
+            return super().copy()
 
-    gbcache.housekeeper._stores = Stores()
+    gbcache.forks._stores = Stores(gbcache.forks._stores)  # type: ignore[attr-defined]
     fork(cache)
     sound(cache)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import gbcache
-from gbcache import housekeeper, locks
+from gbcache import forks, locks
 from gbcache.locks import Latch, Lock, Monitor, endure
 from gbcache.writes import Writes
 
@@ -332,11 +332,11 @@ def test_a_gate_is_open_again_where_one_could_not_be_alone(monkeypatch: pytest.M
 
 
 def test_a_fork_that_could_not_be_made_ready_for_is_not_taken_back() -> None:
-    housekeeper._in_parent()
-    assert housekeeper._depth == 0
+    forks._in_parent()
+    assert forks._depth == 0
     if (pid := os.fork()) == 0:
-        os._exit(housekeeper._depth)
-    assert os.waitpid(pid, 0)[1] == 0 and housekeeper._depth == 0 and not housekeeper._held
+        os._exit(forks._depth)
+    assert os.waitpid(pid, 0)[1] == 0 and forks._depth == 0 and not forks._held
 
 
 # Thread.start fails at first: before the thread runs, and after. Then all is as if it had not been tried.

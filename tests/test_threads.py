@@ -274,7 +274,7 @@ def test_a_forgotten_cache_is_freed() -> None:
     assert key in housekeeper._kept
     del cache
     gc.collect()
-    assert until(lambda: key not in housekeeper._kept and key not in housekeeper._stores)
+    assert until(lambda: key not in housekeeper._kept and key not in gbcache.forks._stores)
 
 
 def test_a_cache_that_goes_while_the_housekeeper_looks() -> None:

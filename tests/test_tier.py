@@ -413,7 +413,7 @@ def test_a_forked_child_goes_on(near: Any) -> None:
 
     def hold() -> None:
         with tier._side.lock:
-            tier._side.begin(["a"])
+            tier._side._writing.begin(["a"])
             held.set()
             done.wait(20)
 

@@ -64,6 +64,7 @@ ROOMS = {
     "files": "test_files_faults.py test_power.py", "snapshot": "test_persist.py test_files_corrupt.py",
     "live": "test_persist.py test_files_faults.py test_power.py", "locks": "test_locks.py",
     "writes": "test_tier_races.py test_tier.py", "notify": "test_events_reentry.py test_events.py",
+    "forks": "test_interrupts.py test_threads.py",
     "tracking": "test_valkey_feed.py",
 }  # fmt: skip
 NATIVE = sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.c"))

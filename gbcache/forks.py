@@ -1,0 +1,116 @@
+# cython: freethreading_compatible=True
+"""Forks: each cache's lock is held across one, and a forked child begins anew what is its parent's.
+
+What a hook raises Python prints, and forks all the same; so does a signal's handler that raises as a hook begins, or in
+the midst of it. Hence this is compiled, where no handler runs between two lines: what was taken is given back. And what
+a child needs of Python code is called again where it was cut off.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+__all__ = ["in_child", "insist", "register"]
+
+_TRIES = 100
+"""Of what a signal's handler cuts off."""
+
+# By id, not in a WeakSet: a cache is unhashable, as every mapping is.
+_stores: dict[int, weakref.ref[Any]] = {}
+_turn = threading.RLock()
+"""Held across a fork: `_held` is of one thread at a time."""
+_depth = 0  # a signal's handler may fork while we get ready to
+_held: list[Any] = []
+"""Stores whose locks are held, or were to be: each knows whether. Twice, where a fork was begun in another."""
+
+
+def register(store: Any) -> None:
+    """Makes `store` known to fork: its lock is held across, its child's copy is the child's own."""
+    key = id(store)
+    _stores[key] = weakref.ref(store, partial(_stores.pop, key))
+
+
+def in_child(hook: Callable[[], None]) -> None:
+    """Has a forked child call `hook`, and again where it raises: it may find some of its work done."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(insist, hook))
+
+
+def insist(call: Callable[..., object], *args: Any) -> None:
+    """Calls, and again where that was cut off. Raises what did so, once it has come to its end."""
+    raised: BaseException | None = None
+    left = _TRIES
+    while left:
+        left -= 1
+        try:
+            call(*args)
+            break
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised
+
+
+def _before() -> None:
+    global _depth
+    raised: BaseException | None = None
+    try:
+        insist(_turn.acquire)
+    except BaseException as error:  # of a signal's handler while it waited
+        raised = error
+    owned: Any = _turn
+    stores: Any = _stores
+    if owned._is_owned():
+        _depth += 1
+        for ref in stores.copy().values():  # without memory for it, no more are held
+            store = ref()
+            if store is not None:
+                _held.append(store)
+                store._fork_before()
+    if raised is not None:
+        raise raised
+
+
+def _in_parent() -> None:
+    global _depth
+    owned: Any = _turn
+    if not owned._is_owned():  # `_before` could not begin
+        return
+    raised: BaseException | None = None
+    _depth -= 1
+    held: list[Any] = _held
+    if not _depth:
+        for store in held:
+            try:
+                store._fork_parent()
+            except BaseException as error:
+                raised = error
+        held.clear()
+    owned.release()  # as `_turn` it would be a bound method, which takes memory
+    if raised is not None:
+        raise raised
+
+
+def _in_child() -> None:
+    global _depth, _turn
+    raised: BaseException | None = None
+    _depth = 0
+    held: list[Any] = _held
+    for store in held:
+        try:
+            store._fork_child()
+        except BaseException as error:
+            raised = error
+    held.clear()
+    _turn = threading.RLock()
+    if raised is not None:
+        raise raised
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
