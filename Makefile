@@ -4,7 +4,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 # Not `python -m pytest`: that would put this directory, and so the normal build, before the others.
 PYTEST := $(VENV)/bin/python $(VENV)/bin/pytest
-SOURCES := $(filter-out gbcache/_packed.c gbcache/_object.c gbcache/_disk.c gbcache/flight.c gbcache/forks.c gbcache/groups.c gbcache/locks.c gbcache/notify.c gbcache/writes.c,$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
+# What Cython writes.
+CYTHONS := $(patsubst %,gbcache/%.c,_packed _object _disk flight forks groups locks notify subscribers writes)
+SOURCES := $(filter-out $(CYTHONS),$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
 STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 UNDER_ASAN = ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
@@ -248,4 +250,4 @@ check: lint $(GATE) test tiny asan coverage ## lint, gate, test, tiny, asan, cov
 	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
 
 clean: ## remove everything made here
-	rm -rf build $(VENV) .nox *.egg-info gbcache/_packed.c gbcache/_object.c gbcache/_disk.c gbcache/flight.c gbcache/forks.c gbcache/groups.c gbcache/locks.c gbcache/notify.c gbcache/writes.c gbcache/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build $(VENV) .nox *.egg-info $(CYTHONS) gbcache/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,18 +15,19 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import Future, InvalidStateError
 from contextvars import ContextVar, Token
 from datetime import timedelta
-from functools import partial
 from inspect import isawaitable
 from types import CoroutineType
 from typing import Any, Protocol
 
 from .errors import BudgetError, ClosedError
+from .locks import gate
 
 __all__ = ["MISS", "Flight", "afill", "aload", "fill", "fill_many", "load"]
 
+Waiters = dict[Any, asyncio.AbstractEventLoop | None]
+"""A future for each task, with its loop; a held lock for each thread."""
 MISS = object()
 _AGAIN = object()
 """What followers are told when the leader was cancelled or interrupted: one of them leads now."""
@@ -48,7 +49,7 @@ class Loadable(Protocol):
 class Flight(bytearray):
     """One load under way. Its only byte is set by whoever changes the key (C does): then it is void."""
 
-    __slots__ = ("error", "future", "led", "loop", "process", "seen", "value", "waits")
+    __slots__ = ("error", "led", "loop", "process", "seen", "value", "waiters", "waits")
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
 
@@ -57,8 +58,8 @@ class Flight(bytearray):
     value: Any
     """What came of it: MISS while it is under way, or where it raised."""
     error: Exception | None
-    future: Future[None] | None
-    """Made by the first who waits; done once there is a value or an error."""
+    waiters: Waiters | None
+    """Who is told at its end, in order. None: nobody waits yet, or it is over."""
     waits: list[Flight]
     """What its leader, or tasks of its leader, wait for."""
     seen: int
@@ -91,7 +92,7 @@ def _start() -> tuple[Flight, Token[Any]]:
     """A flight that this thread or task leads, if the key has none."""
     mine = Flight(1)
     mine.loop, mine.process = asyncio._get_running_loop(), _process
-    mine.value, mine.error, mine.future = MISS, None, None
+    mine.value, mine.error, mine.waiters = MISS, None, None
     mine.waits, mine.seen, mine.led = [], 0, 0
     before = _leading.get()
     while before is not None and _has_ended(before[0]):  # left there where memory was short
@@ -121,46 +122,40 @@ def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
     return flight
 
 
-def _future(flight: Flight) -> Future[None]:
-    """What a follower waits on."""
-    future: Future[None] = Future()
+def _enlist(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None) -> bool:
+    """Has a follower told; False: there is nothing to wait for. Each has a waiter of its own, so that to give up takes
+    nothing from others. No `wrap_future`, no `shield`: they make functions, whose code CPython 3.12 and 3.13 let go of
+    twice where memory is short."""
+    fresh: Waiters = {}
     _graph.acquire()
     try:
-        ended = _has_ended(flight)
-        if flight.future is None:
-            flight.future = future
-        future = flight.future
+        if _has_ended(flight):
+            return False
+        if flight.waiters is None:
+            flight.waiters = fresh
+        flight.waiters[waiter] = loop
     finally:
         _graph.release()
-    if ended:
-        _wake(future)
-    return future
+    return True
 
 
-def _wake(future: Future[None]) -> None:
-    try:
-        if not future.done():
-            future.set_result(None)
-    except InvalidStateError:  # another was first
-        pass
-
-
-def _waiter(flight: Flight) -> asyncio.Future[None]:
-    """What a follower's task waits on: its own, so that to cancel it takes nothing from others. No `wrap_future`, no
-    `shield`: they make functions, whose code CPython 3.12 and 3.13 let go of twice where memory is short."""
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-    _future(flight).add_done_callback(partial(_tell, loop, waiter))
-    return waiter
-
-
-def _tell(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None], _: Any) -> None:
-    """The flight is over; in the thread of whoever ended it."""
-    try:
-        loop.call_soon_threadsafe(_told, waiter)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise
+def _tell(waiters: Waiters, patience: int = 2) -> None:
+    """The flight is over; in the thread of whoever ended it. Whatever comes of one, the others are told, and all again:
+    memory was short, or a signal's handler raised. To be told twice is nothing."""
+    raised = None
+    for waiter, loop in waiters.items():
+        try:
+            if loop is not None:
+                loop.call_soon_threadsafe(_told, waiter)
+            elif waiter.locked():
+                waiter.release()
+        except BaseException as error:
+            if loop is None or not loop.is_closed():
+                raised = error
+    if raised is not None:
+        if not patience:
+            raise raised
+        _tell(waiters, patience - 1)
 
 
 def _told(waiter: asyncio.Future[None]) -> None:
@@ -175,11 +170,11 @@ def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
         if _has_ended(flight):
             return
         flight.value, flight.error = value, error
-        future = flight.future
+        waiters, flight.waiters = flight.waiters, None  # from here on they are ours alone
     finally:
         _graph.release()
-    if future is not None:
-        _wake(future)
+    if waiters is not None:
+        _tell(waiters)
 
 
 def _wait_for(flight: Flight, blocking: bool) -> bool:
@@ -214,10 +209,12 @@ def _wait_for(flight: Flight, blocking: bool) -> bool:
     return True
 
 
-def _waited(flight: Flight) -> None:
+def _waited(flight: Flight, waiter: Any = None) -> None:
     ours = _leading.get()
     _graph.acquire()
     try:
+        if flight.waiters is not None:
+            flight.waiters.pop(waiter, None)
         while ours is not None:
             if flight in ours[0].waits:
                 ours[0].waits.remove(flight)
@@ -310,10 +307,13 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
             return cache._stale(key, old, True)
         if not _wait_for(flight, blocking=True):
             return fn()
+        waiter = None
         try:
-            _future(flight).result()
+            waiter = gate()
+            if _enlist(flight, waiter, None):
+                waiter.acquire()
         finally:
-            _waited(flight)
+            _waited(flight, waiter)
         if flight.error is not None:
             raise flight.error
         if flight.value is not _AGAIN:
@@ -424,10 +424,14 @@ async def afill(
             return cache._stale(key, old, True)
         if not _wait_for(flight, blocking=False):
             return await _awaited(fn())
+        waiter = None
         try:
-            await _waiter(flight)
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
+            if _enlist(flight, waiter, loop):
+                await waiter
         finally:
-            _waited(flight)
+            _waited(flight, waiter)
         if flight.error is not None:
             raise flight.error
         if flight.value is not _AGAIN:

@@ -12,199 +12,15 @@ import asyncio
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from types import MethodType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import dispatch, forks
-from ._packed import report
-from .events import ALL, Event, Kind, bits_of, check_prefix
+from .events import ALL, Event, bits_of, check_prefix
+from .subscribers import OnLoop, Subscription
 from .watch import Cursor, Wake, Watch, drain
 
 __all__ = ["Hub", "Subscription"]
-
-TURN = 256
-"""Events one subscriber is given before the next one's turn."""
-PATIENCE = 50
-"""Times they are taken again where memory is short. Then one that does not decode is passed over."""
-
-
-class Subscription:
-    """A function that is told of a cache's events. Made by `cache.subscribe`; a context manager."""
-
-    def __init__(self, hub: Any, fn: Callable[[Event], Any], cursor: Cursor, kinds: int, values: bool,
-                 delivery: str | asyncio.AbstractEventLoop, weak: bool) -> None:  # fmt: skip
-        self._hub, self._cursor = hub, cursor
-        self.kinds, self.values, self.delivery = kinds, values, delivery
-        self.closed = False
-        """Whether it is told nothing more."""
-        self._batch: Sequence[Event] = ()
-        self._at = self._again = 0  # of the batch; times in a row that memory was short for it
-        self.delivered = self.lost = self.errors = 0
-        """Events given to the function; events lost; times it raised."""
-        self._fn: Callable[[], Callable[[Event], Any] | None]
-        if not weak:
-            self._fn = lambda: fn
-        elif isinstance(fn, MethodType):
-            self._fn = weakref.WeakMethod(fn)
-        else:
-            self._fn = weakref.ref(fn)
-
-    def close(self) -> None:
-        """Tells it nothing more. The call under way, if any, goes on."""
-        if not self.closed:
-            self.closed = True
-            self._hub.leave(self)
-
-    def __enter__(self) -> Subscription:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def end(self) -> None:
-        """The cache is about to be closed: what is left is still delivered."""
-        self._cursor.finish()
-
-    def orphan(self) -> None:
-        """In a forked child: it is the parent's."""
-        self.closed = True
-
-    def pending(self) -> bool:
-        return not self.closed and (self._at < len(self._batch) or self._cursor.pending())
-
-    def turn(self) -> bool:
-        """Delivers some events; whether there were any."""
-        events = self.take()
-        fn: Any = self._fn()
-        for event in events:
-            if self.closed:
-                break
-            try:
-                fn(event)
-            except BaseException as error:
-                self._failed(error)
-        return len(events) > 0 or self.pending()
-
-    def take(self) -> Sequence[Event]:
-        """The next events, counted as delivered; none if it is closed, or its function is gone."""
-        if self._fn() is None:
-            self.close()
-        if self.closed:
-            return []
-        if self._at >= len(self._batch):
-            self._batch = self._cursor.pull(TURN)
-            self._at = 0
-        at, events = self._at, []
-        try:
-            while self._at < len(self._batch):
-                try:
-                    events.append(self._batch[self._at])
-                except BaseException as error:  # a value that does not decode: it is passed over
-                    if (
-                        isinstance(error, MemoryError)
-                        and self._again < PATIENCE
-                        and self.delivery == "thread"
-                    ):
-                        raise
-                    self._failed(error)
-                self._at += 1
-            missed = events[0].value if events and events[0].kind is Kind.LOST else 0
-            delivered, lost = self.delivered + len(events) - bool(missed), self.lost + missed
-        except MemoryError:  # none of them was given: all are taken again
-            self._at = at
-            self._again += 1
-            raise
-        self.delivered, self.lost, self._again = delivered, lost, 0
-        self._batch, self._at = (), 0
-        return events
-
-    def _failed(self, error: BaseException) -> None:
-        self.errors += 1
-        counting = self._hub.counting
-        counting.acquire()
-        try:
-            self._hub.errors += 1
-        finally:
-            counting.release()
-        if isinstance(error, KeyboardInterrupt):  # meant for the program, not for the subscriber
-            if self.delivery == "inline":
-                self._hub.interrupted = True  # C sees to it, once the operation is over
-            else:
-                _thread.interrupt_main()
-        report(error, self._fn())
-
-    def __repr__(self) -> str:
-        return f"<Subscription{' closed' if self.closed else ''} of {self._hub.name!r}>"
-
-
-class OnLoop(Subscription):
-    """One that is told on an asyncio loop; a coroutine function is awaited before the next event."""
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._wake = loop, Wake()
-        self._task: asyncio.Task[None] | None = None
-        try:
-            self._hub.join(self, self._wake)
-        except BaseException:
-            self._wake.close()
-            raise
-        loop.call_soon_threadsafe(self._begin)
-
-    def _begin(self) -> None:
-        self._loop.add_reader(self._wake.fd, self._rung)
-        self._rung()
-
-    def _rung(self) -> None:
-        self._wake.drain()
-        if self._task is None or self._task.done():
-            self._task = self._loop.create_task(self._run())
-
-    async def _run(self) -> None:
-        while not self.closed:
-            events = self.take()
-            fn: Any = self._fn()
-            for event in events:
-                if self.closed:
-                    break
-                try:
-                    said = fn(event)
-                    if inspect.isawaitable(said):
-                        await said
-                except asyncio.CancelledError:
-                    raise
-                except BaseException as error:
-                    self._failed(error)
-            if events:
-                await asyncio.sleep(0)  # others' turn
-                continue
-            self._wake.bell.arm()
-            if not self.pending():
-                return
-            self._wake.bell.disarm()
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        self.closed = True
-        self._hub.leave(self, self._wake)
-        if self._loop.is_closed():
-            self._wake.close()
-        else:
-            self._loop.call_soon_threadsafe(self._stop)
-
-    def orphan(self) -> None:
-        super().orphan()
-        self._hub.silence(self._wake)
-
-    def _stop(self) -> None:
-        self._loop.remove_reader(self._wake.fd)
-        self._wake.close()
-
-    def end(self) -> None:
-        self._hub.silence(self._wake)
-        super().end()
-        self._wake.ring()
 
 
 class Hub:
@@ -249,7 +65,7 @@ class Hub:
         cursor = self._open(None, mask, prefix, values)
         if isinstance(loop, asyncio.AbstractEventLoop):
             sub = OnLoop(self, fn, cursor, mask, values, loop, weak)
-            sub.start(loop)
+            sub.start(loop, self._cache())
             return sub
         one = Subscription(self, fn, cursor, mask, values, loop, weak)
         self.join(one, None)

@@ -273,6 +273,8 @@ class Channel:
             except BaseException:
                 self._lines.pop(address).cut()  # it may have begun
                 raise
+            if self._closed:  # meanwhile: `close` may not have seen this one
+                line.cut()
 
     def _settle(self) -> None:
         """From the state of the lines to that of the channel, and to what the listener is told. Each call goes on where

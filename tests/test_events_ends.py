@@ -80,7 +80,7 @@ def test_forty_generations(make: Any) -> None:
 @isolated
 def test_forks_while_others_write_and_read(make: Any) -> None:
     cache, got, stop = make(room=2000), [], []
-    cache.subscribe(lambda event: got.append(event.seq))
+    sub = cache.subscribe(lambda event: got.append(event.seq))
     watch = cache.watch()
 
     def write() -> None:
@@ -102,6 +102,7 @@ def test_forks_while_others_write_and_read(make: Any) -> None:
     stop.append(1)
     cache.close()
     joined(*threads)
+    assert until(lambda: sub.closed)  # what was recorded is still delivered
     assert got == sorted(got) and len(got) == len(set(got))
 
 

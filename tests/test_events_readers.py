@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from heard import both, descriptors, in_thread, joined, pairs, told, until
+from heard import Hook, both, descriptors, in_thread, joined, pairs, told, until
+from test_hostile import isolated
 
 import gbcache
 from gbcache import Event
@@ -289,3 +290,148 @@ def test_a_loop_that_was_closed_leaks_no_descriptor(make: Any) -> None:
         for _ in range(5):
             cycle(way)
         assert descriptors() == before, ways.index(way)
+
+
+# --- what ends on a loop, and what does not ------------------------------------------------------
+
+
+async def _all_told(got: list[Any], n: int) -> None:
+    while len(got) < n:
+        await asyncio.sleep(0.001)
+
+
+@both
+@pytest.mark.parametrize("how", ["function", "coroutine"])
+@isolated
+def test_what_a_subscriber_awaits_may_be_cancelled(make: Any, how: str) -> None:
+    """It is an error as any other: not our task was cancelled."""
+    hook, got, cache = Hook(), [], make()
+
+    async def main() -> None:
+        gone = asyncio.get_running_loop().create_future()
+        gone.cancel()
+
+        def plain(event: Event) -> None:
+            got.append(event.key)
+            if event.key % 5 == 0:
+                gone.result()
+
+        async def slow(event: Event) -> None:
+            got.append(event.key)
+            if event.key % 5 == 0:
+                await gone
+
+        sub = cache.subscribe(slow if how == "coroutine" else plain, delivery="asyncio")
+        for i in range(10):
+            cache[i] = i
+        await _all_told(got, 10)
+        cache[10] = 10
+        await _all_told(got, 11)
+        assert got == list(range(11)) and (sub.delivered, sub.errors) == (11, 3)
+
+    asyncio.run(asyncio.wait_for(main(), HANG))
+    assert [kind for kind, _ in hook.seen] == [asyncio.CancelledError] * 3
+
+
+@both
+@pytest.mark.parametrize("when", ["begins", "waits", "between", "lacks memory"])
+@isolated
+def test_a_delivery_that_is_cancelled_goes_on(make: Any, when: str) -> None:
+    """Nothing is told twice, and no more is lost than the call that was under way."""
+    hook, got, cache = Hook(), [], make()
+
+    async def hear(event: Event) -> None:
+        got.append(event.key)
+        if when == "waits" and event.key == 5:
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        sub = cache.subscribe(
+            hear if when == "waits" else lambda e: got.append(e.key), delivery="asyncio"
+        )
+        pull, ours = sub._cursor, asyncio.all_tasks()
+        if when == "lacks memory":
+            sub._cursor = Starved(pull)
+        for i in range(700):
+            cache[i] = i
+        while when != "begins" and len(got) < 6 and sub._cursor is pull:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if when != "lacks memory":
+            (task,) = asyncio.all_tasks() - ours
+            task.cancel()
+        await _all_told(got, 700)
+        cache[700] = 1
+        await _all_told(got, 701)
+        assert got == list(range(701)) and (sub.delivered, sub.lost, sub.errors) == (701, 0, 0)
+
+    asyncio.run(asyncio.wait_for(main(), HANG))
+    assert [kind for kind, _ in hook.seen] == [MemoryError] * (when == "lacks memory")
+
+
+class Starved:
+    """A cursor that lacks memory, once."""
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor, self._short = cursor, True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    def pull(self, most: int) -> Any:
+        if self._short:
+            self._short = False
+            raise MemoryError
+        return self._cursor.pull(most)
+
+
+@both
+def test_a_closed_cache_leaves_nothing_on_the_loop(make: Any) -> None:
+    async def main() -> None:
+        got: list[Any] = []
+        before = descriptors()
+        for i in range(5):
+            cache = make()
+            sub = cache.subscribe(lambda event: got.append(event.key), delivery="asyncio")
+            if i % 2:
+                await asyncio.sleep(0.002)  # it listens, or does not yet
+            cache[i] = i
+            in_thread(cache.close).join()
+            assert not sub.closed
+            await _all_told(got, i + 1)
+            while not sub.closed:
+                await asyncio.sleep(0.001)
+            sub.close()
+        assert descriptors() == before and got == [0, 1, 2, 3, 4]
+
+    asyncio.run(asyncio.wait_for(main(), HANG))
+
+
+@both
+@pytest.mark.parametrize("collected", ["here", "in another thread"])
+def test_a_loop_keeps_no_cache_alive(make: Any, collected: str) -> None:
+    async def main() -> None:
+        before, got, gone = descriptors(), list[Any](), []
+        for i in range(5):
+            cache = make()
+            gone.append(weakref.ref(cache))
+            cache.subscribe(lambda event: got.append(event.key), delivery="asyncio")
+            if i:
+                cache[i] = i
+                await _all_told(got, i)
+            del cache
+        await asyncio.sleep(0.01)
+        if collected == "here":
+            gc.collect()
+        else:
+            joined(in_thread(gc.collect))
+        assert [ref() for ref in gone] == [None] * 5
+        await asyncio.sleep(0.01)
+        assert descriptors() == before
+        cache = make()  # its descriptor has the number of one that went
+        sub = cache.subscribe(lambda event: got.append(event.key), delivery="asyncio")
+        cache[5] = 5
+        await _all_told(got, 5)
+        assert got == [1, 2, 3, 4, 5] and sub.delivered == 1
+
+    asyncio.run(asyncio.wait_for(main(), HANG))

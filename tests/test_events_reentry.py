@@ -20,7 +20,7 @@ import pytest
 from heard import SHORT, Hook, both, in_thread, joined, pairs, told, until
 from test_hostile import ACTS, FINE, acts, isolated
 
-from gbcache import Cache, Event, notify
+from gbcache import Cache, Event, subscribers
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
@@ -115,7 +115,7 @@ def test_a_value_that_does_not_decode_costs_no_other_event(
 @isolated
 def test_a_value_that_memory_is_short_for_is_waited_for(times: int, errors: int) -> None:
     """None before it is told twice, none after it is lost; one that never fits is passed over in the end."""
-    notify.PATIENCE = 8  # type: ignore[attr-defined]
+    subscribers.PATIENCE = 8  # type: ignore[attr-defined]
     codec, got, tried = Pickled(), [], []
     cache = Cache("1MB", codec=codec)
 
@@ -132,6 +132,26 @@ def test_a_value_that_memory_is_short_for_is_waited_for(times: int, errors: int)
     assert sub.delivered == 20 - errors and sub.errors == errors and sub.lost == 0
     cache["later"] = [1]
     assert until(lambda: got[-1] == "later", 5)
+
+
+@both
+def test_an_error_that_memory_is_short_for_costs_nobody_an_event(make: Any) -> None:
+    """It cannot be counted, nor said; what was taken is given all the same."""
+    got, short = [], [MemoryError]
+
+    def hear(event: Event) -> None:
+        got.append(event.key)
+        raise ValueError
+
+    def failed(error: BaseException) -> None:
+        if short:
+            raise short.pop()
+
+    cache = make()
+    sub = cache.subscribe(hear)
+    sub._failed = failed
+    cache.update((i, i) for i in range(20))
+    assert until(lambda: len(got) >= 20) and got == list(range(20)) and sub.delivered == 20
 
 
 @both

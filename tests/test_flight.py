@@ -278,6 +278,96 @@ def test_a_cancelled_follower_cancels_nobody(cache: Any) -> None:
     assert one == three == "value" and isinstance(two, asyncio.CancelledError)
 
 
+def _futures() -> int:
+    gc.collect()
+    return sum(type(each) is asyncio.Future for each in gc.get_objects())
+
+
+def test_followers_that_give_up_leave_nothing(cache: Any) -> None:
+    """A loader that hangs may be asked for ever, by those who have no time."""
+
+    async def main() -> None:
+        go = asyncio.Event()
+        leader = asyncio.ensure_future(cache.aget_or_set("k", go.wait))
+        await asyncio.sleep(0)
+        before = _futures()
+        for _ in range(10):
+            tasks = [asyncio.ensure_future(cache.aget_or_set("k", go.wait)) for _ in range(20)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        del tasks, task
+        assert _futures() <= before + 2
+        go.set()
+        assert await leader
+
+    asyncio.run(main())
+
+
+def test_followers_that_give_up_as_it_ends(cache: Any) -> None:
+    """In another thread: who did not give up is told, each time."""
+
+    async def one(i: int, go: threading.Event) -> None:
+        tasks = [asyncio.ensure_future(cache.aget_or_set(i, None)) for _ in range(9)]
+        await asyncio.sleep(0)
+        go.set()
+        for task in tasks[::2]:
+            await asyncio.sleep(0)
+            task.cancel()
+        done, late = await asyncio.wait(tasks, timeout=5)
+        assert not late and sum(task.cancelled() for task in done) <= 5
+        assert {task.result() for task in done if not task.cancelled()} == {i}
+
+    def main() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            for i in range(100):
+                go, led = threading.Event(), threading.Event()
+
+                def load(i: int = i, go: Any = go, led: Any = led) -> int:
+                    led.set()
+                    go.wait(5)
+                    return i
+
+                leader = pool.submit(cache.get_or_set, i, load)
+                led.wait(5)
+                asyncio.run(one(i, go))
+                assert leader.result() == i
+
+    within(30, main)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_follower_whose_loop_cannot_be_told_is_told_again(
+    cache: Any, error: type[BaseException]
+) -> None:
+    async def main() -> list[str]:
+        loop: Any = asyncio.get_running_loop()
+        plain, fails = loop.call_soon_threadsafe, [error, None, error]
+
+        def call(*args: Any) -> Any:
+            if fails and (raised := fails.pop()) is not None:
+                raise raised
+            return plain(*args)
+
+        go = asyncio.Event()
+
+        async def load() -> str:
+            await go.wait()
+            loop.call_soon_threadsafe = call
+            return "value"
+
+        tasks = [asyncio.ensure_future(cache.aget_or_set("k", load)) for _ in range(4)]
+        await asyncio.sleep(0)
+        go.set()
+        got = await asyncio.wait_for(asyncio.gather(*tasks), 5)
+        del loop.call_soon_threadsafe
+        assert not fails
+        return got
+
+    assert asyncio.run(main()) == ["value"] * 4
+
+
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "set": lambda c: c.set("k", "newer"),
     "item": lambda c: c.__setitem__("k", "newer"),

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from near import Near
 from proxy import Proxy
 from servers import Server, free_port, server_program, shared_server
 
+from gbcache import tracking
 from gbcache.tracking import Channel
 from gbcache.valkey import Valkey
 
@@ -325,6 +327,26 @@ def test_close_from_the_listener(server: Server, other: Valkey) -> None:
     until(lambda: heard.all == ["restored"])
     other.put_many([("k", 1, None)])
     assert closed.wait(5)
+
+
+def test_a_line_that_begins_as_the_channel_closes_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[Any] = []
+
+    class Late(tracking._Line):
+        def __init__(self, channel: Channel, address: Any) -> None:
+            channel.close()  # which sees the lines that are there
+            super().__init__(channel, address)
+            lines.append(self)
+
+    monkeypatch.setattr(tracking, "_Line", Late)
+    where = SimpleNamespace(seeds=[("127.0.0.1", free_port())], cluster=False)
+    nodes: Any = SimpleNamespace(where=where, timeout=0.2)
+    Channel(nodes, Heard(), b"", BEAT, 0.0, bytes).start()
+    (line,) = lines
+    line.thread.join(5)
+    left = line.thread.is_alive()
+    line.cut()
+    assert not left
 
 
 def test_two_listeners(server: Server, other: Valkey) -> None:

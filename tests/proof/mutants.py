@@ -63,7 +63,7 @@ ROOMS = {
     "_queue": "test_queue.py test_queue_readers.py test_queue_refs.py",
     "files": "test_files_faults.py test_power.py", "snapshot": "test_persist.py test_files_corrupt.py",
     "live": "test_persist.py test_files_faults.py test_power.py", "locks": "test_locks.py",
-    "writes": "test_tier_races.py test_tier.py", "notify": "test_events_reentry.py test_events.py",
+    "writes": "test_tier_races.py test_tier.py", "subscribers": "test_events_reentry.py test_events.py",
     "forks": "test_interrupts.py test_threads.py",
     "tracking": "test_valkey_feed.py",
 }  # fmt: skip
