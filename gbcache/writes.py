@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .forks import insist
 from .locks import Lock
 
 __all__ = ["Write", "Writes"]
@@ -59,10 +58,23 @@ class Writes:
         finally:
             try:
                 if not sound:
-                    insist(side.drop, keys)
+                    self._drop(side, keys)
             finally:
                 self.end(keys, writes)
         return done
+
+    def _drop(self, side: Any, keys: Sequence[Any]) -> None:
+        """What raises in here is a signal's handler, or says that there is no memory for a call: something else is on
+        its way up already. Makes no object."""
+        left = _TRIES
+        while left:
+            left -= 1
+            try:
+                side.drop(keys)
+                return
+            except BaseException:
+                side.doubted, side.trusted = True, False
+        side.doubt()
 
     def begin(self, keys: Sequence[Any]) -> list[Write]:
         """Before the far side is told. Raises what a key's ``__eq__`` does, and nothing is under way then."""
