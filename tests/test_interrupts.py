@@ -181,9 +181,9 @@ def test_writes_that_signals_cut_off_anywhere_are_over() -> None:
 
     far: Any = Full()
     tier, i = Tiered(Cache("1MB"), far), 0
-    cut, end = 0, time.monotonic() + 0.7
+    cut, end = 0, time.monotonic() + 30
     with handling(ring):
-        while time.monotonic() < end:
+        while cut < 300 and time.monotonic() < end:
             try:
                 signal.setitimer(signal.ITIMER_REAL, random.random() * 0.0003 + 1e-5)
                 for _ in range(1000):
@@ -192,7 +192,7 @@ def test_writes_that_signals_cut_off_anywhere_are_over() -> None:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except Interrupt:
                 cut += 1
-    assert cut > 50 and not tier._side._writing
+    assert cut == 300 and not tier._side._writing
     for key, value in [(key, tier.near.peek(key)) for key in range(100)]:
         assert tier._side.doubted or value is None or value == far.data[key][0]
     for key in range(100):

@@ -49,6 +49,8 @@ def test_a_close_that_fails_refuses_nothing_afterwards() -> None:
         tier.close()
     far.failing, behind.drain = False, drain
     tier["later"] = 2
+    with suppress(FarError):  # of an attempt that was under way while it failed
+        tier.close()
     tier.close()
     assert list(far.data) == ["late", "later"]
     with pytest.raises(ClosedError):
