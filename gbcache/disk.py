@@ -201,7 +201,8 @@ class Disk:
     synced, whatever `sync` says. Deadlines are by the wall clock, which is not followed while it is open.
 
     Raises BlockingIOError where another process (or another Disk) has it open, ImageError for what is no sound
-    store, FarError where the disk fails: it stays usable, and what failed is not there. After a fork the child's is
+    store, FarError where the disk fails: it stays usable, and what failed is not there. RuntimeError where a signal's
+    handler, a ``__del__`` or a codec writes to the Disk that its own thread is writing to. After a fork the child's is
     closed.
     """
 
