@@ -33,8 +33,8 @@ __all__ = ["TierStats", "Tiered"]
 _ERRORS = ("raise", "serve_stale", "near_only")
 _QUEUED = 200
 """Of many writes behind, those that are queued in one go."""
-_MIDWAY = (MemoryError, KeyboardInterrupt)
-"""What may come when a write is queued already: what memory has is not the last word then."""
+_REFUSED = (TypeError, ValueError, ClosedError)
+"""What a write is refused with before anything changed; whatever else comes, it may be queued already."""
 _VERBS = ("get_many", "put_many", "delete_many", "scan", "sync", "close")
 
 
@@ -198,62 +198,64 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
 
     def _queue(self, key: Any, value: Any, ttl: float | None) -> None:
         """A write behind. Memory changes after the buffer has it, as rule 2 of near.py wants."""
-        behind, kept = self._behind, False
+        behind, kept, sound = self._behind, False, False
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
+        write: Any = UNSET
         try:
             write = behind.put(key, value, until)
-        except _MIDWAY:
-            self._side.drop([key])
-            raise
-        if write is None:  # too long for it
-            behind.drain()
-            if value is REMOVED:
-                self._delete([key])
+            if write is None:  # too long for it
+                behind.drain()
+                if value is REMOVED:
+                    self._delete([key])
+                else:
+                    self._put([key], [value], ttl)
             else:
-                self._put([key], [value], ttl)
-            return
-        try:
-            if value is not REMOVED:
-                try:  # noqa: SIM105, `suppress` takes a tenth of all this
-                    kept = self._side.keep_one(key, value, until)
-                except BudgetError:  # it will be read from where it is going
-                    pass
-            if not kept or not behind.is_last(key, write):  # or a later one, or it is there already
-                self._side.forget(key)
-            elif self._side.absent is not None:
-                self._side.absent.pop(key, None)
-        except BaseException:
-            self._side.drop([key])
+                if value is not REMOVED:
+                    try:  # noqa: SIM105, `suppress` takes a tenth of all this
+                        kept = self._side.keep_one(key, value, until)
+                    except BudgetError:  # it will be read from where it is going
+                        pass
+                if not kept or not behind.is_last(key, write):  # or a later one, or it is there
+                    self._side.forget(key)
+                elif self._side.absent is not None:
+                    self._side.absent.pop(key, None)
+            sound = True
+        except _REFUSED:
+            sound = write is UNSET
             raise
+        finally:
+            if not sound:
+                self._side.drop([key])
 
     def _queue_many(self, items: dict[Any, Any], ttl: float | None) -> None:
         """`_queue` for some at once, or else for one after the other."""
         behind = self._behind
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
-        kept = False
+        kept = sound = False
+        writes: Any = UNSET
         try:
             writes = behind.put_many(items, until)
-        except _MIDWAY:
-            self._side.drop(items)
-            raise
-        try:
             if writes is not None:
                 with suppress(BudgetError):
                     kept = self._side.keep(items, until)
             if writes is None or not kept:
                 for key, value in items.items():
                     self._queue(key, value, ttl)
-                return
-            for key, write in zip(items, writes, strict=True):
-                if not behind.is_last(key, write):
-                    self._side.forget(key)
-            if self._side.absent is not None:
-                self._side.absent.delete_many(items)
-        except BaseException:
-            self._side.drop(items)
+            else:
+                for key, write in zip(items, writes, strict=True):
+                    if not behind.is_last(key, write):
+                        self._side.forget(key)
+                if self._side.absent is not None:
+                    self._side.absent.delete_many(items)
+            sound = True
+        except _REFUSED:
+            sound = writes is UNSET
             raise
+        finally:
+            if not sound:
+                self._side.drop(items)
 
     def add(self, key: Any, value: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
         """Writes a value only if `key` is absent; True if it was written. Atomic at the far side, which must have

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from fars import Full
+from interrupted import interrupted
 
 from gbcache import Cache, ObjectCache, Tiered, forks
 
@@ -198,3 +199,25 @@ def test_writes_that_signals_cut_off_anywhere_are_over() -> None:
     for key in range(100):
         tier[key] = "kept"
     assert [tier.near.peek(key) for key in range(100)] == ["kept"] * 100
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_write_behind_that_is_cut_off_leaves_no_old_copy(many: bool) -> None:
+    """Queued or not: what is read is what the far side will have."""
+    tier, n = Tiered(Cache("1MB"), Full(), write="behind", behind_seconds=30), 0
+    behind: Any = tier._behind
+
+    def write() -> None:
+        if many:
+            tier.set_many({"k": n, "l": n})
+        else:
+            tier["k"] = n
+
+    while True:
+        n += 1
+        tier["k"] = -n
+        if not (where := interrupted(write, n)):
+            break
+        near, queued = tier.near.peek("k"), behind.value_of(behind.last("k"))
+        assert tier._side.doubted or near in (None, queued), (where, near, queued)
+    assert n > 10 and tier["k"] == n
