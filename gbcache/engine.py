@@ -278,6 +278,8 @@ class Engine:
             if self.suspect or self.active_size > 8 * self.layer:
                 raise
 
+    # In short functions: far down in a long one a `with` or `finally` that lacks memory spins for ever (CPython).
+
     def settle(self, overlay: Changes | None = None, drop: bool = False) -> None:
         """Leader: all that waits, and `overlay`, into LMDB; with `drop`, only that, and all else is gone."""
         with self._lmdb:
@@ -287,24 +289,30 @@ class Engine:
             self.layers = ({}, {})
             self.active_size = self.frozen_size = 0
             self._forget_frozen()
-            try:
-                fresh = self._new_journal(True)
-            except OSError:
-                if self.suspect:
-                    raise
-                return  # it goes on in the old one: its frames are known by their numbers
-            try:
-                with self._files:
-                    old, self.journal = self.journal, fresh
-                    self.synced = self.seq
-                    with contextlib.suppress(
-                        OSError
-                    ):  # the fresh one says that all before it was applied
-                        old.remove()
-            finally:
-                if self.journal is not fresh:  # no memory for the `with`
-                    fresh.close()
-                    files.remove(fresh.path)
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        try:
+            fresh = self._new_journal(True)
+        except OSError:
+            if self.suspect:
+                raise
+            return  # it goes on in the old one: its frames are known by their numbers
+        try:
+            self._go_on_in(fresh)
+        finally:
+            if self.journal is not fresh:  # no memory for the `with`
+                fresh.close()
+                files.remove(fresh.path)
+
+    def _go_on_in(self, fresh: Journal) -> None:
+        with self._files:
+            old, self.journal = self.journal, fresh
+            self.synced = self.seq
+            try:  # noqa: SIM105, suppress() asks for memory
+                old.remove()
+            except OSError:  # the fresh one says that all before it was applied
+                pass
 
     def _write(self, changes: Changes, seq: int, drop: bool = False) -> None:
         try:

@@ -77,16 +77,19 @@ class Journal:
         fd = files.open_file(path, own=True, write=True, create=True)
         try:
             made = cls(path, fd, _about(number, seed))
-            files.check_alone(fd, path)
-            os.ftruncate(fd, 0)
-            _write_all(fd, _sealed(_HEAD, _MAGIC, number, applied, first, seed), 0)
-            os.fsync(fd)
-            files.sync_directory(path)
+            made._begin(_sealed(_HEAD, _MAGIC, number, applied, first, seed))
         except BaseException:
             os.close(fd)
             files.remove(path)
             raise
         return made
+
+    def _begin(self, head: bytes) -> None:
+        files.check_alone(self.fd, self.path)
+        os.ftruncate(self.fd, 0)
+        _write_all(self.fd, head, 0)
+        os.fsync(self.fd)
+        files.sync_directory(self.path)
 
     def frame(self, seq: int, synced: int, changes: Changes) -> bytes:
         """What `append` of the room below writes at `size`."""

@@ -233,29 +233,33 @@ class Store:
     def _transaction(self, changes: Changes, applied: int, drop: bool) -> None:
         txn = self.env.begin(write=True, buffers=False)
         try:
-            if drop:
-                txn.drop(self.entries_db, delete=False)
-                txn.drop(self.due_db, delete=False)
-            replace, pop = txn.replace, txn.pop
-            for name in sorted(changes):
-                record = changes[name]
-                old = (
-                    pop(name, self.entries_db)
-                    if record is None
-                    else replace(name, record, self.entries_db)
-                )
-                self._due(txn, name, old, record)
+            self._fill(txn, changes, drop)
             txn.put(_STORE, store_record(self.seed, applied, self.codec))
             self._measure(txn)
             txn.commit()
         except BaseException:
-            with (
-                self.gate.alone()
-            ):  # lmdb 3's abort waits until nobody reads, and does not keep new ones out
-                txn.abort()
+            self._abort(txn)
             raise
         self.applied = applied
         self.commits += 1
+
+    def _abort(self, txn: Any) -> None:
+        """LMDB 3's abort waits until nobody reads, and does not keep new ones out."""
+        with self.gate.alone():
+            txn.abort()
+
+    def _fill(self, txn: Any, changes: Changes, drop: bool) -> None:
+        if drop:
+            txn.drop(self.entries_db, delete=False)
+            txn.drop(self.due_db, delete=False)
+        replace, pop = txn.replace, txn.pop
+        for name in sorted(changes):
+            record = changes[name]
+            if record is None:
+                old = pop(name, self.entries_db)
+            else:
+                old = replace(name, record, self.entries_db)
+            self._due(txn, name, old, record)
 
     def _due(self, txn: Any, name: bytes, old: bytes | None, new: bytes | None) -> None:
         """Keeps the index of deadlines with the entries."""
