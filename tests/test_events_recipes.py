@@ -117,7 +117,7 @@ def test_an_invalidation_reaches_the_copy(make: Any) -> None:
 # --- the recipe
 
 
-def mirror_of(cache: Any, mirror: dict[Any, Any]) -> None:
+def mirror_of(cache: Any, mirror: dict[Any, Any], at: list[int]) -> None:
     def apply(event: Event) -> None:
         if event.kind in ("set", "replace"):
             mirror[event.key] = cache.peek(event.key)
@@ -133,6 +133,7 @@ def mirror_of(cache: Any, mirror: dict[Any, Any]) -> None:
         seq = event.seq
     for event in cache.watch(since=seq):  # and what happens from now on
         apply(event)
+        at.append(event.seq)
 
 
 # ---
@@ -155,14 +156,17 @@ def test_a_mirror_is_what_the_cache_is(make: Any) -> None:
                     cache.clear()
 
         work(1000)
-        thread = threading.Thread(target=mirror_of, args=(cache, mirror), daemon=True)
+        at: list[int] = [0]
+        thread = threading.Thread(target=mirror_of, args=(cache, mirror, at), daemon=True)
         thread.start()
         work(5000)
         assert until(lambda cache=cache, mirror=mirror: mirror == dict(cache.items()))
         cache.expire()
         assert until(
-            lambda cache=cache, mirror=mirror: (
-                mirror == dict(cache.items()) and len(mirror) == len(cache)
+            lambda cache=cache, mirror=mirror, at=at: (
+                at[-1] == cache._seq()  # equal, and not in passing
+                and mirror == dict(cache.items())
+                and len(mirror) == len(cache)
             )
         )
         snapshot = dict(cache.items())

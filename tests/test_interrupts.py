@@ -18,6 +18,8 @@ from interrupted import interrupted
 
 from gbcache import Cache, ObjectCache, Tiered, forks
 
+# One that raises in a callback of the collector is printed, and lost.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
