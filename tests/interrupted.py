@@ -21,7 +21,7 @@ class Interrupted(BaseException):
     """What the handler raises."""
 
 
-LOOKS_AFTER = ("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD")
+LOOKS_AFTER = ("CALL", "RESUME", "JUMP_BACKWARD")
 """Of 3.11 and later: the opcodes after which it looks. 3.10 does at nearly each."""
 
 

@@ -75,7 +75,7 @@ def test_it_goes_on(tmp_path: Path, name: str, sync: str) -> None:
         assert have(disk, [n]) == {n}, where
         if n % 40 < step:
             in_time(disk._engine.flush, where)
-    assert n > 5 * step
+    assert n > 2 * step
     in_time(disk.close, "an earlier place")
     with Disk(tmp_path / "d") as again:
         assert have(again, acknowledged) == set(acknowledged)
@@ -107,7 +107,7 @@ def test_killed_after_it(tmp_path: Path, name: str) -> None:
         with Disk(path) as again:
             wanted = {"a", "b", "after"} if n % 3 else {"a", "b"}
             assert have(again, ["a", "b", "after"]) == wanted, where
-    assert n > 5 * step
+    assert n > 2 * step
 
 
 def test_a_handler_may_not_write_to_what_it_interrupts(tmp_path: Path) -> None:
