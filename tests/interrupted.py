@@ -9,8 +9,10 @@ import dis
 import os
 import sys
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
+
+import pytest
 
 import gbcache
 
@@ -22,7 +24,19 @@ class Interrupted(BaseException):
 
 
 LOOKS_AFTER = ("CALL", "RESUME", "JUMP_BACKWARD")
-"""Of 3.11 and later: the opcodes after which it looks. 3.10 does at nearly each."""
+"""The opcodes after which it looks."""
+exact = pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="3.10 may run a handler between the body of a with and its end",
+)
+
+
+def handler(code: CodeType, at: int) -> int:
+    """Where Python goes on if the opcode at `at` raises; 0: nowhere in this function."""
+    for entry in dis._parse_exception_table(code):  # type: ignore[attr-defined]
+        if entry.start <= at < entry.end:
+            return int(entry.target)
+    return 0
 
 
 class At:
@@ -30,15 +44,17 @@ class At:
 
     def __init__(self, n: int) -> None:
         self.left, self.where = n, ""
-        self.before: tuple[FrameType | None, str] = (None, "")
+        self.last: FrameType | None = None
+        self.ran: dict[FrameType, int] = {}  # of each frame, the opcode before this one
 
     def looks(self, frame: FrameType) -> bool:
-        last, name = self.before
-        op = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-        self.before = (frame, op)
-        if sys.version_info < (3, 11):
-            return not op.startswith("SETUP_")
-        return last is not frame or name.startswith(LOOKS_AFTER)
+        """Whether Python may have looked since; not where what raises then and what raises now go different ways: the
+        call at the end of a `with` is within it, and what follows is not."""
+        code, now = frame.f_code, frame.f_lasti
+        last, was = self.last, self.ran.get(frame, now)
+        self.last, self.ran[frame] = frame, now
+        looked = last is not frame or dis.opname[code.co_code[was]].startswith(LOOKS_AFTER)
+        return looked and handler(code, was) == handler(code, now)
 
     def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
         if not frame.f_code.co_filename.startswith(ROOM):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fars import Full
-from interrupted import interrupted
+from interrupted import exact, interrupted
 
 from gbcache import Cache, ObjectCache, Tiered, forks
 
@@ -203,6 +203,7 @@ def test_writes_that_signals_cut_off_anywhere_are_over() -> None:
     assert [tier.near.peek(key) for key in range(100)] == ["kept"] * 100
 
 
+@exact
 @pytest.mark.parametrize("many", [False, True])
 def test_a_write_behind_that_is_cut_off_leaves_no_old_copy(many: bool) -> None:
     """Queued or not: what is read is what the far side will have."""
