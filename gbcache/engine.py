@@ -309,10 +309,10 @@ class Engine:
         with self._files:
             old, self.journal = self.journal, fresh
             self.synced = self.seq
-            try:  # noqa: SIM105, suppress() asks for memory
+            try:
                 old.remove()
-            except OSError:  # the fresh one says that all before it was applied
-                pass
+            except (OSError, MemoryError):  # the fresh one says that all before it was applied
+                old.close()
 
     def _write(self, changes: Changes, seq: int, drop: bool = False) -> None:
         try:

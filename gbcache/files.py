@@ -34,8 +34,18 @@ def open_file(path: str, *, own: bool, write: bool = False, create: bool = False
     Raises OSError as `open` does (FileNotFoundError ...), ImageError where it is not such a file.
     """
     flags = _FLAGS | (os.O_RDWR if write else os.O_RDONLY) | (os.O_CREAT if create else 0)
+    fd = _opened(path, flags)
     try:
-        fd = os.open(path, flags, 0o600)
+        _look_at(os.fstat(fd), path, own)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _opened(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags, 0o600)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
             rule = "it is a file itself, not a symbolic link: give os.path.realpath() of it"
@@ -43,22 +53,17 @@ def open_file(path: str, *, own: bool, write: bool = False, create: bool = False
         if error.errno in (errno.ENXIO, errno.EISDIR):
             raise ImageError(path, None, "it is a regular file") from None
         raise
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise ImageError(path, None, "it is a regular file")
-        if own and found.st_uid != os.geteuid():
-            rule = (
-                f"it belongs to this user ({os.geteuid()}), not to {found.st_uid}: use mode='copy'"
-            )
-            raise ImageError(path, None, rule)
-        if own and found.st_mode & 0o022:
-            rule = f"nobody else may write it (mode {stat.S_IMODE(found.st_mode):o}): chmod go-w, or mode='copy'"
-            raise ImageError(path, None, rule)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+
+
+def _look_at(found: os.stat_result, path: str, own: bool) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError(path, None, "it is a regular file")
+    if own and found.st_uid != os.geteuid():
+        rule = f"it belongs to this user ({os.geteuid()}), not to {found.st_uid}: use mode='copy'"
+        raise ImageError(path, None, rule)
+    if own and found.st_mode & 0o022:
+        rule = f"nobody else may write it (mode {stat.S_IMODE(found.st_mode):o}): chmod go-w, or mode='copy'"
+        raise ImageError(path, None, rule)
 
 
 def check_alone(fd: int, path: str) -> None:
