@@ -48,6 +48,11 @@ def pytest_configure() -> None:
 NATIVE = pytest.StashKey[tuple["subprocess.Popen[bytes]", Path]]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Last, what is waited for: until then it runs beside the others."""
+    items.sort(key=lambda item: "test_native.py" in item.nodeid)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Begins those that were asked for: gcc and they have a core of their own while Python's tests run."""
     wanted = []
