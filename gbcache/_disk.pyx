@@ -138,9 +138,8 @@ def append(engine, journal, bytes frame, end, seq, waits, dict changes, bint syn
     cdef int64_t at = journal.size
     cdef int failed = write_through(fd, frame, at, sync, owner, mark)
     if failed:
-        if sync or gb_cut(fd, at):
+        if gb_cut(fd, at) or sync:
             journal.doubtful = True
-            gb_cut(fd, at)
         raise OSError(failed, strerror(failed))
     journal.size, engine.seq, engine.active_size, engine.owed = end, seq, waits, changes
     if sync:

@@ -67,8 +67,7 @@ class _PutBig(_Put):
     alone = True
 
     def run(self, engine: Engine) -> None:
-        if any(engine.layers) and engine.beyond(self.size):
-            engine.make_room()
+        engine.make_way(self.size)
         engine.admit(self.size)
         with contextlib.closing(View(engine, engine.now())) as view:
             self.do(view)

@@ -54,8 +54,7 @@ class Engine:
         self.layer = LAYER if max_bytes is None else min(LAYER, max_bytes // 16)
         self.most = None if max_bytes is None else max_bytes - 4 * self.layer
         self.layers: tuple[Changes, Changes] = ({}, {})
-        self.owed: Changes | None = None
-        """What is in the journal, and had no room in memory."""
+        self.owed: Changes | None = None  # what is in the journal, and had no room in memory
         self.active_size = self.frozen_size = 0
         self.seq = self.synced = self._frozen_seq = 0
         self.groups_done = self.grouped = self.expired = 0
@@ -72,8 +71,7 @@ class Engine:
         self._stopping, self._wake, self._stop = False, Latch(), Latch()
         self.owner = Owner(path, self.now)
         self.store = Store(path, name_of(codec), self.most)
-        self.reading = self.store.reading()
-        """The leader's."""
+        self.reading = self.store.reading()  # the leader's
         try:
             if self.owner.mark is not None:
                 self._offset = max(time.time(), self.owner.mark.at / 1000) - running()
@@ -208,9 +206,7 @@ class Engine:
     def _write_group(self, group: list[Request]) -> None:
         if not group:
             return
-        grows = sum([request.size for request in group if request.grows])
-        if grows and any(self.layers) and self.beyond(grows):
-            aside(self.make_room)  # what waits may be removals
+        self.make_way(sum([request.size for request in group if request.grows]))
         view = View(self, self.now())
         try:
             for request in group:
@@ -235,12 +231,15 @@ class Engine:
         finally:
             view.close()
 
-    def beyond(self, size: int) -> bool:
+    def make_way(self, size: int) -> None:
+        """Where `max_bytes` is reached LMDB gets what waits, in one commit: it may be removals."""
+        if size and any(self.layers) and self._beyond(size):
+            aside(self._make_room)
+
+    def _beyond(self, size: int) -> bool:
         """Whether so many more bytes are too many for `max_bytes`."""
-        if self.most is None:
-            return False
-        waiting = self.active_size + self.frozen_size + size
-        return self.store.live + waiting * 3 // 2 > self.most - self.most // 8
+        most, waiting = self.most, self.active_size + self.frozen_size + size
+        return most is not None and self.store.live + waiting * 3 // 2 > most - most // 8
 
     def admit(self, size: int) -> None:
         """Raises FarError where there is no room for so many more bytes."""
@@ -248,7 +247,7 @@ class Engine:
         if self.active_size > 2 * self.layer and self.trouble is not None:
             told = f"{self.path}: {self.active_size} bytes wait, and cannot be written"
             raise failed(self.trouble, told)
-        if self.beyond(size):
+        if self._beyond(size):
             raise failed(MapFullError("max_bytes"), f"{self.path}: {self.store.live} bytes are in use, and "
                          f"{waiting} more to come: remove entries, or open it with a larger max_bytes")  # fmt: skip
 
@@ -260,7 +259,7 @@ class Engine:
 
     def _append(self, view: View) -> None:
         if self.suspect or self.active_size > 2 * self.layer:
-            aside(self.make_room)
+            aside(self._make_room)
         journal, owner, seq = self.journal, self.owner, self.seq + 1
         frame = journal.frame(seq, self.synced, view.overlay)
         waits = self.active_size + view.size + 64 * len(view.overlay)
@@ -270,7 +269,7 @@ class Engine:
         if self.active_size > self.layer:
             self._wake.open()
 
-    def make_room(self) -> None:
+    def _make_room(self) -> None:
         try:
             self.settle()
         except (OSError, LMDBError) as error:
