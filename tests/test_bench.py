@@ -6,7 +6,11 @@ import itertools
 import random
 import re
 from decimal import Decimal
+from pathlib import Path
 
+import pytest
+
+from bench import gate
 from bench.gate import moved
 from bench.readme import NUMBER, README, Source, check, rows, written
 from bench.traces import optimum
@@ -41,6 +45,15 @@ def test_the_gate_finds_what_moved() -> None:
     assert len(moved({"get": 700.0, "set": 1385.9}, was)) == 1  # faster: to be accepted
     assert len(moved({"get": 700.0}, was)) == 1  # no longer counted
     assert len(moved({**was, "add": 1.0}, was)) == 1  # counted, and not committed
+
+
+def test_the_gate_accepts_what_is_usual_not_one_odd_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = {
+        layout: {"get": 700.0 + n, "encode": 30_400.0 - 190 * (n > 0)}
+        for n, layout in enumerate(gate.LAYOUTS)
+    }
+    monkeypatch.setattr(gate, "count", lambda place, layout: odd[layout])
+    assert gate.usual(Path()) == {"get": 701.5, "encode": 30_210.0}
 
 
 def test_a_stale_figure_of_the_readme_is_found() -> None:
