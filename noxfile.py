@@ -75,32 +75,28 @@ def found(session: nox.Session) -> None:
         )
 
 
-def suite(session: nox.Session, tests: list[str], **env: str) -> None:
-    """Builds the extension for this Python, and runs the tests."""
-    session.install("-q", *NEEDS)
-    temp = f"build/py{session.python}"  # in place: the modules' names tell one Python from another
-    session.run(
-        "python",
-        "setup.py",
-        "-q",
-        "build_ext",
-        "--inplace",
-        "--build-temp",
-        temp,
-        env={"GB_WERROR": "1"},
-    )
+def suite(session: nox.Session, tests: list[str], place: str, **env: str) -> None:
+    """Runs the tests on the extension that is built at that place."""
     pytest = Path(session.bin, "pytest")  # not -m: as in the Makefile
     session.run("python", str(pytest), *(session.posargs or tests), *SAME,
-                env={"PYTHONPATH": ".", "GB_EXPECT": "normal", **env})  # fmt: skip
+                env={"PYTHONPATH": place, **env})  # fmt: skip
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Every test."""
-    suite(session, ["tests"])
+    session.install("-q", *NEEDS)
+    temp = f"build/py{session.python}"  # in place: the modules' names tell one Python from another
+    session.run("python", "setup.py", "-q", "build_ext", "--inplace", "--build-temp", temp,
+                env={"GB_WERROR": "1"})  # fmt: skip
+    suite(session, ["tests"], ".", GB_EXPECT="normal")
 
 
 @nox.session(python=[version for version in PYTHONS if version != OWN])
 def bounded(session: nox.Session) -> None:
-    """The quick part, under the Pythons that `make test` does not run."""
-    suite(session, QUICK, GB_SLICE="short")
+    """The quick part, under the Pythons that `make test` does not run, built in half the time."""
+    session.install("-q", *NEEDS)
+    place = f"build/bounded-{session.python}"
+    session.run("python", "setup.py", "-q", "build", "--build-base", f"{place}-base", "--build-lib", place,
+                "--build-temp", f"{place}-temp", env={"GB_WERROR": "1", "GB_CFLAGS": "-O1 -g0"})  # fmt: skip
+    suite(session, QUICK, place, GB_EXPECT=Path(place).name, GB_SLICE="short")

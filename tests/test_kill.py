@@ -26,10 +26,9 @@ def campaign(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_sixty_kills() -> None:
-    ran = campaign("--kills", "60", "--wait", "10", "70", "--seconds", "10")
+    ran = campaign("--kills", "60", "--wait", "10", "70")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "lost 0, resurrected 0, wrong 0, other 0" in ran.stdout
-    assert int(ran.stdout.split()[2]) >= 15, ran.stdout  # a machine so slow proves nothing
+    assert "60 kills" in ran.stdout and "lost 0, resurrected 0, wrong 0, other 0" in ran.stdout
 
 
 @pytest.mark.parametrize("what", ["lost", "resurrected", "wrong"])

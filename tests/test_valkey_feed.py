@@ -421,7 +421,7 @@ def test_a_planted_fault_is_found(options: tuple[str, ...]) -> None:
     """Changes that are not heard; heartbeats that do not come. Sought again where the machine is late itself."""
     for seed in "123":
         ran = proof(*options, "--seed", seed)
-        if ran.returncode:
+        found = "reads were stale" in ran.stdout or "behind, the bound" in ran.stdout
+        if found:
             break
-    assert ran.returncode == 1, ran.stdout + ran.stderr
-    assert "reads were stale" in ran.stdout or "behind, the bound" in ran.stdout, ran.stdout
+    assert found and ran.returncode == 1, ran.stdout + ran.stderr

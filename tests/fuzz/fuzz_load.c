@@ -6,7 +6,7 @@
 #define _GNU_SOURCE
 #define CHECK_ABORTS
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 #include <errno.h>
 #include <sanitizer/asan_interface.h>
 #include <unistd.h>

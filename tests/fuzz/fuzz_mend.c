@@ -3,7 +3,7 @@
  * keep every entry. The image lies in memory of exactly its length, so that ASan sees a step beside it. */
 #define CHECK_ABORTS
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

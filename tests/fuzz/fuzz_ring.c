@@ -2,7 +2,7 @@
  * span that was read from somewhere: what passes its check can be pulled and written on. */
 #define CHECK_ABORTS
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 #include "ring_model.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -3,7 +3,7 @@
  * compared after every operation, and what the ring tells of it (told.h). */
 #define CHECK_ABORTS
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 #include "model.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -5,7 +5,7 @@
 #define SNAP_MODEL_H
 
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 
 #define KEYS 5000u
 #define READERS 5u

@@ -1,6 +1,6 @@
 /* test_arena.c - the arena against an array that says, for every granule, who owns it. */
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 
 #define MOST_BLOCKS 4096u
 #define LONGEST (24u * GB_BLOCK_MAX) /* granules of the largest image here */

@@ -1,6 +1,6 @@
 /* test_chain.c - long values: writers, readers, and what happens to their entries meanwhile. */
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 #include "long.h"
 
 static uint32_t any_len(void) {

@@ -2,7 +2,7 @@
  * bears a stamp, renewed when it becomes most recently used: the list is sorted by it, and a walk
  * must yield, every time, the entry with the next greater stamp. */
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 
 #define MOST 500u
 

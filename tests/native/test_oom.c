@@ -8,7 +8,7 @@ static int fails(void) {
     return n >= fail_at && n - fail_at < fail_many;
 }
 #define GB_ALLOC_FAILS() fails()
-#include "gb.c"
+#include "gb.c" /* a core of its own */
 #include "long.h"
 
 #define STEPS 160u

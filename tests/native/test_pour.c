@@ -5,7 +5,7 @@
 static unsigned long fail_in; /* allocations until one fails; 0: none does */
 static int fails(void) { return fail_in && !--fail_in; }
 #define GB_ALLOC_FAILS() fails()
-#include "gb.c"
+#include "core.h"
 
 #define RECORDS 1500u
 #define PARTS 3u

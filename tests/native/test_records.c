@@ -1,7 +1,7 @@
 /* test_records.c - records nobody wrote: what cannot be is refused, each by what is wrong with it; what can be is put,
  * and the image stays sound. Each lies in memory of exactly its length, so that ASan sees a step beside it. */
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 
 static struct gb_store store, *s = &store;
 static const uint64_t now = 1000000;

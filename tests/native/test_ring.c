@@ -1,7 +1,7 @@
 /* test_ring.c - the ring against an array of all events ever: what is there is what happened, what is
  * not is counted, and a kill at any instruction leaves a ring that says so. */
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 #include "ring_model.h"
 
 #if defined(__x86_64__) && defined(__linux__)

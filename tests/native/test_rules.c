@@ -3,7 +3,7 @@
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
 #include <sys/mman.h>
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 #include "long.h"
 
 static uint8_t *sound;

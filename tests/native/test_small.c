@@ -1,6 +1,6 @@
 /* test_small.c - the small rooms: list, digest, lock. */
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 #include <time.h>
 
 /* ---- list ---- */

@@ -2,7 +2,7 @@
  * its own ledger. After every operation: the same keys, order, values, deadlines, and a check; and
  * what was told of it (told.h), with a ring from birth, one that comes later, or none. */
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 #include "model.h"
 
 static uint32_t steps_most;

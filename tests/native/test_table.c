@@ -1,6 +1,6 @@
 /* test_table.c - the table against an array of (hash, ref), in an arena that is sometimes full. */
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 
 #define MOST 3000u
 

@@ -1,6 +1,6 @@
 /* test_wheel.c - the wheel against a list of deadlines: all that is due is named, and nothing early. */
 #include "check.h"
-#include "gb.c"
+#include "core.h"
 
 #define SLOTS 600u /* entries have fixed places; each may be free */
 #define ENTRY_GRANULES 10u

@@ -257,7 +257,9 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
     kinds: Counter[str] = Counter()
     slowest = 0.0
     turns = rng.sample(["reset", "killed", "silent", "deaf"], 4)
-    for n in range(count):
+    for n in range(10 * count):
+        if n >= count and peeks.seen >= count * 10:  # on a busy machine few copies are seen
+            break
         time.sleep(rng.uniform(0.05, 0.3))
         kind = turns[n % 4]
         kinds[kind] += 1
@@ -288,7 +290,7 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
         faults.append(f"cuts: a copy was {peeks.worst:.3f} s behind, the bound is {bound} s")
     said.row(
         f"the channel is cut: a copy is behind by two heartbeats + {max_staleness} s at most",
-        f"{count} cuts, {peeks.seen:,} looks, {peeks.worst * 1000:.0f} ms of {bound * 1000:.0f} ms",
+        f"{kinds.total()} cuts, {peeks.seen:,} looks, {peeks.worst * 1000:.0f} ms of {bound * 1000:.0f} ms",
         not faults,
     )
     return faults
