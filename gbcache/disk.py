@@ -226,6 +226,11 @@ class Disk:
         self.scans_once = True  # by name, so no key comes twice
         self.path = os.path.realpath(files.path_of(path))
         self._engine = Engine(self.path, sync, seconds, most, self.codec)
+        try:  # its threads do not let go of it: by now somebody has it who closes it, if only `__del__`
+            self._engine.begin()
+        except BaseException:
+            self._engine.abandon()
+            raise
         close_at_exit(self)
 
     # --- the protocol ------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -69,6 +69,7 @@ class Engine:
             rule = "it is a directory, or there is nothing: a Disk makes its own"
             raise ImageError(path, None, rule)
         self._stopping, self._wake, self._stop = False, Latch(), Latch()
+        self._threads: list[threading.Thread] = []
         self.owner = Owner(path, self.now)
         self.store = Store(path, name_of(codec), self.most)
         self.reading = self.store.reading()  # the leader's
@@ -77,25 +78,26 @@ class Engine:
                 self._offset = max(time.time(), self.owner.mark.at / 1000) - running()
             self._open()
             self.records = Records(self.store.seed, codec, path, digest_of)
-            self._begin([self._tend_on, self._sync_on] if sync == "interval" else [self._tend_on])
         except BaseException as error:
-            self._stopping = self.closed = True  # for a thread that did start
-            self._wake.open()
-            with contextlib.suppress(OSError, LMDBError):  # what went wrong before is what is told
-                self._give_back()
+            self.abandon()
             if isinstance(error, (OSError, LMDBError)) and not isinstance(error, FarError):
                 raise failed(error, path) from error
             raise
 
-    def _begin(self, works: list[Callable[[], None]]) -> None:
+    def begin(self) -> None:
+        works = [self._tend_on, self._sync_on][: 1 + (self.sync_mode == "interval")]
         self._settled = self._swept = time.monotonic()
-        self._threads = [
-            threading.Thread(target=endure, args=(w,), name="gbcache-disk", daemon=True)
-            for w in works
-        ]
-        for thread in self._threads:
+        for work in works:
+            thread = threading.Thread(None, endure, "gbcache-disk", (work,), daemon=True)
+            self._threads.append(thread)
             thread.start()
         _OPEN.add(self)
+
+    def abandon(self) -> None:
+        self._stopping = self.closed = True  # for a thread that did start
+        self._wake.open()
+        with contextlib.suppress(OSError, LMDBError):  # what went wrong before is what is told
+            self._give_back()
 
     def _open(self) -> None:
         store, owner = self.store, self.owner
@@ -327,9 +329,9 @@ class Engine:
                 self._frozen_journal = None
 
     def _new_journal(self, first: bool) -> Journal:
-        number = self.number + 1
-        made = Journal.create(self.path, number, self.store.seed, self.store.applied, first)
-        self.number = number
+        seed, applied = self.store.seed, self.store.applied
+        made = Journal.create(self.path, self.number + 1, seed, applied, first)
+        self.number += 1
         return made
 
     def rotate(self) -> None:
@@ -362,9 +364,8 @@ class Engine:
         """All that is the system's, whatever of it fails: else nobody could open it again."""
         with contextlib.ExitStack() as rest:
             rest.callback(self.owner.release)
-            for journal in (getattr(self, "journal", None), self._frozen_journal):
-                if journal is not None:
-                    rest.callback(journal.close)
+            for journal in filter(None, (getattr(self, "journal", None), self._frozen_journal)):
+                rest.callback(journal.close)
             rest.callback(self.store.close)
 
     # --- the background ----------------------------------------------------------------------

@@ -64,23 +64,24 @@ def _write_all(fd: int, data: bytes, at: int) -> None:
 class Journal:
     """One file of frames, open for appending by one thread at a time."""
 
-    def __init__(self, path: str, fd: int, about: int) -> None:
-        self.path, self.fd, self.about = path, fd, about
+    fd = -1
+
+    def __init__(self, path: str, about: int) -> None:
+        self.path, self.about = path, about
         self.size = _HEAD.size
         self.doubtful = False
         """It may hold more than `size`, or less than it was given: nothing is to be added."""
+        self.fd = files.open_file(path, own=True, write=True, create=True)
 
     @classmethod
     def create(cls, folder: str, number: int, seed: bytes, applied: int, first: bool) -> Journal:
         """A new one, on disk with its name. `first`: whatever is in those before it is in LMDB."""
-        path = os.path.join(folder, f"{_PREFIX}{number:08d}")
-        fd = files.open_file(path, own=True, write=True, create=True)
+        made = cls(os.path.join(folder, f"{_PREFIX}{number:08d}"), _about(number, seed))
         try:
-            made = cls(path, fd, _about(number, seed))
             made._begin(_sealed(_HEAD, _MAGIC, number, applied, first, seed))
         except BaseException:
-            os.close(fd)
-            files.remove(path)
+            made.close()
+            files.remove(made.path)
             raise
         return made
 
@@ -110,6 +111,8 @@ class Journal:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    __del__ = close
 
     def remove(self) -> None:
         """All of it is in LMDB. If a power cut brings it back, its frames are known by their numbers. Raises OSError,
@@ -303,6 +306,8 @@ class Mark(NamedTuple):
 class Owner:
     """The lock on a directory: one process, and one Disk in it."""
 
+    fd = -1
+
     def __init__(self, folder: str, now: Callable[[], int]) -> None:
         self.path = os.path.join(folder, "owner")
         self.process, self.now = os.getpid(), now
@@ -358,3 +363,5 @@ class Owner:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    __del__ = release  # an interrupted opening may leave nobody else to do it

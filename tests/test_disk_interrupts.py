@@ -6,6 +6,7 @@ each the Disk goes on, is closed in time, and has all that was acknowledged; or 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interrupted import exact, interrupted
+from interrupted import exact, interrupted, places
 
 pytest.importorskip("lmdb")
 from gbcache import Disk
@@ -138,3 +139,26 @@ def test_a_handler_may_not_write_to_what_it_interrupts(tmp_path: Path) -> None:
     disk.close()
     with Disk(tmp_path / "d") as again:
         assert have(again, ["a", "b", "new", "h"]) == {"a", "b", "new"}
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning"
+)  # a descriptor nobody has yet is closed by the collector
+@pytest.mark.parametrize("what", ["open", "close"])
+def test_it_opens_again(tmp_path: Path, what: str) -> None:
+    """An opening or a closing that was interrupted holds nothing once what it made is dropped."""
+    path = tmp_path / "d"
+    with Disk(path) as disk:
+        disk.put_many([("a", 1, None)])
+
+    def call() -> Callable[[], object]:
+        return partial(Disk, path) if what == "open" else Disk(path).close
+
+    most = places(call())
+    gc.collect()
+    assert most > 20
+    for n in range(1, most, 11 if SHORT else 3):
+        where = interrupted(call(), n)
+        gc.collect()
+        with Disk(path) as disk:
+            assert have(disk, ["a"]) == {"a"}, where
