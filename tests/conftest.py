@@ -55,11 +55,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Begins those that were asked for: gcc and they have a core of their own while Python's tests run."""
-    wanted = []
+    wanted, kinds = [], {"test_native": "", "test_a_kill": "kill-", "test_inputs": "kept-"}
     for item in session.items:
-        found = re.search(r"test_native\.py::(test_native|test_a_kill)\w*\[(.+)\]", item.nodeid)
+        found = re.search(rf"test_native\.py::({'|'.join(kinds)})\w*\[(.+)\]", item.nodeid)
         if found:
-            wanted.append(found[2] if found[1] == "test_native" else f"kill-{found[2]}")
+            wanted.append(kinds[found[1]] + found[2])
     if not wanted or session.config.option.collectonly:
         return
     assert shutil.which("gcc"), "the native tests need gcc"

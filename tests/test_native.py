@@ -38,3 +38,10 @@ def test_there_are_native_tests() -> None:
 @pytest.mark.parametrize("build", ["normal", "tiny", "fast"])
 def test_a_kill_before_any_store(build: str, request: pytest.FixtureRequest) -> None:
     assert "kills" in outcome(request, f"kill-{build}")
+
+
+@pytest.mark.parametrize("build", ["normal", "tiny"])
+def test_inputs_that_fuzzing_kept(build: str, request: pytest.FixtureRequest) -> None:
+    assert "inputs" in outcome(request, f"kept-{build}")
+    kept = list((Path(__file__).parent / "fuzz" / "corpus_load").glob("*.bin"))
+    assert sum(path.stat().st_size for path in kept) < 60_000

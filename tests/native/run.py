@@ -1,6 +1,6 @@
 """Builds and runs C tests, and leaves what each said in a file: beside pytest, so that a second core has work.
 
-python tests/native/run.py OUT WORKERS NAME...      NAME: test_ring-tiny, kill-fast ...
+python tests/native/run.py OUT WORKERS NAME...      NAME: test_ring-tiny, kill-fast, kept-normal ...
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NATIVE = ROOT / "tests" / "native"
+FUZZ = ROOT / "tests" / "fuzz"
 INCLUDE = [f"-I{ROOT / 'csrc'}", f"-I{NATIVE}"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Werror"]
 SANITIZED = ["-O1", "-g", "-DGB_DEBUG=2", "-Wno-unused-function", "-fsanitize=address,undefined",
@@ -56,13 +57,28 @@ def core(build: str, out: Path) -> str:
 def native(name: str, build: str, out: Path) -> str:
     """A dumb model and a main, beside the core or around one of its own, under sanitizers."""
     program, source = str(out / f"{name}-{build}"), NATIVE / f"{name}.c"
-    apart = ["-DGB_APART", str(out / f"core-{build}.o")]
     own = '#include "gb.c"' in source.read_text()
-    built(build, *([] if own else apart), str(source), "-lpthread", "-o", program)
+    built(build, *([] if own else apart(build, out)), str(source), "-lpthread", "-o", program)
     return call([program, SEED])
 
 
-def kill(build: str, out: Path) -> str:
+def kept(_: str, build: str, out: Path) -> str:
+    """The inputs that fuzzing of the loader kept, once more: each reaches something no other does, or once failed."""
+    program = str(out / f"kept-{build}")
+    sources = [str(FUZZ / "fuzz_load.c"), str(FUZZ / "driver.c")]
+    built(build, "-DCHECKED=1u", *apart(build, out), *sources, "-lpthread", "-o", program)
+    inputs = sorted(map(str, FUZZ.glob("corpus_load/*.bin")))
+    replayed = call([program, *inputs]).count("replay ")
+    if replayed != len(inputs) or replayed < 20:
+        raise Failed(f"{replayed} of {len(inputs)} inputs were run")
+    return f"{replayed} inputs"
+
+
+def apart(build: str, out: Path) -> list[str]:
+    return ["-DGB_APART", str(out / f"core-{build}.o")]
+
+
+def kill(_: str, build: str, out: Path) -> str:
     """Each store of the core is announced (by the calls of gcc's thread sanitizer), and killed at."""
     objects = []
     for name, more in (
@@ -80,10 +96,11 @@ def kill(build: str, out: Path) -> str:
 
 def one(what: str, out: Path, wrong: str) -> None:
     name, build = what.split("-")
+    run = {"kill": kill, "kept": kept}.get(name, native)
     try:
         if wrong:
             raise Failed(wrong)
-        said, passed = kill(build, out) if name == "kill" else native(name, build, out), True
+        said, passed = run(name, build, out), True
     except (Failed, OSError, subprocess.TimeoutExpired) as error:
         said, passed = str(error), False
     (out / f"{what}.part").write_text(json.dumps({"passed": passed, "said": said}))
@@ -92,13 +109,11 @@ def one(what: str, out: Path, wrong: str) -> None:
 
 def main() -> None:
     out, workers, wanted = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    builds = sorted({what.split("-")[1] for what in wanted if not what.startswith("kill")})
+    jobs = [(what, "" if what.startswith("kill") else what.split("-")[1]) for what in wanted]
+    builds = sorted({build for _, build in jobs if build})
     with ThreadPoolExecutor(workers) as pool:
         wrong = dict(zip(builds, pool.map(lambda build: core(build, out), builds), strict=True))
-        jobs = [
-            (what, "" if what.startswith("kill") else wrong[what.split("-")[1]]) for what in wanted
-        ]
-        for _ in pool.map(lambda job: one(job[0], out, job[1]), jobs):
+        for _ in pool.map(lambda job: one(job[0], out, wrong.get(job[1], "")), jobs):
             pass
 
 
