@@ -30,6 +30,7 @@ QUICK = [
         "codec",
         "memoize",
         "flight",
+        "flight_ends",
         "events",
         "persist",
         "hammer",
