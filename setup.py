@@ -6,6 +6,8 @@ makes every warning of ours an error.
 
 import os
 import sysconfig
+import threading
+from collections import defaultdict
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -67,20 +69,25 @@ if os.environ.get("GB_WERROR") == "1":
 
 
 class BuildExt(build_ext):
-    """Our own C is held to more warnings than what Cython writes."""
+    """Modules side by side, what they share once; our own C is held to more warnings than what Cython writes."""
 
-    def build_extension(self, ext):
-        plain = self.compiler._compile
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def build_extensions(self):
+        plain, locks, made = self.compiler._compile, defaultdict(threading.Lock), set()
 
         def compile_one(obj, src, suffix, cc_args, postargs, pp_opts):
             own = Path(src).stem not in {*MODULES, *LEAN, *PURE}
-            plain(obj, src, suffix, cc_args, [*postargs, *(STRICT if own else ["-w"])], pp_opts)
+            with locks[obj]:
+                if obj not in made:
+                    args = [*postargs, *(STRICT if own else ["-w"])]
+                    plain(obj, src, suffix, cc_args, args, pp_opts)
+                    made.add(obj)
 
         self.compiler._compile = compile_one
-        try:
-            super().build_extension(ext)
-        finally:
-            self.compiler._compile = plain
+        super().build_extensions()
 
 
 def extension(name, source, more=(), **options):
