@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from test_hostile import survives
 
 import gbcache
 from gbcache import housekeeper
@@ -301,22 +301,6 @@ print("fine")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
-def in_child(job: Any) -> None:
-    """Runs `job` in a forked child, which must end well within ten seconds."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            signal.alarm(20)
-            job()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0, "the child failed"
-
-
 @forks
 def test_a_childs_cache_is_its_own() -> None:
     with gbcache.Cache("1MB") as cache:
@@ -328,7 +312,7 @@ def test_a_childs_cache_is_its_own() -> None:
             assert cache["k"] == "child"
             cache.check()
 
-        in_child(child)
+        survives(child)
         assert cache["k"] == "parent" and "new" not in cache
 
 
@@ -340,7 +324,7 @@ def test_the_housekeeper_goes_on_in_a_child() -> None:
         def child() -> None:
             assert until(lambda: len(cache) == 0, 8)
 
-        in_child(child)
+        survives(child)
 
 
 @forks
@@ -358,7 +342,7 @@ def test_fork_under_load() -> None:
         def fork() -> None:
             try:
                 for _ in range(5 if SHORT else 25):
-                    in_child(
+                    survives(
                         lambda: (
                             cache.check(),
                             cache.set("c", b"x" * 100_000, ttl=None),
@@ -386,7 +370,7 @@ def test_a_child_is_not_held_up_by_what_the_parents_threads_read() -> None:
         def fork() -> None:
             try:
                 for _ in range(5 if SHORT else 20):
-                    in_child(cache.clear)
+                    survives(cache.clear)
             finally:
                 stop.set()
 
