@@ -55,6 +55,20 @@ cdef class Gate:
         """For `with`: nobody else is inside."""
         return Alone(self)
 
+    def abort(self, txn):
+        """Of a transaction that writes: LMDB 3's waits until nobody reads, and does not keep new ones out. Makes no
+        object, unless somebody reads: one that stays open is its thread's, and another's ``close`` waits for it."""
+        cdef bint alone = True
+        try:
+            self._shut_out()
+        except MemoryError:
+            alone = False
+        try:
+            txn.abort()
+        finally:
+            if alone:
+                self._let_in()
+
     cdef _shut_out(self):
         cdef bint mine = False
         self.changed.acquire()

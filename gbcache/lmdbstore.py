@@ -238,15 +238,10 @@ class Store:
             self._measure(txn)
             txn.commit()
         except BaseException:
-            self._abort(txn)
+            self.gate.abort(txn)
             raise
         self.applied = applied
         self.commits += 1
-
-    def _abort(self, txn: Any) -> None:
-        """LMDB 3's abort waits until nobody reads, and does not keep new ones out."""
-        with self.gate.alone():
-            txn.abort()
 
     def _fill(self, txn: Any, changes: Changes, drop: bool) -> None:
         if drop:

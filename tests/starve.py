@@ -145,6 +145,8 @@ class Own:
     )
     """A crash in the allocator, or where a code object goes before its time: the memory had been broken before."""
 
+    CALLED = re.compile(r"__cinit__\(\) takes .* given\)|getargs\.c:\d+: bad argument")
+    """A call with arguments that nobody gave, once memory is back: the code object of who calls was freed, too."""
     CRASHED = ("PyContextVar_Set+", "dictiter_dealloc+")
     """Where it lets go of what it could not make: a token and its mapping; the iterator of a dict's items."""
 
@@ -173,7 +175,7 @@ class Own:
             return self.blind
         if any(one in said for one in self.garbled):
             return True
-        if NOT_ALONE in said:
+        if NOT_ALONE in said or self.CALLED.search(said):
             return self.corrupts
         if AFTER_LOSS in said:
             return self.loses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,31 @@ tier["key"] = "value"
     assert not ends(code, tmp_path / "d")
     with Disk(tmp_path / "d") as disk:
         assert disk.get_many(["key"]) == {"key": ("value", None)}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 cannot call a function without memory")
+def test_a_transaction_that_lacks_memory_is_given_up_by_its_thread(tmp_path: Path) -> None:
+    """Whoever keeps the error keeps its frames, and a transaction left open in them would let nobody close."""
+    testcapi = pytest.importorskip("_testcapi")
+    disk = Disk(tmp_path / "d")
+    disk.put_many([("a", 1, None)])
+
+    def fill(txn: object, *_: object) -> None:
+        held.append(txn)
+        testcapi.set_nomemory(0)
+        raise MemoryError
+
+    disk._engine.store._fill = fill  # type: ignore[method-assign]
+    held: list[object] = []
+    try:
+        with pytest.raises(MemoryError):
+            disk._engine.flush()
+    finally:
+        testcapi.remove_mem_hooks()
+    del disk._engine.store._fill
+    closing = threading.Thread(target=disk.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert held and not closing.is_alive()
+    with Disk(tmp_path / "d") as again:
+        assert again.get_many(["a"]) == {"a": (1, None)}
