@@ -267,6 +267,7 @@ class Interrupt(Exception):
     pass
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_queue_has_a_leader_wherever_a_signal_comes() -> None:
     """Signals whose handler raises, at every place of a thread that leads and waits: the others go on."""
 

@@ -192,6 +192,7 @@ def test_two_who_read_one_watch_get_true_events(make: Any) -> None:
     assert all(e.value == [e.key] * (e.key % 40) for e in got if e.kind == "set")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @both
 @isolated
 def test_a_signal_that_raises_in_the_middle_of_inline_delivery(make: Any) -> None:

@@ -117,6 +117,7 @@ class Interrupt(Exception):
     pass
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_lock_is_given_back_where_a_signal_raises() -> None:
     lock, seen, until = Monitor(), 0, time.monotonic() + 1.0
 

@@ -116,6 +116,7 @@ def test_resizes_of_several_threads() -> None:
         assert cache.memory().total == cache.max_bytes
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_resize_within_resize() -> None:
     """A signal handler that resizes in the middle of a resize gets an error, not a deadlock."""
     seen: list[BaseException] = []
@@ -144,6 +145,7 @@ def test_resize_within_resize() -> None:
         cache.check()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_resize_is_given_up() -> None:
     """Ctrl-C in the middle of a shrink: the budget stays, and all of it can be used."""
     with gbcache.Cache("64MB") as cache:
