@@ -9,8 +9,8 @@ import time
 from typing import Any
 
 import pytest
+from children import isolated, survives
 from heard import both, descriptors, in_thread, joined, pairs, told, until
-from test_hostile import isolated, survives
 
 from gbcache import Event
 

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from children import isolated, survives
 from heard import Hook, both, gapless, in_thread, joined, told, until
-from test_hostile import ACTS, FINE, acts, isolated, survives
+from test_hostile import ACTS, FINE, acts
 
 import gbcache
 from gbcache import Cache, Event

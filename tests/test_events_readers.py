@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from children import isolated
 from heard import Hook, both, descriptors, in_thread, joined, pairs, told, until
-from test_hostile import isolated
 
 import gbcache
 from gbcache import Event

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from children import isolated
 from heard import SHORT, Hook, both, in_thread, joined, pairs, told, until
-from test_hostile import ACTS, FINE, acts, isolated
+from test_hostile import ACTS, FINE, acts
 
 from gbcache import Cache, Event, subscribers
 

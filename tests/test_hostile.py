@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import os
 import pickle
@@ -16,67 +15,21 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from children import isolated, survives
 
 import gbcache
 import gbcache.housekeeper
 from gbcache import Cache, ObjectCache
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-HANGS = 20  # seconds
 Act = Callable[[Any], Any]
 SIGNALLED = (KeyError, RuntimeError, gbcache.BudgetError)  # RuntimeError: resize() within resize()
 FINE = (KeyError, TypeError, ZeroDivisionError, KeyboardInterrupt, gbcache.ClosedError, gbcache.BudgetError)  # fmt: skip
-
-
-TRIES = 4 if os.environ.get("GB_EXPECT") == "asan" else 1
-"""ASan's allocator is not made ready for fork: where a thread begins or ends at that moment, its lock stays taken in
-the child, before a line of ours has run. There a child that hangs is tried again; elsewhere it fails at once."""
-
-
-def survives(call: Callable[[], Any]) -> None:
-    """Runs it in a child, which must end by itself, and well."""
-    for _ in range(TRIES):
-        status = _in_child(call)
-        if status & 127 not in (signal.SIGALRM, signal.SIGKILL):
-            break
-    assert status & 127 not in (signal.SIGALRM, signal.SIGKILL), "it hangs"
-    assert status == 0, f"it ended with status {status} (signal {status & 127}); see stderr"
-
-
-def _in_child(call: Callable[[], Any]) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(HANGS)
-            call()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        os._exit(code)
-    until = time.monotonic() + HANGS + 5
-    while time.monotonic() < until:  # it may hang before it has set its alarm
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
-
-
-def isolated(test: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def outer(*args: Any, **kwargs: Any) -> None:
-        survives(lambda: test(*args, **kwargs))
-
-    return outer
 
 
 def sound(cache: Any) -> None:

@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from test_hostile import MAKERS, both, isolated, sound
+from children import isolated
+from test_hostile import MAKERS, both, sound
 
 import gbcache
 import gbcache.flight

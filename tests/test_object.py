@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from children import survives
 from contract import MappingContract
 
 import gbcache
@@ -292,20 +292,7 @@ class Grenade:
 
 
 def fork_and_wait() -> None:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert status == 0
-            return
-        time.sleep(0.0005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    # ASan's allocator is not made ready for fork (see TRIES in test_hostile.py)
-    assert os.environ.get("GB_EXPECT") == "asan", "the child hangs"
+    survives(int)
 
 
 def in_a_thread(call: Callable[[], Any]) -> None:

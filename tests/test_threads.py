@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from test_hostile import survives
+from children import survives
 
 import gbcache
 from gbcache import housekeeper

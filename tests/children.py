@@ -1,0 +1,59 @@
+"""A call in a forked child, which must end by itself, and well."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["isolated", "survives"]
+
+HANGS = 20
+"""Seconds."""
+TRIES = 4 if os.environ.get("GB_EXPECT") == "asan" else 1
+"""ASan's allocator is not made ready for fork: where a thread begins or ends at that moment, its lock stays taken in
+the child, before a line of ours has run. There a child that hangs is tried again; elsewhere it fails at once."""
+
+
+def survives(call: Callable[[], Any]) -> None:
+    """Runs it in a child, which must end by itself, and well."""
+    for _ in range(TRIES):
+        status = _in_child(call)
+        if status & 127 not in (signal.SIGALRM, signal.SIGKILL):
+            break
+    assert status & 127 not in (signal.SIGALRM, signal.SIGKILL), "it hangs"
+    assert status == 0, f"it ended with status {status} (signal {status & 127}); see stderr"
+
+
+def _in_child(call: Callable[[], Any]) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(HANGS)
+            call()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    until = time.monotonic() + HANGS + 5
+    while time.monotonic() < until:  # it may hang before it has set its alarm
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+def isolated(test: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def outer(*args: Any, **kwargs: Any) -> None:
+        survives(lambda: test(*args, **kwargs))
+
+    return outer
