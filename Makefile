@@ -69,7 +69,7 @@ build: build/.inplace ## the extension, in place
 demo: build ## replay a real trace through a cache and watch it
 	$(PY) -m gbcache demo
 
-test: build ## every test, in the normal build (under 5 minutes)
+test: build ## every test, in the normal build (7 minutes on two cores; 5 are the aim)
 	PYTHONPATH=. GB_EXPECT=normal $(PYTEST) tests
 
 native: build ## the C tests alone, normal and tiny, under ASan and UBSan
