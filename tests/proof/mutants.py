@@ -59,7 +59,7 @@ ROOMS = {
     "_save": "test_persist.py test_files_faults.py test_files_frames.py test_golden.py",
     "_load": "test_files_corrupt.py test_files_frames.py test_persist.py",
     "_pair": "test_pair.py test_persist.py", "_sealed": "test_files_corrupt.py test_files_frames.py test_persist.py",
-    "_refs": "test_object.py test_hostile.py", "_put": "test_object.py test_queue.py",
+    "_refs": "test_object.py test_object_misbehaving.py test_hostile.py", "_put": "test_object.py test_queue.py",
     "_queue": "test_queue.py test_queue_readers.py test_queue_refs.py",
     "files": "test_files_faults.py test_power.py", "snapshot": "test_persist.py test_files_corrupt.py",
     "live": "test_persist.py test_files_faults.py test_power.py", "locks": "test_locks.py",
