@@ -26,11 +26,9 @@ NATIVE = ROOT / "tests" / "native"
 BUILD = ROOT / "build" / "valgrind"
 MEMCHECK = ["valgrind", "-q", "--fair-sched=yes", "--leak-check=full", "--show-leak-kinds=definite",
             "--errors-for-leak-kinds=definite"]  # fmt: skip
-LONG = {"test_oom": "test_oom runs through each allocation: minutes", "test_chain": "a minute", "test_snap": "a minute",
-        "test_store": "a minute"}  # fmt: skip
-"""Native tests that are run where every constant is small alone, but for --all; test_oom not even there."""
-SLICE = ["test_cache.py", "test_object.py", "test_memoize.py", "test_persist.py", "test_disk.py",
-         "test_events_subscribers.py", "test_pair.py"]  # fmt: skip
+SLICE = ["test_cache.py", "test_object.py", "test_persist.py", "test_disk.py", "test_pair.py"]
+MORE = ["test_memoize.py", "test_object_misbehaving.py", "test_events_subscribers.py"]
+"""With --all; and then the C tests are run in the normal build too, and test_oom, which runs through each allocation."""
 LEFT_OUT = {"test_max_bytes": "fills a disk: a minute", "fork": "as slow, and forks are proof-fork's",
             "twice_as_deep": "uses tracemalloc, which leaks its own records"}  # fmt: skip
 PLANT = """
@@ -54,7 +52,7 @@ def native(name: str, more: list[str], folder: Path, seed: int) -> str:
     """What memcheck says of a native test; empty if nothing."""
     program = str(folder / f"{name}{''.join(more)}")
     source = str(NATIVE / f"{name}.c")
-    subprocess.run(["gcc", "-std=c11", "-O1", "-g", *more, f"-I{ROOT / 'csrc'}", f"-I{NATIVE}", source,
+    subprocess.run(["gcc", "-std=c11", "-O1", "-g1", *more, f"-I{ROOT / 'csrc'}", f"-I{NATIVE}", source,
                     "-lpthread", "-o", program], check=True)  # fmt: skip
     ran = subprocess.run([*MEMCHECK, "--error-exitcode=9", program, str(seed)], capture_output=True,
                          text=True, timeout=900, check=False)  # fmt: skip
@@ -108,7 +106,7 @@ def natives(options: argparse.Namespace, folder: Path) -> None:
     for path in sorted(NATIVE.glob("test_*.c")):
         if options.all or path.stem != "test_oom":
             runs.append((path.stem, ["-DGB_TINY"]))
-        if options.all or path.stem not in LONG:
+        if options.all:
             runs.append((path.stem, []))
     with ThreadPoolExecutor(options.jobs) as pool:
         told = list(pool.map(lambda run: native(*run, folder, options.seed), runs))
@@ -116,22 +114,24 @@ def natives(options: argparse.Namespace, folder: Path) -> None:
     print(*bad, sep="\n")
     if bad:
         said.kept("valgrind-native").write_text("\n".join(bad))
-    left = "" if options.all else f", left to --all: test_oom, and normal {' '.join(sorted(LONG)[:1] + sorted(LONG)[2:])}"  # fmt: skip
-    said.row("memcheck, native tests", f"{len(runs)} programs, {len(bad)} with reports{left}, "
+    left = (
+        "" if options.all else " of the tiny build; left to --all: test_oom, and the normal build"
+    )
+    said.row("memcheck, native tests", f"{len(runs)} programs{left}; {len(bad)} with reports, "
              f"{time.monotonic() - begun:.0f} s, seed {options.seed}", not bad)  # fmt: skip
 
 
-def binding(python: str, folder: Path) -> None:
+def binding(python: str, more: list[str], folder: Path) -> None:
     """Tests of each class under memcheck, with the extension built for this Python."""
     begun = time.monotonic()
-    env = {**os.environ, "GB_CFLAGS": "-O1 -g", "PYTHONPATH": sysconfig.get_path("purelib")}
+    env = {**os.environ, "GB_CFLAGS": "-O1", "PYTHONPATH": sysconfig.get_path("purelib")}
     subprocess.run([python, "setup.py", "-q", "build", "--build-lib", BUILD, "--build-base", f"{BUILD}-base",
                     "--build-temp", f"{BUILD}-temp"], check=True, cwd=ROOT, env=env)  # fmt: skip
-    tests = [str(ROOT / "tests" / name) for name in SLICE]
+    tests = [str(ROOT / "tests" / name) for name in [*SLICE, *more]]
     wanted = " and ".join(f"not {name}" for name in LEFT_OUT)
     status, text, reports, all_of_them = under_python(
         python,
-        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", wanted, *tests],
+        ["-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", wanted, *tests],
         folder,
     )
     if reports or status:
@@ -147,7 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--all", action="store_true", help="native tests that take minutes too")
+    parser.add_argument("--all", action="store_true", help="twice as much")
     parser.add_argument("--only", default="", help="planted, native or binding")
     parser.add_argument("--python", default="/usr/bin/python3", help="a system's, for the binding")
     options = parser.parse_args()
@@ -158,7 +158,7 @@ def main() -> int:
         if options.only in ("", "native"):
             natives(options, folder)
         if options.only in ("", "binding"):
-            binding(options.python, folder)
+            binding(options.python, MORE if options.all else [], folder)
     return said.verdict()
 
 
