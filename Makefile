@@ -4,6 +4,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 # Not `python -m pytest`: that would put this directory, and so the normal build, before the others.
 PYTEST := $(VENV)/bin/python $(VENV)/bin/pytest
+# A suite takes two cores; a worker that has no more tests takes half of the other's.
+JOBS ?= 2
+SUITE := $(PYTEST) -n $(JOBS) --dist worksteal tests
 # What Cython writes.
 CYTHONS := $(patsubst %,gbcache/%.c,_packed _object _disk flight forks groups locks notify subscribers writes)
 SOURCES := $(filter-out $(CYTHONS),$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
@@ -46,7 +49,7 @@ help: ## this list
 $(VENV)/.made: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --upgrade pip
-	$(PY) -m pip install -q "setuptools>=77" wheel "Cython>=3.1" msgpack lmdb redis pytest hypothesis
+	$(PY) -m pip install -q "setuptools>=77" wheel "Cython>=3.1" msgpack lmdb redis pytest pytest-xdist hypothesis
 	touch $@
 
 # One package directory a build: the normal one must never load another's extension.
@@ -57,7 +60,7 @@ build/%/.made: $(SOURCES) | $(VENV)/.made
 
 build/tiny/.made: BUILD_ENV = GB_TINY=1 GB_WERROR=1
 build/silent/.made: BUILD_ENV = GB_CFLAGS="-DGB_SILENT"
-build/asan/.made: BUILD_ENV = GB_CFLAGS="$(SAN) -O1 -g -DGB_DEBUG=2" GB_LDFLAGS="$(SAN)"
+build/asan/.made: BUILD_ENV = GB_CFLAGS="$(SAN) -O1 -DGB_DEBUG=2" GB_LDFLAGS="$(SAN)"
 
 build/.inplace: $(SOURCES) | $(VENV)/.made
 	mkdir -p build
@@ -69,19 +72,19 @@ build: build/.inplace ## the extension, in place
 demo: build ## replay a real trace through a cache and watch it
 	$(PY) -m gbcache demo
 
-test: build ## every test, in the normal build (7 minutes on two cores; 5 are the aim)
-	PYTHONPATH=. GB_EXPECT=normal $(PYTEST) tests
+test: build ## every test, in the normal build
+	PYTHONPATH=. GB_EXPECT=normal $(SUITE)
 
 native: build ## the C tests alone, normal and tiny, under ASan and UBSan
 	PYTHONPATH=. $(PYTEST) tests/test_native.py
 
 tiny: build/tiny/.made ## the Python tests where every constant is small
-	PYTHONPATH=build/tiny GB_EXPECT=tiny GB_SLICE=short $(PYTEST) tests $(PYTHON_ALONE) \
+	PYTHONPATH=build/tiny GB_EXPECT=tiny GB_SLICE=short $(SUITE) $(PYTHON_ALONE) \
 	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
 
 asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
 	PYTHONPATH=build/asan GB_EXPECT=asan GB_SLICE=short $(UNDER_ASAN) \
-	    $(PYTEST) tests --ignore=tests/test_native.py --ignore=tests/test_architecture.py $(PYTHON_ALONE)
+	    $(SUITE) --ignore=tests/test_native.py --ignore=tests/test_architecture.py $(PYTHON_ALONE)
 
 drift: build ## references every call leaves behind, under a debug interpreter (Debian)
 	$(PY) tests/drift.py
@@ -127,7 +130,7 @@ build/python3.13t/bin/python3.13t:
 
 build/free/.made build/tsan/.made: PY = .venv-free/bin/python
 build/free/.made build/tsan/.made: | .venv-free/.made
-build/tsan/.made: BUILD_ENV = GB_CFLAGS="-fsanitize=thread -O1 -g -fno-omit-frame-pointer" GB_LDFLAGS="-fsanitize=thread"
+build/tsan/.made: BUILD_ENV = GB_CFLAGS="-fsanitize=thread -O1 -fno-omit-frame-pointer" GB_LDFLAGS="-fsanitize=thread"
 
 build/python3.13t-tsan/bin/python3.13t:
 	sh tests/free/python.sh build/python3.13t-tsan --with-thread-sanitizer
@@ -186,7 +189,7 @@ proof-valgrind: build ## memcheck over the native tests, and tests of the bindin
 	$(PY) tests/proof/valgrind.py --seed $(SEED) $(VALGRIND)
 
 fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
-	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED)
+	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED) --jobs $(JOBS)
 
 fuzz-tools: ## clang with libFuzzer, which fuzz then uses (Debian, as root)
 	apt-get update -q && apt-get install -y --no-install-recommends clang libclang-rt-dev llvm

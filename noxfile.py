@@ -79,7 +79,7 @@ def found(session: nox.Session) -> None:
 def suite(session: nox.Session, tests: list[str], place: str, **env: str) -> None:
     """Runs the tests on the extension that is built at that place."""
     pytest = Path(session.bin, "pytest")  # not -m: as in the Makefile
-    session.run("python", str(pytest), *(session.posargs or tests), *SAME,
+    session.run("python", str(pytest), "-n2", "--dist", "worksteal", *(session.posargs or tests), *SAME,
                 env={"PYTHONPATH": place, **env})  # fmt: skip
 
 

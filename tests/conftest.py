@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,8 +30,10 @@ def pytest_report_header() -> str:
     return f"gbcache {gbcache.__version__} from {os.path.dirname(gbcache.__file__)}: {BUILD}"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A suite that ran against another build than it was told to would prove nothing."""
+    told = getattr(config, "workerinput", {}).get("native")
+    config.stash[NATIVE] = Path(told or tempfile.mkdtemp(prefix="gbcache-native-"))
     if (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     ):  # as in a shell's background: tests send it
@@ -45,7 +49,8 @@ def pytest_configure() -> None:
 
 # --- the C tests, beside the others -------------------------------------------------------------------
 
-NATIVE = pytest.StashKey[tuple["subprocess.Popen[bytes]", Path]]()
+NATIVE = pytest.StashKey[Path]()  # where native/run.py leaves what each said
+RUNNER = pytest.StashKey["subprocess.Popen[bytes]"]()  # not in a worker of xdist's: it runs once
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,29 +58,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "test_native.py" in item.nodeid)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begins those that were asked for: gcc and they have a core of their own while Python's tests run."""
+def begin_native(config: pytest.Config, collected: list[str]) -> None:
+    """Begins those that were asked for: gcc and they run beside Python's tests, on what these leave of the cores."""
     wanted, kinds = [], {"test_native": "", "test_a_kill": "kill-", "test_inputs": "kept-"}
-    for item in session.items:
-        found = re.search(rf"test_native\.py::({'|'.join(kinds)})\w*\[(.+)\]", item.nodeid)
+    for test in collected:
+        found = re.search(rf"test_native\.py::({'|'.join(kinds)})\w*\[(.+)\]", test)
         if found:
             wanted.append(kinds[found[1]] + found[2])
-    if not wanted or session.config.option.collectonly:
+    if not wanted or config.option.collectonly:
         return
     assert shutil.which("gcc"), "the native tests need gcc"
-    out = Path(tempfile.mkdtemp(prefix="gbcache-native-"))
-    workers = "1" if len(session.items) > 3 * len(wanted) else "2"
-    run = str(Path(__file__).parent / "native" / "run.py")
-    runner = subprocess.Popen([sys.executable, run, str(out), workers, *wanted])
-    session.config.stash[NATIVE] = runner, out
+    workers = "1" if len(collected) > 3 * len(wanted) else "2"
+    run, out = str(Path(__file__).parent / "native" / "run.py"), str(config.stash[NATIVE])
+    config.stash[RUNNER] = subprocess.Popen([sys.executable, run, out, workers, *wanted])
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.collect()  # hundreds of tests do: without what pytest and hypothesis keep it takes a tenth of the time
+    gc.freeze()
+    if not hasattr(session.config, "workerinput"):
+        begin_native(session.config, [item.nodeid for item in session.items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """A worker of xdist's (make test has two) is told where."""
+    node.workerinput["native"] = str(node.config.stash[NATIVE])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    if RUNNER not in node.config.stash:  # each worker collects the same
+        begin_native(node.config, ids)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if NATIVE in config.stash:
-        runner, out = config.stash[NATIVE]
-        runner.kill()
-        runner.wait()
-        shutil.rmtree(out, ignore_errors=True)
+    if RUNNER in config.stash:
+        config.stash[RUNNER].kill()
+        config.stash[RUNNER].wait()
+    if NATIVE in config.stash and not hasattr(config, "workerinput"):
+        shutil.rmtree(config.stash[NATIVE], ignore_errors=True)
 
 
 class Clock:

@@ -1,6 +1,6 @@
 """Fuzzes each fuzz_*.c, normal and tiny: clang's libFuzzer where there is one, else gcc and driver.c.
 
-    python tests/fuzz/run.py [--seconds N | --runs N] [--only load --only mend] [--seed S]
+    python tests/fuzz/run.py [--seconds N | --runs N] [--only load --only mend] [--seed S] [--jobs J]
 
 `--seconds` are shared by all of it, `--runs` are of each target in each variant. The input that shows a failure is
 kept in build/proof, and the program that replays it is named.
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,20 +116,24 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=0, help="of each target in each variant")
     parser.add_argument("--only", choices=TARGETS, action="append", help="these targets alone")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="so many beside each other")
     args = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     clang = shutil.which("clang")
     targets = args.only or TARGETS
-    limit = Limit(max(1, args.seconds // (len(targets) * len(VARIANTS))), args.runs)
+    what = [(target, variant) for target in targets for variant in VARIANTS]
+    limit = Limit(max(1, args.seconds * args.jobs // len(what)), args.runs)
     print(f"{'clang, libFuzzer' if clang else 'gcc, driver.c'}; seed {args.seed}", flush=True)
+    with ThreadPoolExecutor(args.jobs) as jobs:
+        runs = list(jobs.map(lambda one: run(*one, clang, limit, args.seed), what))
     for target in targets:
-        ran = [run(target, variant, clang, limit, args.seed) for variant in VARIANTS]
+        ran = [of for (name, _), of in zip(what, runs, strict=True) if name == target]
         good, total = all(n > 0 for n, _ in ran), sum(n for n, _ in ran if n > 0)
         rate = total / max(1e-9, sum(seconds for _, seconds in ran))
-        what = "nothing found" if good else f"FOUND, in build/proof, seed {args.seed}"
+        found = "nothing found" if good else f"FOUND, in build/proof, seed {args.seed}"
         said.row(
             f"fuzz {target}, under ASan and UBSan: nothing is found",
-            f"{total:,} runs, {rate:,.0f}/s: {what}",
+            f"{total:,} runs, {rate:,.0f}/s: {found}",
             good,
         )
     return said.verdict()

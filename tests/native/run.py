@@ -17,7 +17,7 @@ NATIVE = ROOT / "tests" / "native"
 FUZZ = ROOT / "tests" / "fuzz"
 INCLUDE = [f"-I{ROOT / 'csrc'}", f"-I{NATIVE}"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Werror"]
-SANITIZED = ["-O1", "-g", "-DGB_DEBUG=2", "-Wno-unused-function", "-fsanitize=address,undefined",
+SANITIZED = ["-O1", "-g1", "-DGB_DEBUG=2", "-Wno-unused-function", "-fsanitize=address,undefined",
              "-fno-sanitize-recover=undefined"]  # fmt: skip
 KILL = {
     "normal": ["-O1", "-DGB_DEBUG=2"],
@@ -87,7 +87,7 @@ def kill(_: str, build: str, out: Path) -> str:
     ):
         made = str(out / f"{name}-{build}.o")
         source = str(NATIVE / f"{name}.c")
-        call(["gcc", "-std=c11", "-g", *KILL[build], *INCLUDE, *more, "-c", source, "-o", made])
+        call(["gcc", "-std=c11", "-g1", *KILL[build], *INCLUDE, *more, "-c", source, "-o", made])
         objects.append(made)
     program = str(out / f"kill-{build}")
     call(["gcc", *objects, "-lpthread", "-o", program])
@@ -111,10 +111,13 @@ def main() -> None:
     out, workers, wanted = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     jobs = [(what, "" if what.startswith("kill") else what.split("-")[1]) for what in wanted]
     builds = sorted({build for _, build in jobs if build})
-    with ThreadPoolExecutor(workers) as pool:
-        wrong = dict(zip(builds, pool.map(lambda build: core(build, out), builds), strict=True))
-        for _ in pool.map(lambda job: one(job[0], out, wrong.get(job[1], "")), jobs):
-            pass
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            wrong = dict(zip(builds, pool.map(lambda build: core(build, out), builds), strict=True))
+            for _ in pool.map(lambda job: one(job[0], out, wrong.get(job[1], "")), jobs):
+                pass
+    finally:
+        (out / "ended").touch()
 
 
 if __name__ == "__main__":
