@@ -222,10 +222,10 @@ class Store:
         return True
 
     def _in_pieces(self, changes: Changes, applied: int, drop: bool) -> None:
-        """Removals first, in transactions so small that what they free is soon used again."""
+        """Removals first, in transactions so small that what they free is soon used again: what one frees is there for
+        the next but one. So an empty one is the first: the last before it may have been large."""
         ordered = sorted(changes.items(), key=_stores)
-        if drop:
-            self._transaction({}, self.applied, True)
+        self._transaction({}, self.applied, drop)
         for at in range(0, len(ordered), PIECE):
             self._transaction(dict(ordered[at : at + PIECE]), self.applied, False)
         self._transaction({}, applied, False)

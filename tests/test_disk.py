@@ -17,11 +17,13 @@ import pytest
 
 pytest.importorskip("lmdb", reason="a Disk needs lmdb: pip install gbcache[disk]")
 
+import lmdb
 from far_contract import KEYS, FarContract, in_threads, scanned, until
 
 from gbcache import engine
 from gbcache.disk import Disk
 from gbcache.errors import ClosedError, FarError, ImageError
+from gbcache.lmdbstore import Store
 
 
 class TestContract(FarContract):
@@ -195,6 +197,30 @@ def test_max_bytes(tmp_path: Path, size: int) -> None:
         assert (
             disk.get_many(stored) == {i: (bytes(size), None) for i in stored} and len(stored) == 1
         )
+
+
+def test_full_of_what_the_last_write_freed(tmp_path: Path) -> None:
+    """LMDB has the pages that a transaction freed for the next but one: removals must not wait for them for ever."""
+    names = [b"\2" + i.to_bytes(8, "big") for i in range(6400)]
+    for many in range(6200, 6400, 20):  # about three of these left no page over
+        folder = tmp_path / str(many)
+        folder.mkdir()
+        store = Store(str(folder), "typed", 2_000_000)
+        assert store.make()
+        store.put_in_place()
+        store.check(store.path)
+        store.open()
+        try:
+            for turn in (1, 2):
+                record = bytes(8) + bytes([turn]) * 90
+                store.write(dict.fromkeys(names[:many], record), turn)
+            store.write(dict.fromkeys(names[1:many]), 3)
+            assert store.applied == 3
+            assert [name for name, _ in store.page_of(b"", 9)] == names[:1]
+        except lmdb.MapFullError:
+            assert store.applied < 2, "it is full for ever"
+        finally:
+            store.close()
 
 
 def test_nothing_is_open_over_exec(tmp_path: Path) -> None:
