@@ -164,7 +164,7 @@ proof-fuzz: $(VENV)/.made ## every fuzz target: FUZZ_SECONDS for all, or FUZZ_RU
 proof-soak: build ## MINUTES of mixed work of 8 threads, a child killed each minute: no growth, no error, no slower end
 	PYTHONPATH=. $(PY) tests/proof/soak.py --minutes $(MINUTES) --seed $(SEED)
 
-proof-mutants: build ## faults planted one at a time, which the tests must see (25 minutes; MUTANTS="--quick")
+proof-mutants: build ## faults planted one at a time, which the tests must see (25 minutes; MUTANTS=--quick=40: so many)
 	$(PY) tests/proof/mutants.py --seed $(SEED) $(MUTANTS)
 
 proof-coverage: build ## lines and branches of csrc/ all tests run, Python's too (20 minutes)

@@ -54,7 +54,7 @@ PARTS = [
     Part("leak", 4, "OPERATIONS=4000000", "OPERATIONS=10000000", counts=True),
     Part("soak", 2.2, "MINUTES=2", "MINUTES=120"),
     Part("hostile", 2),
-    Part("mutants", 5, "MUTANTS=--quick"),
+    Part("mutants", 5, "MUTANTS=--quick=40"),
     Part("stale", 1.5, "WRITES=200000 CUTS=30 DOWN=3", "WRITES=1000000 CUTS=100 DOWN=10"),
     Part("suites", None),
     Part("coverage", None),
