@@ -58,7 +58,7 @@ build/%/.made: $(SOURCES) | $(VENV)/.made
 	$(BUILD_ENV) $(PY) setup.py -q build --build-base build/$*-base --build-lib build/$* --build-temp build/$*-temp
 	touch $@
 
-build/tiny/.made: BUILD_ENV = GB_TINY=1 GB_WERROR=1
+build/tiny/.made: BUILD_ENV = GB_TINY=1 GB_WERROR=1 GB_CFLAGS=-O1
 build/silent/.made: BUILD_ENV = GB_CFLAGS="-DGB_SILENT"
 build/asan/.made: BUILD_ENV = GB_CFLAGS="$(SAN) -O1 -DGB_DEBUG=2" GB_LDFLAGS="$(SAN)"
 

@@ -355,7 +355,10 @@ def campaign(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("plant", [[], ["--plant"]], ids=["", "plant"])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("disk_kill.py", ["--kills", "25"]), ("disk_damage.py", ["--stores", "60"])],
+    [
+        ("disk_kill.py", ["--kills", "10" if SHORT else "25"]),
+        ("disk_damage.py", ["--stores", "25" if SHORT else "60"]),
+    ],
 )
 def test_a_slice_of_the_campaign(name: str, options: list[str], plant: list[str]) -> None:
     """And that it finds what it is there to find."""

@@ -25,7 +25,8 @@ import said
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NATIVE = ROOT / "tests" / "native"
-MEASURED = ["--coverage", "-O0", "-frandom-seed=1", "-fprofile-update=atomic"]  # there are threads
+MEASURED = ["--coverage", "-O0", "-frandom-seed=1"]
+ATOMIC = ["-fprofile-update=atomic"]  # where there are threads, and for five times the time
 FLAGS = ["-std=c11", "-g", *MEASURED, "-Wno-unused-function"]
 INCLUDE = [f"-I{ROOT / 'csrc'}", f"-I{NATIVE}"]
 ALONE = ["--ignore-glob=tests/test_valkey*", "--ignore-glob=tests/test_tier_*", "--ignore=tests/test_lru_cache.py",
@@ -82,7 +83,8 @@ def native(source: Path, tiny: bool, where: Path, seed: str) -> Seen:
     here = where / f"{source.stem}_{'tiny' if tiny else 'normal'}"
     here.mkdir()
     program = here / "test"
-    flags = [*FLAGS, *(["-DGB_TINY"] if tiny else []), *INCLUDE]
+    threads = ATOMIC if "pthread_create" in source.read_text() else []
+    flags = [*FLAGS, *threads, *(["-DGB_TINY"] if tiny else []), *INCLUDE]
     subprocess.run(
         ["gcc", *flags, str(source), "-lpthread", "-o", str(program)], check=True, cwd=here
     )
@@ -133,8 +135,9 @@ def python(tiny: bool, where: Path, seed: str) -> Seen:
     shutil.copytree(
         ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "*.so", ".hypothesis")
     )
-    env = os.environ | {"GB_CFLAGS": " ".join(MEASURED), "GB_LDFLAGS": "--coverage", "GB_TINY": "1" if tiny else "0",
-                        "GB_SLICE": "short", "SEED": seed, "PYTHONPATH": str(tree), "GB_EXPECT": ""}  # fmt: skip
+    env = os.environ | {"GB_CFLAGS": " ".join(MEASURED + ATOMIC), "GB_LDFLAGS": "--coverage",
+                        "GB_TINY": "1" if tiny else "0", "GB_SLICE": "short", "SEED": seed,
+                        "PYTHONPATH": str(tree), "GB_EXPECT": ""}  # fmt: skip
     build = [
         sys.executable,
         "setup.py",
