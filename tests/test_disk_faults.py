@@ -74,6 +74,23 @@ def test_the_journal_fails(disk: Disk, monkeypatch: pytest.MonkeyPatch, what: st
     assert reopened(disk) == {"a": 1, "d": 4}
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_journal_whose_sync_failed_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second fsync says yes of pages that were dropped: LMDB gets all, and a new journal begins."""
+    with Disk(tmp_path / "d", sync="interval", interval=3600) as disk:
+        made = disk._engine
+        monkeypatch.setattr(made, "_tend", lambda: None)
+        disk.put_many([("a", 1, None)])
+        old: Any = made.journal
+        real, old.fd = old.fd, os.open("/dev/full", os.O_RDWR)  # it cannot be synced
+        disk.sync()
+        os.close(real)
+        assert made.journal is not old and made.store.applied == made.seq == made.synced
+        assert reopened(disk) == {"a": 1}
+
+
 def test_lmdb_fails_in_the_background(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was acknowledged waits; it is written when the disk is well again."""
     real, fails = disk._engine.store._transaction, [True]

@@ -28,7 +28,7 @@ OUT = ROOT / "build" / "fuzz"
 TARGETS = sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.c"))
 VARIANTS = ["normal", "tiny"]
 INCLUDE = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'native'}"]
-FLAGS = ["-std=c11", "-O2", "-g", "-DGB_DEBUG=2", "-fno-sanitize-recover=undefined"]
+FLAGS = ["-std=c11", "-O2", "-g1", "-DGB_DEBUG=2", "-fno-sanitize-recover=undefined"]
 # What is compared is not traced where the harness itself knows the words that matter: twice as many runs.
 UNTRACED = {"load": ["-fno-sanitize-coverage=trace-cmp"]}
 LONGEST = {"load": 1024}
