@@ -74,7 +74,7 @@ def begin_native(config: pytest.Config, collected: list[str]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    gc.collect()  # hundreds of tests do: without what pytest and hypothesis keep it takes a tenth of the time
+    gc.collect()  # hundreds of tests do: without what pytest and hypothesis keep it takes far less
     gc.freeze()
     if not hasattr(session.config, "workerinput"):
         begin_native(session.config, [item.nodeid for item in session.items])
