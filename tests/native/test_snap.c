@@ -358,6 +358,7 @@ static void given_up(void) {
     gb_chain_close(s, &r[0]); /* the last one out */
     front.used = front.records = 0;
     end();
+    CHECK(gb_room_clear(s, now) == GB_OK); /* no pin and no save: not busy */
     stop();
 }
 /* Everything is used again and again, so that the walk finds what it has saved before in its way: a save ends. */
