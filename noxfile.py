@@ -96,7 +96,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=[version for version in PYTHONS if version != OWN])
 def bounded(session: nox.Session) -> None:
-    """The quick part, under the Pythons that `make test` does not run, built in a third of the time."""
+    """The quick part, under the Pythons that `make test` does not run, built without optimization."""
     session.install("-q", *NEEDS)
     place = f"build/bounded-{session.python}"
     session.run("python", "setup.py", "-q", "build", "--build-base", f"{place}-base", "--build-lib", place,
