@@ -89,7 +89,7 @@ asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
 drift: build ## references every call leaves behind, under a debug interpreter (Debian)
 	$(PY) tests/drift.py
 
-proof: build ## all parts of the proof, and one table: build/proof/table.md (40 minutes are the aim, also on a slow machine)
+proof: build ## all parts of the proof, and one table: build/proof/table.md (under 40 minutes)
 	PYTHONPATH=. $(PY) tests/proof/table.py --seed $(SEED)
 
 proof-long: build ## the same at full length: hours

@@ -354,10 +354,12 @@ def down(seconds: float, seed: int) -> list[str]:
     )
     tier.close()
     server.close()
-    bad = bool(stuck) or max(longest) > timeout + 0.05 + 2 * machine
+    own = 0.05  # what a call does beside waiting, and how late the machine wakes it
+    bad = bool(stuck) or max(longest) > timeout + own + 2 * machine
     said.row(
-        "no server: no call takes longer than its timeout, and it is well again after",
-        f"{seconds:g} s stopped, {seconds:g} s killed: {max(longest) * 1000:.0f} ms of {timeout * 1000:.0f} ms",
+        "no server: no call takes longer than its timeout and 50 ms, and it is well again after",
+        f"{seconds:g} s stopped, {seconds:g} s killed: {max(longest) * 1000:.0f} ms of "
+        f"{(timeout + own) * 1000:.0f} ms (the machine itself {machine * 1000:.1f} ms late)",
         not bad,
     )
     if bad:
