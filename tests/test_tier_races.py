@@ -294,10 +294,11 @@ def test_behind_keeps_what_found_no_memory() -> None:
 def test_a_tier_that_is_dropped_without_memory_writes_what_is_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    turn, short = Behind._turn, [3]
+    turn, short, dropped = Behind._turn, [3], threading.Event()
 
     def starved(self: Behind) -> bool | None:
-        if short[0] and self._since != float("inf"):
+        dropped.wait(10)
+        if short[0]:
             short[0] -= 1
             raise MemoryError
         return turn(self)
@@ -307,6 +308,7 @@ def test_a_tier_that_is_dropped_without_memory_writes_what_is_behind(
     tier = Tiered(Cache("1MB"), far, write="behind", behind_seconds=0.01)
     tier["k"] = 1
     del tier
+    dropped.set()
     until = time.monotonic() + 10
     while "k" not in far.data and time.monotonic() < until:
         time.sleep(0.01)
