@@ -225,7 +225,7 @@ pythons: $(VENV)/.nox ## every test under each of Python 3.10 to 3.13 that is on
 	$(PY) -m nox -s found tests
 
 pythons-bounded: $(VENV)/.nox ## the quick part of the same, without the Python of `make test`
-	$(PY) -m nox -s found bounded
+	$(PY) -m nox -s found beside
 
 $(VENV)/.nox: | $(VENV)/.made
 	$(PY) -m pip install -q nox

@@ -1,7 +1,8 @@
 """Builds the extension modules: each Cython's file, a hand-written C-API part, and the core.
 
 GB_CFLAGS and GB_LDFLAGS are appended; GB_TINY=1 builds with tiny constants and deep checks; GB_WERROR=1
-makes every warning of ours an error.
+makes every warning of ours an error; GB_WRITTEN is where Cython writes to, else beside its sources: two
+builds at once must not share that.
 """
 
 import os
@@ -112,4 +113,5 @@ extensions = [extension(name, f"{name}.py") for name in PURE] + [
     )
     for name, sources in (MODULES | LEAN).items()
 ]
-setup(ext_modules=cythonize(extensions, build_dir=None), cmdclass={"build_ext": BuildExt})
+written = os.environ.get("GB_WRITTEN")
+setup(ext_modules=cythonize(extensions, build_dir=written), cmdclass={"build_ext": BuildExt})
