@@ -1,6 +1,6 @@
 /* test_oom.c - the arena has no block, at every allocation of a stream: once, 3 times, 60 times on end
  * (for ever is no state an arena can be in: once all is evicted and moved aside, a block is free). What
- * was written stays or is evicted whole, the image is sound after every step, and it recovers. */
+ * was written stays or is evicted whole, the image is sound after it, and it recovers. */
 #include "check.h"
 static unsigned long asked, fail_at, fail_many;
 static int fails(void) {
@@ -40,9 +40,11 @@ static unsigned long play(uint64_t seed, uint64_t bytes, unsigned long at, unsig
     fail_many = many;
     starved = many > 0;
     for (uint32_t i = 0; i < STEPS; i++) {
+        unsigned long before = asked;
         told_op(&told);
         step();
-        if (asked >= at) compare();
+        bool failed = asked > at && before < at + many; /* what is wrong stays so: later each 4th will do */
+        if (failed || (asked >= at && i % 4u == 0)) compare();
     }
     unsigned long n = asked;
     fail_many = 0; /* there is room again: all is as it ever was */
