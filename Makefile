@@ -189,8 +189,8 @@ proof-hostile: build ## user code that comes back, caches left at exit, imports 
 proof-valgrind: build ## memcheck over the native tests, and tests of the binding under Debian's python3 (gate-tools; VALGRIND=--all: the slow ones too)
 	$(PY) tests/proof/valgrind.py --seed $(SEED) $(VALGRIND)
 
-fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED
-	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED) --jobs $(JOBS)
+fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, from SEED (FUZZ=--variant=tiny)
+	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --seed $(SEED) --jobs $(JOBS) $(FUZZ)
 
 fuzz-tools: ## clang with libFuzzer, which fuzz then uses (Debian, as root)
 	apt-get update -q && apt-get install -y --no-install-recommends clang libclang-rt-dev llvm

@@ -1,6 +1,6 @@
 """Fuzzes each fuzz_*.c, normal and tiny: clang's libFuzzer where there is one, else gcc and driver.c.
 
-    python tests/fuzz/run.py [--seconds N | --runs N] [--only load --only mend] [--seed S] [--jobs J]
+    python tests/fuzz/run.py [--seconds N | --runs N] [--only load --only mend] [--variant tiny] [--seed S] [--jobs J]
 
 `--seconds` are shared by all of it, `--runs` are of each target in each variant. The input that shows a failure is
 kept in build/proof, and the program that replays it is named.
@@ -115,13 +115,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=60, help="for all of it together")
     parser.add_argument("--runs", type=int, default=0, help="of each target in each variant")
     parser.add_argument("--only", choices=TARGETS, action="append", help="these targets alone")
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help="this one alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="so many beside each other")
     args = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     clang = shutil.which("clang")
     targets = args.only or TARGETS
-    what = [(target, variant) for target in targets for variant in VARIANTS]
+    what = [(target, variant) for target in targets for variant in args.variant or VARIANTS]
     limit = Limit(max(1, args.seconds * args.jobs // len(what)), args.runs)
     print(f"{'clang, libFuzzer' if clang else 'gcc, driver.c'}; seed {args.seed}", flush=True)
     with ThreadPoolExecutor(args.jobs) as jobs:
