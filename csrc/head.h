@@ -99,6 +99,7 @@ struct gb_store {
     uint32_t pins;   /* active ones: nothing is paid while there are none */
     uint32_t slides; /* steps of the gap that found no hole to move to, since the last eviction */
     uint32_t laps;   /* times the hand came round with nothing left to evict */
+    uint32_t waits;  /* for the wheel, since the last removal */
     gb_ref cut;       /* where a shrink under way will end the arena; 0: none */
     uint64_t writing; /* granules promised to long writes under way */
     uint32_t max_steps[GB_OPS];

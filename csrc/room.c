@@ -2,6 +2,7 @@
 #include "room.h"
 
 static const uint32_t SLIDES_PER_EVICTION = 16; /* a gap that finds no holes asks for new ones */
+static const uint32_t WAITS_PER_REMOVAL = 8;    /* of 8 timers each; one slot of the wheel may hold nearly all */
 
 /* Changes with every size a reader of the bytes relies on. */
 uint32_t gb_room_layout(void) {
@@ -88,7 +89,7 @@ enum gb_err gb_room_clear_finish(struct gb_store *s, uint64_t now) {
     uint64_t epoch = h->index.epoch;
     h->trash = 0;
     h->key_bytes = h->value_bytes = 0;
-    s->slides = s->laps = s->cut = 0;
+    s->slides = s->laps = s->waits = s->cut = 0;
     enum gb_err err = gb_index_format(&s->index, GB_HEAD_GRANULES, gb_room_end(s), now);
     h->index.epoch = epoch + 1u;
     gb_intent_end(&h->intent);
@@ -235,21 +236,30 @@ static bool is_long(const struct gb_store *s, gb_ref entry) {
     return (word & GB_WORD_EXTRA) && (gb_extra_at(s->base, entry, word)->flags & GB_EXTRA_CHAIN);
 }
 
+gb_ref gb_room_due(struct gb_store *s, uint64_t now, bool *wait) {
+    struct gb_index *ix = &s->index;
+    gb_ref due = 0;
+    *wait = false;
+    if (ix->wheel.root->count && (now >> GB_WHEEL_TICK_SHIFT) >= ix->wheel.root->tick)
+        due = gb_wheel_due(&ix->wheel, now, &ix->arena.work, gb_head_steps(s) + 8u, true, wait);
+    *wait = *wait && s->waits < WAITS_PER_REMOVAL;
+    s->waits = *wait ? s->waits + 1u : 0;
+    return due;
+}
+
 enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
     struct gb_index *ix = &s->index;
     if (s->head->trash) {
         gb_room_trash(s);
         return GB_OK;
     }
-    gb_ref victim = 0;
-    bool more = false;
-    if (ix->wheel.root->count && (now >> GB_WHEEL_TICK_SHIFT) >= ix->wheel.root->tick)
-        victim = gb_wheel_due(&ix->wheel, now, &ix->arena.work, gb_head_steps(s) + 8u, &more);
+    bool wait;
+    gb_ref victim = gb_room_due(s, now, &wait);
     if (victim) {
         gb_room_remove(s, victim, GB_CAUSE_EXPIRE);
         return GB_OK;
     }
-    if (more) return GB_OK; /* the wheel came forward: who is due may be next, and goes before the living */
+    if (wait) return GB_OK;
     victim = gb_index_victim(ix);
     if (GB_UNLIKELY(s->keep && s->keep->ghost) && (!victim || s->writing || is_long(s, victim)))
         return GB_FULL; /* for a moment: a ghost's room is what comes next */
@@ -281,7 +291,7 @@ bool gb_room_work(struct gb_store *s, uint64_t now) {
     while (gb_head_steps(s) <= gb_room_last(s)) {
         gb_ref ref = 0;
         if (ix->wheel.root->count)
-            ref = gb_wheel_due(&ix->wheel, now, &ix->arena.work, gb_room_last(s), &more);
+            ref = gb_wheel_due(&ix->wheel, now, &ix->arena.work, gb_room_last(s), false, &more);
         if (ref) gb_room_remove(s, ref, GB_CAUSE_EXPIRE);
         else if (more) return true;
         else if (s->head->trash) gb_room_trash(s);

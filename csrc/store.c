@@ -64,13 +64,10 @@ gb_ref gb_store_live(struct gb_store *s, const struct gb_key *k, uint64_t now) {
 bool gb_store_counted(struct gb_store *s, uint64_t now) {
     const struct gb_head *h = s->head;
     if (GB_LIKELY(!h->max_entries || s->index.table.root->count < h->max_entries)) return true;
-    gb_ref victim = 0;
-    bool more = false;
-    if (h->wheel.count) /* the dead go before the living */
-        victim = gb_wheel_due(&s->index.wheel, now, &s->index.arena.work, gb_head_steps(s) + 8u,
-                              &more);
+    bool wait;
+    gb_ref victim = gb_room_due(s, now, &wait);
     if (victim) gb_room_remove(s, victim, GB_CAUSE_EXPIRE);
-    else if (!more) gb_room_remove(s, gb_index_victim(&s->index), GB_CAUSE_EVICT);
+    else if (!wait) gb_room_remove(s, gb_index_victim(&s->index), GB_CAUSE_EVICT);
     return s->index.table.root->count < h->max_entries;
 }
 

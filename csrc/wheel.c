@@ -75,7 +75,7 @@ static bool next_event(const struct gb_wheel *w, uint64_t *tick, uint32_t *level
     return false;
 }
 
-gb_ref gb_wheel_due(struct gb_wheel *w, uint64_t now, struct gb_work *work, uint32_t steps_max,
+gb_ref gb_wheel_due(struct gb_wheel *w, uint64_t now, struct gb_work *work, uint32_t steps_max, bool any,
                     bool *more) {
     uint64_t target = now >> GB_WHEEL_TICK_SHIFT, tick;
     uint32_t level;
@@ -94,6 +94,7 @@ gb_ref gb_wheel_due(struct gb_wheel *w, uint64_t now, struct gb_work *work, uint
         gb_ref entry = GB_ENTRY_OF_WHEEL(gb_list_at(w->base, head)->next);
         if (level == 0) return entry;
         uint64_t deadline = gb_wheel_deadline(w, entry);
+        if (any && tick_of(deadline) <= target) return entry;
         work->steps++;
         take(w, entry);
         place(w, entry, deadline);

@@ -99,7 +99,7 @@ static gb_ref victim_of(struct gb_refs *r, uint64_t now, enum gb_cause *cause) {
     gb_ref victim = 0;
     bool more = false;
     if (ix->wheel.root->count)
-        victim = gb_wheel_due(&ix->wheel, now, &ix->arena.work, ix->arena.work.steps + 8u, &more);
+        victim = gb_wheel_due(&ix->wheel, now, &ix->arena.work, ix->arena.work.steps + 8u, true, &more);
     *cause = victim ? GB_CAUSE_EXPIRE : GB_CAUSE_EVICT;
     return victim ? victim : gb_index_victim(ix);
 }
@@ -187,7 +187,7 @@ bool gb_put_expire(struct gb_refs *r, uint64_t now) {
     gb_ref ref = 1;
     gb_refs_enter(r);
     while (ref && aside.n < 2u * GB_REFS_ASIDE && r->index.arena.work.steps <= STEPS_LAST) {
-        ref = gb_wheel_due(&r->index.wheel, now, &r->index.arena.work, STEPS_LAST, &more);
+        ref = gb_wheel_due(&r->index.wheel, now, &r->index.arena.work, STEPS_LAST, false, &more);
         if (ref) gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
     }
     gb_refs_leave(r);

@@ -158,7 +158,7 @@ static void move(uint32_t i) {
 static void expire(void) {
     now += check_random() % ((uint64_t)1 << check_below(36));
     for (bool more = true; more;) {
-        gb_ref ref = gb_wheel_due(&ix.wheel, now, &ix.arena.work, ix.arena.work.steps + 4u, &more);
+        gb_ref ref = gb_wheel_due(&ix.wheel, now, &ix.arena.work, ix.arena.work.steps + 4u, check_below(2), &more);
         if (!ref) continue;
         more = true;
         uint32_t i = 0;

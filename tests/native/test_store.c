@@ -53,16 +53,16 @@ static void same_hash(void) {
     free(mine);
 }
 
-/* Room is made of what is due before anybody who is not has to go. */
+/* Room is made of what is due before anybody who is not has to go, though some who are not lie before them in the slot. */
 static void dead_first(void) {
-    const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() * 2u;
+    const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() * 8u;
     uint8_t *mine = malloc(length), value[200] = {0};
     struct gb_store one;
     uint64_t now = 1000;
     CHECK(gb_room_format(&one, mine, length, seed, now) == GB_OK);
     const struct gb_counters *c = &one.head->counters;
     for (uint32_t n = 0; now == 1000u; n++) {
-        struct gb_put p = {.value = value, .value_len = sizeof value, .due = n % 4u ? 0 : 100000};
+        struct gb_put p = {.value = value, .value_len = sizeof value, .due = n % 4u ? 0 : n < 160u ? 229000 : 197000};
         gb_store_key(&one, &p.key, &n, sizeof n, 0);
         gb_head_enter(&one);
         while (gb_store_put(&one, &p, now) == GB_AGAIN) gb_head_enter(&one);
@@ -79,10 +79,38 @@ static void dead_first(void) {
     free(mine);
 }
 
+/* A slot of the wheel that has nearly all, none of them due: whoever wants room moves some of it on, and no more. */
+static void bounded(bool counted) {
+    const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() * 8u;
+    uint8_t *mine = malloc(length), value[8] = {0};
+    struct gb_store one;
+    uint64_t now = 1000;
+    uint32_t worst = 0, n = 0, stop = ~0u;
+    CHECK(gb_room_format(&one, mine, length, seed, now) == GB_OK);
+    const struct gb_counters *c = &one.head->counters;
+    for (; n < stop; n++) { /* the wheel comes to the slot of 32.8 s when they are as many as may be */
+        struct gb_put p = {.value = value, .value_len = sizeof value, .due = n < 8u ? 33000 : 40000 + n * 8u};
+        gb_store_key(&one, &p.key, &n, sizeof n, 0);
+        if (p.due > 65000u) p.due = 65000;
+        uint32_t holds = 1;
+        gb_head_enter(&one);
+        for (; gb_store_put(&one, &p, now) == GB_AGAIN; holds++) gb_head_enter(&one);
+        worst = stop == ~0u || holds < worst ? worst : holds;
+        if (stop != ~0u || !(counted ? n == 600u : c->evictions > 0)) continue;
+        if (counted) one.head->max_entries = one.index.table.root->count;
+        now = 33100;
+        stop = n + 40u;
+    }
+    CHECK(c->evictions >= 8u && worst <= 8u); /* 176 holds, were it not bounded */
+    free(mine);
+}
+
 int main(int argc, char **argv) {
     check_start(argc, argv);
     same_hash();
     dead_first();
+    bounded(false);
+    bounded(true);
     uint64_t small = gb_room_smallest();
     for (uint32_t round = 0; round < 6; round++) {
         run(small, 3000, 0, 40);

@@ -111,7 +111,7 @@ static bool drain(uint32_t budget, uint32_t calls) {
     bool more = true;
     while (more && calls--) {
         struct gb_work work = {0};
-        gb_ref ref = gb_wheel_due(&wheel, now, &work, budget, &more);
+        gb_ref ref = gb_wheel_due(&wheel, now, &work, budget, check_below(2), &more);
         CHECK(work.steps <= budget);
         CHECK(!(ref && more) && !(more && work.steps < budget));
         all_steps += work.steps;
@@ -183,7 +183,7 @@ static void ordered(void) {
         now += far;
         for (bool more = true; more;) {
             struct gb_work work = {0};
-            gb_ref ref = gb_wheel_due(&wheel, now, &work, 1, &more);
+            gb_ref ref = gb_wheel_due(&wheel, now, &work, 1, false, &more);
             if (!ref) continue;
             more = true;
             uint64_t due = gb_wheel_deadline(&wheel, ref);
