@@ -11,8 +11,8 @@ SUITE := $(PYTEST) -n $(JOBS) --dist worksteal tests
 CYTHONS := $(patsubst %,gbcache/%.c,_packed _object _disk flight forks groups locks notify subscribers writes)
 SOURCES := $(filter-out $(CYTHONS),$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
 STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
-# A fork copies the tables of what ASan holds back: with 256 MB of that, its default, tests that fork take half as long again.
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+# A fork copies the tables of what ASan holds back: with 256 MB of that, its default, tests that fork take half as long again.
 UNDER_ASAN = ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 PYTHONMALLOC=malloc \
     LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 # What the other builds of the C have no part in, or little for its time.

@@ -40,6 +40,7 @@ QUICK = [
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["found", "tests"]  # `beside` runs `bounded` itself
 
 
 def pyenv() -> None:
