@@ -144,6 +144,7 @@ void gb_room_remove(struct gb_store *s, gb_ref ref, enum gb_cause cause) {
     c->deletes += cause == GB_CAUSE_DELETE || cause == GB_CAUSE_INVALIDATE;
     c->evictions += cause == GB_CAUSE_EVICT;
     c->expirations += cause == GB_CAUSE_EXPIRE;
+    s->waits = 0;
     gb_room_release(s, ref);
     if (gb_table_wants_shrink(&s->index.table)) (void)gb_table_shrink(&s->index.table);
 }
@@ -238,12 +239,13 @@ static bool is_long(const struct gb_store *s, gb_ref entry) {
 
 gb_ref gb_room_due(struct gb_store *s, uint64_t now, bool *wait) {
     struct gb_index *ix = &s->index;
+    uint32_t moves = s->waits < WAITS_PER_REMOVAL ? 8u : 0u;
     gb_ref due = 0;
     *wait = false;
     if (ix->wheel.root->count && (now >> GB_WHEEL_TICK_SHIFT) >= ix->wheel.root->tick)
-        due = gb_wheel_due(&ix->wheel, now, &ix->arena.work, gb_head_steps(s) + 8u, true, wait);
-    *wait = *wait && s->waits < WAITS_PER_REMOVAL;
-    s->waits = *wait ? s->waits + 1u : 0;
+        due = gb_wheel_due(&ix->wheel, now, &ix->arena.work, gb_head_steps(s) + moves, true, wait);
+    *wait = *wait && moves;
+    s->waits += *wait;
     return due;
 }
 
@@ -253,16 +255,15 @@ enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
         gb_room_trash(s);
         return GB_OK;
     }
-    bool wait;
-    gb_ref victim = gb_room_due(s, now, &wait);
-    if (victim) {
-        gb_room_remove(s, victim, GB_CAUSE_EXPIRE);
+    bool wait, ghost = s->keep && s->keep->ghost;
+    gb_ref due = gb_room_due(s, now, &wait), victim = gb_index_victim(ix);
+    if (wait) return GB_OK;
+    if (GB_UNLIKELY(ghost) && (due ? is_long(s, due) : !victim || s->writing || is_long(s, victim)))
+        return GB_FULL; /* for a moment: a ghost's room is what comes next */
+    if (due) {
+        gb_room_remove(s, due, GB_CAUSE_EXPIRE);
         return GB_OK;
     }
-    if (wait) return GB_OK;
-    victim = gb_index_victim(ix);
-    if (GB_UNLIKELY(s->keep && s->keep->ghost) && (!victim || s->writing || is_long(s, victim)))
-        return GB_FULL; /* for a moment: a ghost's room is what comes next */
     if (!victim) shrink_leave(s); /* it has the gap, and its caller may be waiting for us */
     bool scattered = !s->cut && gb_arena_free_granules(&ix->arena) >= enough(s);
     if (victim && !(scattered && s->slides < SLIDES_PER_EVICTION)) {

@@ -88,7 +88,8 @@ GB_FETCHES void gb_room_foresee(const struct gb_store *s) {
 /* One unit of room. GB_OK: try the allocation again; GB_FULL: nothing is left to give. */
 enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window);
 /* Who is due, as the dead go before the living; or 0. *wait: the wheel came a step forward, and may name one next;
- * not for ever: between two removals 64 timers are moved, and then a living entry goes though a dead one may be there. */
+ * not for ever: between two removals 64 timers are moved at most, and then a living entry goes though a dead one may
+ * be there. */
 gb_ref gb_room_due(struct gb_store *s, uint64_t now, bool *wait);
 /* Keeps the table near its mean fill, if the hold has steps left for it. */
 void gb_room_widen(struct gb_store *s, uint64_t now);

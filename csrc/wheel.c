@@ -86,15 +86,15 @@ gb_ref gb_wheel_due(struct gb_wheel *w, uint64_t now, struct gb_work *work, uint
             return 0;
         }
         w->root->tick = tick;
-        if (work->steps >= steps_max) {
-            *more = true;
-            return 0;
-        }
         gb_ref head = slot_head(w, level, slot_at(tick, level));
         gb_ref entry = GB_ENTRY_OF_WHEEL(gb_list_at(w->base, head)->next);
         if (level == 0) return entry;
         uint64_t deadline = gb_wheel_deadline(w, entry);
         if (any && tick_of(deadline) <= target) return entry;
+        if (work->steps >= steps_max) {
+            *more = true;
+            return 0;
+        }
         work->steps++;
         take(w, entry);
         place(w, entry, deadline);

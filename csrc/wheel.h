@@ -54,8 +54,8 @@ void gb_wheel_link(struct gb_wheel *w, gb_ref entry);
 void gb_wheel_unlink(struct gb_wheel *w, gb_ref entry);
 /* The entry's bytes were copied to `to`; its neighbours still name the old place. */
 void gb_wheel_moved(struct gb_wheel *w, gb_ref to);
-/* A due entry, still linked, or 0: none is due, or `steps_max` is reached (then *more is true). In deadlines'
- * order, tick by tick; `any`: out of it, where one that is due need not be moved first. */
+/* A due entry, still linked, or 0: none is due, or one would have to be moved when `steps_max` is reached (then *more
+ * is true). In deadlines' order, tick by tick; `any`: out of it, where one that is due need not be moved first. */
 gb_ref gb_wheel_due(struct gb_wheel *w, uint64_t now, struct gb_work *work, uint32_t steps_max, bool any,
                     bool *more);
 /* ms when the next due() may find something to do, UINT64_MAX if nothing is linked. */

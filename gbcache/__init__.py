@@ -15,7 +15,7 @@ from . import interpreter as interpreter  # isort: split
 
 from .cache import Cache, ObjectCache
 from .codec import Codec
-from .errors import BudgetError, ClosedError, FarError, GbError, ImageError
+from .errors import BudgetError, ClosedError, FarError, GbError, ImageError, KeyLengthError
 from .events import OMITTED, Event, Kind
 from .far import Far
 from .live import Recovery
@@ -38,6 +38,7 @@ __all__ = [
     "FarError",
     "GbError",
     "ImageError",
+    "KeyLengthError",
     "Kind",
     "Memory",
     "ObjectCache",

@@ -89,7 +89,7 @@ void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p) {
     gb_door_unlock(d);
     switch (err) {
     case GB_LONGKEY:
-        PyErr_Format(PyExc_ValueError,
+        PyErr_Format(gb_door_names.key_length_error,
                      "the key is %u bytes long, and a key may have %u: store a digest of it instead",
                      p->key.len, GB_KEY_MAX);
         break;

@@ -236,6 +236,7 @@ cdef extern from "_hot.h":
     struct gb_door_names_t "gb_door_names":
         PyObject *budget_error
         PyObject *closed_error
+        PyObject *key_length_error
         PyObject *encode_key
         PyObject *decode_key
         PyObject *keep

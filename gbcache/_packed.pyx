@@ -20,7 +20,7 @@ from time import monotonic_ns, time, time_ns
 from ._gb cimport *
 
 from .codec import decode_key, encode_key
-from .errors import BudgetError, ClosedError, ImageError
+from .errors import BudgetError, ClosedError, ImageError, KeyLengthError
 from .housekeeper import keep
 from .memory import refused
 from .stats import Entry
@@ -236,6 +236,7 @@ cdef install():
     global gb_clock_seconds
     gb_door_names.budget_error = <PyObject *>BudgetError
     gb_door_names.closed_error = <PyObject *>ClosedError
+    gb_door_names.key_length_error = <PyObject *>KeyLengthError
     gb_clock_seconds = <PyObject *>seconds_of
     gb_door_names.encode_key = <PyObject *>encode_key
     gb_door_names.decode_key = <PyObject *>decode_key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BudgetError", "ClosedError", "FarError", "GbError", "ImageError"]
+__all__ = ["BudgetError", "ClosedError", "FarError", "GbError", "ImageError", "KeyLengthError"]
 
 
 class GbError(Exception):
@@ -11,6 +11,13 @@ class GbError(Exception):
 
 class BudgetError(GbError, ValueError):
     """A value that can never fit the byte budget. The cache is as it was: the old value is kept."""
+
+
+class KeyLengthError(GbError, ValueError):
+    """A key longer than a packed cache takes (3996 bytes). Nothing was changed; a digest of it does as well.
+
+    A `Tiered` raises it only of a far side that refuses the key itself: what memory cannot hold is read from there.
+    """
 
 
 class ClosedError(GbError, ValueError):

@@ -23,14 +23,16 @@ from typing import Any, NamedTuple
 from . import forks
 from ._packed import UNSET
 from .cache import Cache, ObjectCache
-from .errors import BudgetError, ClosedError
+from .errors import BudgetError, ClosedError, KeyLengthError
 from .flight import MISS
 from .writes import Write, Writes
 
-__all__ = ["ABSENT", "Found", "NearSide"]
+__all__ = ["ABSENT", "UNFIT", "Found", "NearSide"]
 
 ABSENT = object()
 """The far side has no such key."""
+UNFIT = (BudgetError, KeyLengthError)
+"""Memory can never hold it: it is read from the far side each time."""
 NEGATIVES = 65536
 """Keys known to be absent that are kept at once; some 100 bytes each."""
 
@@ -112,7 +114,10 @@ class NearSide:
         over = (
             not self.trusted
         )  # for want of a better one; a later write of ours has voided the flight
-        return self.cache._land(key, found.value, keep, flight, max(stale, self.stale), over)
+        try:
+            return self.cache._land(key, found.value, keep, flight, max(stale, self.stale), over)
+        except KeyLengthError:  # (a BudgetError is for the flight, which counts it)
+            return False
 
     def known_absent(self, key: Any) -> bool:
         """Whether the far side said lately that it has no such key, and nobody wrote it since."""
@@ -148,11 +153,11 @@ class NearSide:
         self.cache._void(key)
         try:
             return self.cache._land(key, found.value, keep, write, self.stale, True)
-        except BudgetError:  # it will be read from the far side
+        except UNFIT:
             return False
 
     def keep(self, items: dict[Any, Any], until: float | None) -> bool:
-        """Writes what is on its way to the far side; False: it is over. BudgetError, and then any may be here."""
+        """Writes what is on its way to the far side; False: it is over. UNFIT, and then any may be here."""
         ttl = UNSET if until is None else self._ttl(until)
         if ttl is None:
             return False

@@ -20,11 +20,11 @@ from ._object import FRONT
 from ._packed import UNSET
 from .behind import REMOVED, AtRisk, Behind
 from .cache import Cache, ObjectCache
-from .errors import BudgetError, ClosedError, FarError
+from .errors import ClosedError, FarError
 from .far import Far, Feed
 from .flight import MISS
 from .mapping import stale_ms
-from .near import Found, NearSide
+from .near import UNFIT, Found, NearSide
 from .readthrough import BATCH, ReadThrough, TierStats, needs
 from .units import bytes_of, seconds_of
 
@@ -214,7 +214,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
                 if value is not REMOVED:
                     try:  # noqa: SIM105, `suppress` takes a tenth of all this
                         kept = self._side.keep_one(key, value, until)
-                    except BudgetError:  # it will be read from where it is going
+                    except UNFIT:  # it will be read from where it is going
                         pass
                 if not kept or not behind.is_last(key, write):  # or a later one, or it is there
                     self._side.forget(key)
@@ -238,7 +238,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         try:
             writes = behind.put_many(items, until)
             if writes is not None:
-                with suppress(BudgetError):
+                with suppress(*UNFIT):
                     kept = self._side.keep(items, until)
             if writes is None or not kept:
                 for key, value in items.items():

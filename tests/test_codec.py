@@ -288,3 +288,58 @@ def test_dicts_within_dicts_of_odd_keys_take_linear_time(key: object) -> None:
         value = {"a": value, key: 0}
     codec = TypedCodec()
     assert codec.decode(codec.encode(value)) == value
+
+
+# --- through a cache --------------------------------------------------------------------------------
+
+
+def test_pickle_by_name() -> None:
+    with gbcache.Cache("1MB", codec="pickle") as cache:
+        cache["k"] = timezone.utc, IntEnum
+        assert cache["k"] == (timezone.utc, IntEnum)
+        with pytest.raises(TypeError, match="pickled"):
+            cache["f"] = lambda: 0
+
+
+def test_a_codec_of_ones_own() -> None:
+    class Reverse:
+        name = "reverse"
+
+        def encode(self, value: Any) -> Any:
+            return value if isinstance(value, int) else repr(value)[::-1].encode()
+
+        def decode(self, data: bytes) -> Any:
+            if data.startswith(b"!"):
+                raise RuntimeError("no")
+            return data[::-1].decode()
+
+    with gbcache.Cache("1MB", codec=Reverse()) as cache:
+        cache["k"] = [1]
+        assert cache["k"] == "[1]"
+        cache["bang"] = (1, "!")
+        with pytest.raises(TypeError, match="not bytes"):
+            cache["int"] = 2**80
+        cache.check()
+
+
+def test_a_codec_that_calls_back() -> None:
+    class Reentrant:
+        name = "reentrant"
+        cache: Any = None
+
+        def encode(self, value: Any) -> bytes:
+            self.cache["inner"] = b"i"
+            self.cache.clear()
+            return b"e"
+
+        def decode(self, data: bytes) -> Any:
+            self.cache.pop("k", None)
+            return self.cache.get("inner"), data
+
+    codec = Reentrant()
+    with gbcache.Cache("1MB", codec=codec) as cache:
+        codec.cache = cache
+        cache["k"] = []
+        assert cache["k"] == (None, b"e") and "k" not in cache
+        cache.check()
+    codec.cache = None

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -425,3 +426,24 @@ def test_cycles_are_collected() -> None:
     refs = make()
     gc.collect()
     assert [ref() for ref in refs] == [None] * 4
+
+
+def test_memoized_results_stay_and_a_clear_stays_cleared(tmp_path: Path) -> None:
+    path, calls = tmp_path / "a.gbc", []
+
+    def define(cache: gbcache.Cache):  # type: ignore[no-untyped-def]
+        @gbcache.memoize(cache=cache)
+        def square(x: int) -> int:
+            calls.append(x)
+            return x * x
+
+        return square
+
+    with gbcache.Cache("1MB", path=path) as cache:
+        assert define(cache)(3) == 9
+    with gbcache.Cache("1MB", path=path) as cache:
+        square = define(cache)
+        assert square(3) == 9 and calls == [3]
+        square.cache_clear()
+    with gbcache.Cache("1MB", path=path) as cache:
+        assert define(cache)(3) == 9 and calls == [3, 3]

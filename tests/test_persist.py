@@ -383,27 +383,6 @@ def test_a_forked_child_has_no_part_in_it(folder: Path) -> None:
     Cache("1MB", path=path).close()
 
 
-def test_memoized_results_stay_and_a_clear_stays_cleared(folder: Path) -> None:
-    path, calls = folder / "a.gbc", []
-
-    def define(cache: Cache):  # type: ignore[no-untyped-def]
-        @gbcache.memoize(cache=cache)
-        def square(x: int) -> int:
-            calls.append(x)
-            return x * x
-
-        return square
-
-    with Cache("1MB", path=path) as cache:
-        assert define(cache)(3) == 9
-    with Cache("1MB", path=path) as cache:
-        square = define(cache)
-        assert square(3) == 9 and calls == [3]
-        square.cache_clear()
-    with Cache("1MB", path=path) as cache:
-        assert define(cache)(3) == 9 and calls == [3, 3]
-
-
 def test_a_copy_of_an_open_live_file_is_not_believed(folder: Path) -> None:
     path, copy = folder / "a.gbc", folder / "b.gbc"
     with Cache("1MB", path=path) as cache:

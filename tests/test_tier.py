@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fars import Dict, Full, Telling
 
-from gbcache import Cache, ClosedError, FarError, ObjectCache, Tiered, flight
+from gbcache import Cache, ClosedError, FarError, KeyLengthError, ObjectCache, Tiered, flight
 
 NEARS = [lambda: Cache("200kB"), lambda: ObjectCache(100)]
 
@@ -391,6 +391,23 @@ def test_what_memory_cannot_hold_is_on_the_far_side(write: str) -> None:
     assert tier["small"] == b"y" * 500_000 == tier.get_many(["small"])["small"]
     assert tier.get_or_set("made", lambda: b"z" * 500_000) == tier["made"] == b"z" * 500_000
     tier.close()
+
+
+@pytest.mark.parametrize("write", ["through", "behind"])
+def test_a_key_too_long_for_memory_is_on_the_far_side(write: str) -> None:
+    tier = Tiered(Cache("64kB"), Full(), write=write, negative_ttl=5)
+    key, other = "k" * 5000, "o" * 5000
+    assert tier.get(key) is None and key not in tier
+    tier[key] = 1
+    tier.update({other: 2, "short": 3})
+    assert tier[key] == 1 == tier.peek(key) and key in tier and tier.pop("short") == 3
+    assert tier.get_many([key, other]) == {key: 1, other: 2} and len(tier) == 2
+    assert tier.get_or_set("m" * 5000, lambda: 4) == tier["m" * 5000] == 4
+    assert tier.touch(key, ttl=50) and 49 < tier.ttl(key) <= 50 and tier.incr(other) == 3
+    assert not tier.add(key, 5) and tier.pop(key) == 1 and key not in tier and not len(tier.near)
+    tier.close()
+    with Cache("64kB") as cache, pytest.raises(KeyLengthError, match="5000 bytes"):
+        cache[key] = 1
 
 
 @pytest.mark.parametrize("fails", [False, True])

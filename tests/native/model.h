@@ -204,6 +204,9 @@ static struct gb_put twin_any_put(struct twin *t, uint32_t value_len, uint32_t t
     struct gb_put p = {.value = model_value, .value_len = value_len, .value_type = tag & 7u};
     if (check_below(3) == 0) p.due = t->now + 1u + check_below(check_below(3) ? 900u : 4000000u);
     if (check_below(50) == 0) p.due = t->now + ((uint64_t)1 << 31) + check_below(1u << 30);
+    uint64_t wheel = t->store.head->wheel.tick << GB_WHEEL_TICK_SHIFT;
+    if (t->now > wheel && check_below(3) == 0) /* wide where the wheel stands now, and narrow once it has come up */
+        p.due = wheel + GB_WHEEL_NARROW + 1u + check_below((uint32_t)(t->now - wheel));
     if (check_below(12) == 0) {
         p.idle = 1u + check_below(500);
         p.due = t->now + p.idle;

@@ -234,10 +234,10 @@ static void put_plain(uint32_t k, uint64_t due, uint32_t idle) {
     CHECK(put_into(s, &p, now) == GB_OK);
     model[k] = value_of(&p, tags, false);
 }
-static void put_long(uint32_t k, uint32_t len) {
+static void put_long(uint32_t k, uint32_t len, uint64_t due) {
     uint8_t kb[320];
     struct value v = {.len = len, .tag = ++tags};
-    struct gb_put p = {.value = bytes, .value_len = len, .value_type = tags & 7u};
+    struct gb_put p = {.value = bytes, .value_len = len, .value_type = tags & 7u, .due = due};
     p.key = key_of(s, k, kb);
     fill(bytes, &v);
     CHECK(put_into(s, &p, now) == GB_OK);
@@ -248,12 +248,29 @@ static void gone(uint32_t k) {
     gb_room_remove(s, find(s, k), GB_CAUSE_DELETE);
     model[k].there = false;
 }
+/* Long values that are all due while they are saved: who wants room waits for the first, and does not end them all. */
+static void due_at_once(void) {
+    start(400000u, 20, 0);
+    for (uint32_t k = 0; k < 20u; k++) put_long(k, 9000, now + 500u);
+    begin();
+    now += 1000u;
+    hold();
+    for (uint32_t i = 0; i < 5u; i++) CHECK(gb_room_make(s, now, false) == (i ? GB_FULL : GB_OK));
+    CHECK(snap.keep.ghost && s->pins == 1u && s->head->counters.expirations == 1u);
+    for (uint32_t k = 0; k < 20u; k++) model[k].there = find(s, k) != 0;
+    mirror();
+    while (save_on() == GB_AGAIN) continue;
+    all_saved(CALM);
+    CHECK(gb_room_make(s, now, false) == GB_OK); /* and goes on */
+    end();
+    stop();
+}
 /* A long value dies while there are records in the frame: it has to wait for the next one. */
 static void half_a_frame(void) {
     start(400000u, 60, 0);
     put_plain(1, 0, 0);
     for (uint32_t k = 2; k < 50u; k++) put_plain(k, now + 700u, 700); /* with extra words, and yet in one block */
-    put_long(50, 9000);
+    put_long(50, 9000, 0);
     begin();
     CHECK(save_on() == GB_AGAIN && front.used);
     gone(50);
@@ -274,7 +291,7 @@ static void last_step(void) {
     uint32_t extents = 0;
     bool full;
     start(400000u, 20, 0);
-    put_long(1, 9000);
+    put_long(1, 9000, 0);
     begin();
     CHECK(save_on() == GB_AGAIN && snap.reading);
     gb_ref ref = find(s, 1), at = gb_extra_at(image, ref, gb_entry_at(image, ref)->word)->chain;
@@ -310,7 +327,7 @@ static void moved_aside(void) {
 /* Where the walk has to come to its end, a long value with a new deadline, in another block, stays where it was. */
 static void stays(void) {
     start(400000u, 20, 0);
-    put_long(1, 9000);
+    put_long(1, 9000, 0);
     put_short(2, 20);
     begin();
     snap.keep.eager = true;
@@ -339,7 +356,7 @@ static void given_up(void) {
     uint32_t walk[GB_INDEX_WALKS];
     bool full;
     start(400000u, 20, 0);
-    for (uint32_t k = 0; k < 3u; k++) put_long(k, 30000);
+    for (uint32_t k = 0; k < 3u; k++) put_long(k, 30000, 0);
     for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) CHECK(gb_index_walk_begin(&s->index, &walk[i]));
     CHECK(gb_snap_begin(s, &snap) == GB_BUSY && !s->keep);
     for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) gb_index_walk_end(&s->index, walk[i]);
@@ -408,6 +425,7 @@ int main(int argc, char **argv) {
     for (uint32_t i = 0; i < GB_KEEP_FRAMES; i++) late_to[i] = malloc(GB_KEEP_PAYLOAD);
     uint64_t small = gb_room_smallest();
     ghosts();
+    due_at_once();
     half_a_frame();
     last_step();
     moved_aside();

@@ -105,12 +105,102 @@ static void bounded(bool counted) {
     free(mine);
 }
 
+/* How far all timers are from level 0: one that is moved comes nearer, by a level or more. */
+static uint64_t heights(const struct gb_store *s) {
+    uint64_t sum = 0;
+    for (uint32_t l = 1; l < GB_WHEEL_LEVELS; l++)
+        for (uint32_t slot = 0; slot < GB_WHEEL_SLOTS; slot++) {
+            gb_ref head = (gb_ref)((size_t)((uint8_t *)&s->head->wheel.heads[l][slot] - s->base) / GB_GRANULE);
+            for (gb_ref at = gb_list_at(s->base, head)->next; at != head; at = gb_list_at(s->base, at)->next) sum += l;
+        }
+    return sum;
+}
+
+/* The same where scattered holes become room: nobody leaves while blocks are moved, and the bound is one for all of it. */
+static void bounded_scattered(void) {
+    const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() * 8u;
+    uint8_t *mine = malloc(length), value[GB_WINDOW_BYTES] = {0};
+    struct gb_store one;
+    CHECK(gb_room_format(&one, mine, length, seed, 1000) == GB_OK);
+    const struct gb_counters *c = &one.head->counters;
+    for (uint32_t n = 0; !c->evictions; n++) {
+        struct gb_put p = {.value = value, .value_len = 8, .due = 40000 + n * 8u};
+        if (p.due > 65000u) p.due = 65000;
+        gb_store_key(&one, &p.key, &n, sizeof n, 0);
+        gb_head_enter(&one);
+        while (gb_store_put(&one, &p, 1000) == GB_AGAIN) gb_head_enter(&one);
+    }
+    gb_ref at = one.index.root->lru.next, list = gb_index_list(&one.index);
+    for (uint32_t i = 0; at != list; i++) {
+        gb_ref ref = GB_ENTRY_OF_LRU(at);
+        at = gb_list_at(mine, at)->next;
+        if (i % 8u == 0) gb_room_remove(&one, ref, GB_CAUSE_DELETE);
+    }
+    for (uint32_t n = ~0u; c->moves <= 8u; n--) { /* the first may find a hole that is large enough */
+        uint64_t before = heights(&one), gone = c->evictions + c->expirations;
+        struct gb_put p = {.value = value, .value_len = GB_WINDOW_BYTES - 120u};
+        gb_store_key(&one, &p.key, &n, sizeof n, 0);
+        gb_head_enter(&one);
+        while (gb_store_put(&one, &p, 33100) == GB_AGAIN) gb_head_enter(&one);
+        gone = c->evictions + c->expirations - gone;
+        CHECK(n > ~0u - 100u && before - heights(&one) <= 64u * GB_WHEEL_LEVELS * (1u + gone));
+    }
+    free(mine);
+}
+
+/* While room is made the wheel comes forward, and a deadline that took more words to say takes fewer: a block is as
+ * long as what is written into it, though nothing went and nothing moved meanwhile. */
+static void sized_once(uint32_t key_len) {
+    const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() * 8u, start = 1000, later = 601000;
+    uint8_t *mine = malloc(length), value[GB_WINDOW_BYTES] = {0};
+    struct gb_store one;
+    CHECK(gb_room_format(&one, mine, length, seed, start) == GB_OK);
+    const struct gb_arena_root *r = &one.head->arena;
+    uint32_t n = 0, timed = ~0u;
+    while (!one.head->counters.evictions) {
+        struct gb_put p = {.value = value, .value_len = 200};
+        gb_store_key(&one, &p.key, &n, sizeof n, 0);
+        gb_head_enter(&one);
+        while (gb_store_put(&one, &p, start) == GB_AGAIN) gb_head_enter(&one);
+        n++;
+    }
+    for (uint32_t i = 0; i < n; i += 5) { /* not so many that the table shrinks */
+        struct gb_key k;
+        gb_store_key(&one, &k, &i, sizeof i, 0);
+        gb_ref ref = gb_store_find(&one, &k);
+        if (ref) gb_room_remove(&one, ref, GB_CAUSE_DELETE);
+    }
+    struct gb_put far = {.value = value, .value_len = 8, .due = start + GB_WHEEL_NARROW / 2u};
+    gb_store_key(&one, &far.key, &timed, sizeof timed, 0);
+    CHECK(gb_store_put(&one, &far, start) == GB_OK); /* or the wheel would not be asked */
+    while (!r->gap || r->hand - r->gap < GB_BLOCK_MAX) { /* a gap that was begun for a window is left as it is */
+        gb_head_enter(&one);
+        CHECK(gb_room_make(&one, start, true) == GB_OK);
+    }
+    struct gb_put p = {.value = value, .value_len = GB_WINDOW_BYTES - 120u,
+                       .due = later + GB_WHEEL_NARROW - start};
+    gb_store_key(&one, &p.key, "a key of its own", key_len, 0);
+    uint64_t changes = one.index.root->epoch + one.head->counters.moves;
+    gb_head_enter(&one);
+    CHECK(gb_wheel_wide(&one.index.wheel, p.due));
+    CHECK(gb_store_put(&one, &p, later) == GB_OK);
+    CHECK(!gb_wheel_wide(&one.index.wheel, p.due));
+    CHECK(one.index.root->epoch + one.head->counters.moves == changes + 1u);
+    gb_ref ref = gb_store_find(&one, &p.key);
+    CHECK(ref && gb_value_len(mine, ref, gb_entry_at(mine, ref)->word) == p.value_len);
+    SOUND(gb_store_check, &one);
+    free(mine);
+}
+
 int main(int argc, char **argv) {
     check_start(argc, argv);
     same_hash();
+    sized_once(8);
+    sized_once(5);
     dead_first();
     bounded(false);
     bounded(true);
+    bounded_scattered();
     uint64_t small = gb_room_smallest();
     for (uint32_t round = 0; round < 6; round++) {
         run(small, 3000, 0, 40);
