@@ -90,7 +90,7 @@ asan: build/asan/.made ## the Python tests under AddressSanitizer and UBSan
 drift: build ## references every call leaves behind, under a debug interpreter (Debian)
 	$(PY) tests/drift.py
 
-proof: build ## all parts of the proof, and one table: build/proof/table.md (under 40 minutes)
+proof: build ## all parts of the proof but suites, coverage and mcdc, and one table: build/proof/table.md (under 40 minutes)
 	PYTHONPATH=. $(PY) tests/proof/table.py --seed $(SEED)
 
 proof-long: build ## the same at full length: hours

@@ -104,12 +104,13 @@ static enum gb_err prepare(struct gb_store *s, const struct gb_put *p, uint64_t 
         while (!*old && !gb_store_counted(s, now))
             if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
         uint64_t epoch = s->index.root->epoch + s->head->counters.moves;
-        /* Sized anew each time: the wheel comes forward where room is made, and may need fewer words then. */
-        while (!(*ref = gb_arena_alloc(&s->index.arena, granules_of(s, p, false), GB_KIND_PENDING))) {
+        uint32_t granules = granules_of(s, p, false);
+        while (!(*ref = gb_arena_alloc(&s->index.arena, granules, GB_KIND_PENDING))) {
             if (gb_head_steps(s) > gb_room_last(s)) return GB_AGAIN;
             enum gb_err err = gb_room_make(s, now, false);
             if (err) return err;
             if (s->index.root->epoch + s->head->counters.moves != epoch) break;
+            granules = granules_of(s, p, false); /* the wheel has come forward, and may need fewer words now */
         }
         if (!*ref) continue;
         if (GB_HEAD_LISTENS(s) && gb_head_steps(s) > gb_room_last(s)) { /* the new value must be told too */

@@ -65,9 +65,7 @@ class Engine:
         self.groups = Groups(self._commit)
         with contextlib.suppress(FileExistsError):
             os.makedirs(path, 0o700)
-        if not os.path.isdir(path):
-            rule = "it is a directory, or there is nothing: a Disk makes its own"
-            raise ImageError(path, None, rule)
+        files.check_directory(path)
         self._stopping, self._wake, self._stop = False, Latch(), Latch()
         self._threads: list[threading.Thread] = []
         self.owner = Owner(path, self.now)

@@ -66,6 +66,20 @@ def _look_at(found: os.stat_result, path: str, own: bool) -> None:
         raise ImageError(path, None, rule)
 
 
+def check_directory(path: str) -> None:
+    """A directory whose files are its owner's business alone: who may write it could put others in their place."""
+    found = os.stat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        rule = "it is a directory, or there is nothing: a Disk makes its own"
+        raise ImageError(path, None, rule)
+    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+        rule = (
+            f"nobody else may write it (user {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}): chmod go-w, or "
+            "name a directory in it, which is made then"
+        )
+        raise ImageError(path, None, rule)
+
+
 def check_alone(fd: int, path: str) -> None:
     """It has this name alone: another would be a file of somebody's, which `path` was to lead the writer to."""
     links = os.fstat(fd).st_nlink

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["PERIOD", "keep"]
 
 PERIOD = 0.04
-"""Seconds between two rounds: expired bytes come back within 100 ms."""
+"""Seconds between two rounds: expired bytes begin to come back within 100 ms."""
 EAGER = 0.004
 """The same where somebody is to be told of what expires: within 20 ms."""
 SLICES = 2000

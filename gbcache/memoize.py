@@ -369,7 +369,7 @@ def memoize(
     and on ``async def``. Of all threads and tasks that miss a call, one makes it and the others get its
     result, or its exception, which is not kept.
 
-    A method's results belong to the instance: each has `maxsize` of its own (and an index of 25 kB from its
+    A method's results belong to the instance: each has `maxsize` of its own (and an index of 26 kB from its
     first call on), they lie in its ``__dict__`` as a cached_property's do, and go with it, also if they
     refer to it. An instance without a ``__dict__`` is referred to weakly (then a result that refers to it
     keeps it); one that can have no weak reference either is kept by its results, as in functools. Put

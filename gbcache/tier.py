@@ -94,9 +94,9 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     behind_bytes, behind_seconds : int or str, float
         Bounds of what is on its way.
     on_far_error : "raise", "serve_stale" or "near_only"
-        Where the far side fails. ``"serve_stale"``: reads give what memory has, also past its TTL by `stale`
-        seconds. ``"near_only"``: the same, and what memory lacks is a miss; writes stay in memory until the far side
-        answers again, and are gone then.
+        Where the far side fails. ``"serve_stale"``: `get`, ``[]`` and `get_many` give what memory has, also past its
+        TTL by `stale` seconds. ``"near_only"``: the same, and what memory lacks is a miss; `set`, ``[] =``, `set_many`
+        and `update` stay in memory until the far side answers again, and are gone then. All else raises FarError.
     stale : float or timedelta
         Seconds that memory keeps an entry past its TTL, for the above.
 

@@ -153,8 +153,7 @@ class Valkey:
             jobs = [Job(group[0], ("EVAL", _GET, len(group), *group)) for group in groups]
             held: dict[bytes, tuple[Any, int]] = {}
             for group, reply in zip(groups, self._run(jobs, again=True), strict=True):
-                for key, value, left in zip(group, reply[::2], reply[1::2], strict=True):
-                    held[key] = value, left
+                held.update(self._held(group, reply))
             for key in piece:
                 value, left = held[key]
                 if value is not None and left != -2:  # -2: its time came between the two
@@ -321,6 +320,13 @@ class Valkey:
         except Exception as error:  # a codec of the user's may raise anything
             rule = f"it holds a value of ours: {error}"
             raise ImageError(f"the server's key {name[:100]!r}", None, rule) from error
+
+    def _held(self, group: list[bytes], reply: Any) -> Iterator[tuple[bytes, tuple[Any, int]]]:
+        """Of each key what `_GET` is to answer: its value, and the ms left."""
+        sound = isinstance(reply, list) and len(reply) == 2 * len(group)
+        if not sound or not all(isinstance(left, int) for left in reply[1::2]):
+            raise FarError(f"{self!r}: it answers {len(group)} keys with {reply!r:.100}")
+        return zip(group, zip(reply[::2], reply[1::2], strict=True), strict=True)
 
     # --- the servers -------------------------------------------------------------------------------
 

@@ -105,3 +105,24 @@ def test_no_write_is_led_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no other name"):
         journal.Journal.create(str(folder), 7, bytes(16), 0, False)
     assert victim.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_directory_that_others_may_write(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "there"
+    path.mkdir()
+    path.chmod(mode)
+    with pytest.raises(ImageError, match=f"nobody else may write it .*mode {mode:o}"):
+        Disk(path)
+    assert not os.listdir(path)
+    with Disk(path / "in it") as disk:
+        disk.put_many([("k", 1, None)])
+    path.chmod(0o755)
+    Disk(path).close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_somebody_else(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(ImageError, match="user 12345"):
+        Disk(tmp_path)

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from heard import SHORT, both, until
 
-from gbcache import Cache, Event
+from gbcache import Cache, Event, ObjectCache
 
 
 def test_write_back_leaves_every_value_in_one_of_the_two_places(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ class Socket:
 
 
 async def push(cache: Any, socket: Any) -> None:
-    with cache.watch(kinds=("replace", "delete", "expire", "clear")) as events:
+    with cache.watch(kinds=("replace", "delete", "expire", "evict", "clear")) as events:
         async for event in events:
             await socket.send(event.key)
 
@@ -74,6 +75,30 @@ async def listen(socket: Any, copy: Any) -> None:
 
 
 # ---
+
+
+@pytest.mark.parametrize("make", [lambda: Cache("1MB", max_entries=2), lambda: ObjectCache(2)])
+def test_an_invalidation_of_what_was_evicted_and_written_anew(make: Any) -> None:
+    async def main() -> None:
+        cache, copy, socket = make(), {"k": "old"}, Socket()
+        tasks = [
+            asyncio.create_task(push(cache, socket)),
+            asyncio.create_task(listen(socket, copy)),
+        ]
+        cache["k"] = "old"
+        await asyncio.sleep(0.01)
+        cache["a"] = cache["b"] = 1  # "k" leaves, and its next write replaces nothing
+        cache["k"] = "new"
+        for _ in range(2000):
+            if "k" not in copy:
+                break
+            await asyncio.sleep(0.001)
+        assert "k" not in copy
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
 
 
 @both

@@ -239,6 +239,13 @@ def test_a_hostile_pickle_is_an_image_error(server: Server, bare: Any) -> None:
     far.close()
 
 
+@pytest.mark.parametrize("reply", [5, None, b"x", [], [b"v", b"7"], [b"v", None], [b"v", 1, b"w"]])
+def test_an_answer_of_another_shape(far: Valkey, monkeypatch: Any, reply: object) -> None:
+    monkeypatch.setattr(far._nodes, "run", lambda jobs, again: [reply])
+    with pytest.raises(FarError, match="answers 1 keys with"):
+        far.get_many(["k"])
+
+
 def test_a_value_and_its_ttl_belong_together(server: Server, far: Valkey) -> None:
     """Two writers by turns: 0 for ever, 1 for a minute; never is one read with the other's time."""
     stop = threading.Event()
