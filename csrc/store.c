@@ -110,7 +110,7 @@ static enum gb_err prepare(struct gb_store *s, const struct gb_put *p, uint64_t 
             enum gb_err err = gb_room_make(s, now, false);
             if (err) return err;
             if (s->index.root->epoch + s->head->counters.moves != epoch) break;
-            granules = granules_of(s, p, false); /* the wheel has come forward, and may need fewer words now */
+            granules = gb_store_granules(s, p, false); /* the wheel has come forward, and may need fewer words now */
         }
         if (!*ref) continue;
         if (GB_HEAD_LISTENS(s) && gb_head_steps(s) > gb_room_last(s)) { /* the new value must be told too */
