@@ -89,6 +89,7 @@ struct gb_keep; /* a save under way: keep.h */
 struct gb_pin {
     gb_ref entry, extent; /* an extent that is being read or appended to */
     bool used, writing;
+    unsigned long by; /* whoever pinned it, if he says so: the core only keeps it */
 };
 
 struct gb_store {

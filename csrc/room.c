@@ -340,11 +340,9 @@ static enum gb_err shrink_stuck(struct gb_store *s) {
 static enum gb_err cut_to(struct gb_store *s, gb_ref end) {
     struct gb_arena *a = &s->index.arena;
     const struct gb_arena_root *r = a->root;
-    if (s->writing > capacity_to(s, end)) return GB_BUSY; /* it was promised */
-    if (s->cut != end) {
-        gb_arena_gap_rewind(a);
-        s->cut = end;
-    }
+    if (s->writing > capacity_to(s, end) || (s->cut && s->cut != end)) return GB_BUSY; /* promised; another's turn */
+    if (!s->cut) gb_arena_gap_rewind(a);
+    s->cut = end;
     enum gb_err err = GB_OK;
     while (!err && gb_head_steps(s) <= gb_room_last(s)) {
         if (gb_arena_shrink(a, s->cut)) {
@@ -388,7 +386,7 @@ uint64_t gb_room_seq(const struct gb_store *s) {
 enum gb_err gb_room_pin(struct gb_store *s, gb_ref entry, bool writing, uint32_t *id) {
     for (uint32_t i = 0; i < GB_HEAD_PINS; i++) {
         if (s->pin[i].used) continue;
-        s->pin[i] = (struct gb_pin){entry, 0, true, writing};
+        s->pin[i] = (struct gb_pin){.entry = entry, .used = true, .writing = writing};
         s->pins++;
         *id = i;
         return GB_OK;

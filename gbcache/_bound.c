@@ -14,7 +14,7 @@ PyObject *gb_bound_referent(PyObject *weak) {
 }
 
 static bool is_of(const gb_holder *held, PyObject *self) {
-    if (!PyWeakref_Check(held->owner)) return PyLong_AsVoidPtr(held->owner) == (void *)self;
+    if (!PyWeakref_Check(held->owner)) return false; /* an empty one, that came along with a copy */
     PyObject *referent = gb_bound_referent(held->owner);
     Py_XDECREF(referent); /* the caller holds the instance */
     return referent == self;

@@ -47,6 +47,10 @@ bool gb_box_key_slow(struct gb_box *b, PyObject *key) {
 }
 
 static bool value_by_codec(const struct gb_door *d, struct gb_box *b, PyObject *value) {
+    if (!d->encode) {
+        PyErr_SetString(gb_door_names.closed_error, "the cache was never initialised: a subclass must call super().__init__()");
+        return false;
+    }
     PyObject *bytes = PyObject_CallOneArg(d->encode, value);
     if (bytes && !PyBytes_CheckExact(bytes)) {
         PyErr_Format(PyExc_TypeError, "the codec's encode returned %.100s, not bytes",

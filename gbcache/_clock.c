@@ -29,7 +29,7 @@ bool gb_clock_ask(struct gb_clock *c, uint64_t *now) {
     if (!said) return false;
     double seconds = PyFloat_AsDouble(said);
     double ms = (seconds - c->zero) * 1000.0 + 0.0005; /* so that 0.3 s is 300 ms */
-    bool sane = ms < 9e15;
+    bool sane = ms < (double)GB_CLOCK_MOST; /* and not NaN */
     if (!sane && !PyErr_Occurred())
         PyErr_Format(PyExc_ValueError, "clock returned %R: not a time in seconds", said);
     Py_DECREF(said);

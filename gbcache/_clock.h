@@ -36,6 +36,7 @@ struct gb_life {
 extern PyObject *gb_clock_seconds; /* units.seconds_of; set when the module is made */
 
 #define GB_CLOCK_HEAD_START 1000
+#define GB_CLOCK_MOST ((uint64_t)1 << 43) /* ms, 278 years: with the longest TTL still below what a wheel can tell */
 #define GB_CLOCK_COARSE_MS 20u /* more than the coarse clock can be behind */
 
 static inline uint64_t gb_clock_monotonic(const struct gb_clock *c, clockid_t id) {

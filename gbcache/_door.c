@@ -83,6 +83,25 @@ bool gb_door_rest(void) {
     return PyErr_CheckSignals() == 0;
 }
 
+/* Holding the lock: whether what is pinned waits for this thread to go on. */
+static bool own_work(const struct gb_door *d) {
+    unsigned long me = PyThread_get_thread_ident();
+    if (d->saver) return gb_save_by(d->saver, me);
+    for (uint32_t i = 0; d->store.pins && i < GB_HEAD_PINS; i++)
+        if (d->store.pin[i].used && d->store.pin[i].by == me) return true;
+    return false;
+}
+
+bool gb_door_await(struct gb_door *d) {
+    gb_door_hold(d);
+    bool own = d->open && own_work(d);
+    gb_door_unlock(d);
+    if (!own) return gb_door_rest();
+    PyErr_SetString(PyExc_RuntimeError, "the cache would wait for this thread itself: called by a subscriber, a signal's "
+                    "handler or progress= in the midst of a long write or a save, do it when that has ended");
+    return false;
+}
+
 void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p) {
     gb_door_hold(d);
     unsigned long long length = d->open ? d->store.head->length : 0;
@@ -143,10 +162,15 @@ static enum gb_err write_out(struct gb_door *d, struct gb_chain_write *w, const 
 }
 
 static enum gb_err write_in(struct gb_door *d, struct gb_chain_write *w, const struct gb_put *p,
-                            uint64_t now, bool commit, const char *mark) {
+                            uint64_t now, bool commit, const char *mark, uint32_t forks) {
     enum gb_err err;
     do {
         if (!gb_door_enter(d)) return GB_GONE;
+        if (GB_UNLIKELY(d->forks != forks)) { /* by a subscriber: its block was given up here */
+            gb_door_unlock(d);
+            PyErr_SetString(PyExc_RuntimeError, "forked in the midst of this write: it goes on in the parent alone");
+            return GB_GONE;
+        }
         if (commit && mark && gb_args_is_void(mark)) {
             err = GB_EXISTS;
             gb_chain_abort(&d->store, w);
@@ -164,18 +188,20 @@ static enum gb_err put_long(struct gb_door *d, const struct gb_put *p, uint64_t 
                             const char *mark) {
     struct gb_chain_write w;
     enum gb_err err = GB_AGAIN;
+    uint32_t forks = d->forks;
     bool far = gb_door_far(d, p->value_len) && !gb_door_heard(d);
     while (err == GB_AGAIN || err == GB_BUSY) {
-        if (err == GB_BUSY && !gb_door_rest()) return GB_GONE;
+        if (err == GB_BUSY && !gb_door_await(d)) return GB_GONE;
         if (!gb_door_enter(d)) return GB_GONE;
         err = waits(d, gb_chain_begin(&d->store, &w, p, now));
+        if (!err) d->store.pin[w.pin].by = PyThread_get_thread_ident();
         if (!err && far) gb_door_stay(d);
         gb_door_leave(d, GB_OP_LONG);
         if (err == GB_AGAIN) gb_door_inform(d);
     }
     if (err) return err;
-    err = far ? write_out(d, &w, p, now) : write_in(d, &w, p, now, false, NULL);
-    return err ? err : write_in(d, &w, p, now, true, mark);
+    err = far ? write_out(d, &w, p, now) : write_in(d, &w, p, now, false, NULL, forks);
+    return err ? err : write_in(d, &w, p, now, true, mark, forks);
 }
 
 static enum gb_err put_short(struct gb_door *d, const struct gb_put *p, uint64_t now,
@@ -198,7 +224,7 @@ bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, const char *
         if (*err == GB_GONE) return false; /* closed meanwhile, or a signal: the exception is set */
         /* Full though all was given up: long reads or writes hold the rest for a moment. */
         if (*err != GB_BUSY) break;
-        if (!gb_door_rest()) return false;
+        if (!gb_door_await(d)) return false;
     }
     gb_door_raise(d, *err, p);
     return false;
@@ -263,15 +289,18 @@ void gb_door_fork_parent(struct gb_door *d) {
     atomic_fetch_sub(&d->outsiders, 1u);
 }
 
-/* The other threads are not here: what they were reading or writing is nobody's now. */
+/* The other threads are not here: what they were reading or writing is nobody's now. A live file's pages are the
+ * parent's as well: nothing in them is touched. */
 void gb_door_fork_child(struct gb_door *d) {
     gb_lock_reborn(&d->lock);
     atomic_store(&d->forker, 0ul);
     atomic_store(&d->outsiders, 0u);
+    d->forks++;
+    bool own = d->open && !d->store.live;
     if (d->saver) { /* nobody is here to go on with it */
-        if (d->open) gb_snap_end(&d->store, &d->saver->snap);
+        if (own) gb_snap_end(&d->store, &d->saver->snap);
         d->saver->door = NULL;
         d->saver = NULL;
     }
-    if (d->open) gb_chain_orphans(&d->store);
+    if (own) gb_chain_orphans(&d->store);
 }

@@ -32,6 +32,7 @@ struct gb_door {
     bool open;
     bool keep; /* the housekeeper is to be told of the first TTL */
     bool forked; /* the image is a live file, and the parent's */
+    uint32_t forks; /* of which this process is the child: what was under way is the parent's */
     bool born; /* was ever open: tells "closed" from "never initialised" */
     struct gb_clock clock;
     PyObject *encode, *decode;
@@ -132,6 +133,9 @@ PyThreadState *gb_door_out(struct gb_door *d);
 void gb_door_back(struct gb_door *d, PyThreadState *state);
 /* Lets other threads go on; false if a signal handler raised. */
 bool gb_door_rest(void);
+/* The same for what GB_BUSY says has to wait; false, with a RuntimeError, where it would be for this thread itself: it
+ * was called back from the midst of its own long write, or save. */
+bool gb_door_await(struct gb_door *d);
 
 /* The one place where an error code becomes an exception. */
 void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p);

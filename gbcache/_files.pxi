@@ -123,6 +123,8 @@ def load(PackedImage store, int fd, uint64_t length, path, int64_t at, progress)
             PyErr_CheckSignals()
             if progress is not None and good:
                 progress(min(loader.frame, length), length)
+            if not gb_door_is_open(d):  # a signal's handler, or progress, closed it
+                raise ClosedError("the cache was closed while it was being filled")
         if not good:
             raise text_of(&loader.fault, path)
     finally:

@@ -98,6 +98,7 @@ cdef extern from "_hot.h" nogil:
     uint64_t gb_ring_next(const gb_ring *r)
     void gb_room_remove(gb_store *s, gb_ref ref, gb_cause cause)
     bint gb_chain_check(const gb_store *s, gb_fault *f)
+    void gb_chain_orphans(gb_store *s)
     gb_ref gb_index_victim(const gb_index *ix)
     bint gb_index_walk_begin(gb_index *ix, uint32_t *id)
     gb_ref gb_index_walk_next(gb_index *ix, uint32_t id)
@@ -189,6 +190,8 @@ cdef extern from "_save.h":
     bint gb_save_run(gb_saver *v, uint32_t ms) noexcept nogil
     bint gb_save_finish(gb_saver *v) noexcept nogil
     void gb_save_end(gb_saver *v)
+    bint gb_save_by(const gb_saver *v, unsigned long thread)
+    void gb_save_leave(gb_saver *v)
     uint64_t gb_save_bytes(const gb_saver *v)
 
 cdef extern from "_bell.h":
@@ -257,6 +260,7 @@ cdef extern from "_hot.h":
     void gb_door_wait(gb_door *d)
     void gb_door_unlock(gb_door *d)
     bint gb_door_rest() except 0
+    bint gb_door_await(gb_door *d) except 0
     void gb_door_hold(gb_door *d)
     bint gb_door_is_open(const gb_door *d)
     bint gb_door_shut(gb_door *d)

@@ -61,12 +61,15 @@ cdef class PackedImage:
         cdef gb_door *d = &self.door
         gb_door_hold(d)
         cdef bint was = gb_door_shut(d)
+        cdef gb_saver *own = d.saver if d.saver != NULL and gb_save_by(d.saver, PyThread_get_thread_ident()) else NULL
         gb_door_unlock(d)
         if not was: return
+        if own != NULL: gb_save_leave(own)  # called back by it: it could not come to its end
         while d.outsiders:
             gb_door_rest()
         try:
             if d.store.live:
+                gb_chain_orphans(&d.store)  # nobody will: a file that is closed is opened without a walk
                 self._seal()
         finally:
             PyBuffer_Release(&self.view)
@@ -135,20 +138,24 @@ cdef class PackedImage:
         cdef gb_door *d = &self.door
         cdef gb_err err = GB_AGAIN
         cdef gb_ref granules = max(room // 8, <uint64_t>GB_TELL_LEAST)
-        while err:
-            gb_door_enter(d)
-            err = gb_room_ring(&d.store, granules) if kinds and not d.store.head.ring.granules else GB_OK
-            if not err:
-                d.store.listens, d.store.values = kinds, values
-            gb_door_leave(d, GB_OP_RESIZE)
-            if err == GB_BUSY:
-                gb_door_rest()
-            elif err == GB_SMALL:
-                raise ValueError(f"events: a ring of {granules * 8} bytes does not fit this cache: give it "
-                                 f"max_bytes={gb_room_smallest() + granules * 8} or more, or a smaller ring")
-            elif err and err != GB_AGAIN:
-                gb_door_raise(d, err, NULL)
-            PyErr_CheckSignals()
+        try:
+            while err:
+                gb_door_enter(d)
+                err = gb_room_ring(&d.store, granules) if kinds and not d.store.head.ring.granules else GB_OK
+                if not err:
+                    d.store.listens, d.store.values = kinds, values
+                gb_door_leave(d, GB_OP_RESIZE)
+                if err == GB_BUSY:
+                    gb_door_await(d)
+                elif err == GB_SMALL:
+                    raise ValueError(f"events: a ring of {granules * 8} bytes does not fit this cache: give it "
+                                     f"max_bytes={gb_room_smallest() + granules * 8} or more, or a smaller ring")
+                elif err and err != GB_AGAIN:
+                    gb_door_raise(d, err, NULL)
+                if err: PyErr_CheckSignals()
+        except BaseException:
+            leave_cut(d)
+            raise
         gb_door_inform(d)
 
     def _cursor(self, since, uint32_t kinds, prefix, bint values):
@@ -242,14 +249,12 @@ cdef class PackedImage:
                 gb_door_leave(d, GB_OP_RESIZE)
                 gb_door_inform(d)
                 if err == GB_BUSY:
-                    gb_door_rest()
+                    gb_door_await(d)
                 elif err and err != GB_AGAIN:
                     gb_door_raise(d, err, NULL)
-                PyErr_CheckSignals()
+                if err: PyErr_CheckSignals()
         except BaseException:
-            gb_door_enter(d)
-            gb_room_shrink(&d.store, d.store.head.length)  # left half done
-            gb_door_leave(d, GB_OP_RESIZE)
+            leave_cut(d)
             raise
 
     def _remap(self, uint64_t length, fresh=None):
@@ -371,6 +376,15 @@ cdef class PackedImage:
         gb_tell_count(&d.store, GB_EVENT_RECOVER, d.store.head.table.count)
         gb_door_leave(d, GB_OP_SET)
         gb_door_inform(d)
+
+
+cdef int leave_cut(gb_door *d) except -1:
+    """A shrink, or a ring that was being made room for, is left half done."""
+    gb_door_hold(d)
+    if d.open:
+        gb_room_shrink(&d.store, d.store.head.length)
+    gb_door_unlock(d)
+    return 0
 
 
 cdef bint take(PackedImage self, map, uint64_t *words, how, boot, uint64_t file_id, uint32_t max_entries,

@@ -33,6 +33,7 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
     int PyGC_Disable()
     int PyGC_Enable()
+    unsigned long PyThread_get_thread_ident() nogil
 
 __all__ = ["BUILD", "KEY_MAX", "UNSET", "Front", "PackedStore", "smallest"]
 
@@ -143,7 +144,7 @@ cdef class PackedStore(PackedImage):
             err = gb_room_clear(&d.store, now)
             gb_door_leave(d, GB_OP_REMOVE)
             if err == GB_BUSY:
-                gb_door_rest()
+                gb_door_await(d)
         gb_door_inform(d)
 
     def ttl(self, key):

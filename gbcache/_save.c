@@ -184,6 +184,10 @@ static int64_t ms_now(void) {
 bool gb_save_run(struct gb_saver *v, uint32_t ms) {
     const struct timespec nap = {0, 50000};
     int64_t until = ms_now() + ms;
+    if (!v->door) { /* left by this thread, or by a fork, between two turns */
+        v->closed = v->done = true;
+        return true;
+    }
     for (uint32_t i = 1;; i++) {
         enum gb_err err = save_on(v);
         if (err == GB_OK) last_late(v);
@@ -230,22 +234,25 @@ static void forget(struct gb_saver *v) {
     PyMem_RawFree(v);
 }
 
-void gb_save_end(struct gb_saver *v) {
+bool gb_save_by(const struct gb_saver *v, unsigned long thread) { return v->by == thread; }
+
+void gb_save_leave(struct gb_saver *v) {
     struct gb_door *d = v->door;
-    if (!d) { /* of the parent of this process */
-        forget(v);
-        return;
-    }
     bool mine = gb_door_mine(d);
     for (bool alone = false; !alone;) {
         if (!mine) gb_lock_wait(&d->lock);
         alone = !v->helping;
-        if (alone && d->open) gb_snap_end(&d->store, &v->snap);
+        if (alone) gb_snap_end(&d->store, &v->snap); /* where it is closed, too: the image is there until we have left */
         if (alone) d->saver = NULL;
         if (!mine) gb_lock_free(&d->lock);
         if (!alone) sched_yield();
     }
+    v->door = NULL;
     atomic_fetch_sub(&d->outsiders, 1u);
+}
+
+void gb_save_end(struct gb_saver *v) {
+    if (v->door) gb_save_leave(v); /* else it was left, or is the parent's of this process */
     forget(v);
 }
 
@@ -292,6 +299,7 @@ struct gb_saver *gb_save_begin(struct gb_door *d, int fd, const struct gb_save_w
     struct gb_saver *v = make(d, length, entries);
     if (!v) return (struct gb_saver *)(void *)PyErr_NoMemory();
     v->fd = fd;
+    v->by = PyThread_get_thread_ident();
     v->snap.keep.wall = w->wall;
     uint64_t now = gb_clock_date_exact(&d->clock);
     atomic_fetch_add(&d->outsiders, 1u); /* from here on everyone takes the lock */

@@ -25,6 +25,7 @@ struct gb_saver {
     struct gb_door *door;
     int fd;
     int error;         /* errno of the first call that failed; 0: none */
+    unsigned long by;  /* the thread that works at it */
     bool closed, done; /* closed: by its owner, meanwhile */
     struct gb_keep_frame main;
     uint8_t *frames; /* of main and the late ones, touched beforehand */
@@ -54,6 +55,10 @@ struct gb_saver *gb_save_begin(struct gb_door *d, int fd, const struct gb_save_w
 bool gb_save_run(struct gb_saver *v, uint32_t ms);
 /* Index and head: what makes a file of it. False: v->error. Without the GIL, after run. */
 bool gb_save_finish(struct gb_saver *v);
+/* Whether this thread is in the midst of it, called back. */
+bool gb_save_by(const struct gb_saver *v, unsigned long thread);
+/* The cache is closed by the thread that saves it: run says it is done then, and finish that it is closed. */
+void gb_save_leave(struct gb_saver *v);
 /* With the GIL; in a forked child (`orphan`) too, where no other thread is. */
 void gb_save_end(struct gb_saver *v);
 /* Of the door, holding the lock, which it gives back and takes again: late frames are nearly all full. */

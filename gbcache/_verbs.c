@@ -31,7 +31,7 @@ int gb_verbs_look(struct gb_door *d, PyObject *key, struct gb_verbs_seen *seen) 
 /* What to do with an error of one try: 1 try again, 0 done with it, -1 an exception is set. */
 static int again(struct gb_door *d, enum gb_err err, const struct gb_put *p) {
     if (err == GB_AGAIN) return 1;
-    if (err == GB_BUSY) return gb_door_rest() ? 1 : -1;
+    if (err == GB_BUSY) return gb_door_await(d) ? 1 : -1;
     if (err == GB_OK || err == GB_GONE) return 0;
     gb_door_raise(d, err, p);
     return -1;
@@ -150,6 +150,7 @@ PyObject *gb_verbs_oldest(struct gb_door *d) {
         gb_room_remove(&d->store, ref, GB_CAUSE_EXPIRE);
         if (gb_head_steps(s) > GB_STEPS_MAX / 2u) {
             gb_door_leave(d, GB_OP_REMOVE);
+            gb_door_inform(d);
             if (!gb_door_enter(d)) return NULL;
         }
         ref = gb_index_victim(&s->index);
@@ -161,6 +162,7 @@ PyObject *gb_verbs_oldest(struct gb_door *d) {
                                         (Py_ssize_t)gb_key_len(s->base, ref, word));
     }
     gb_door_leave(d, GB_OP_GET);
+    if (raw || !ref) gb_door_inform(d); /* of what was due */
     if (ref) return gb_box_key_object(type, raw);
     PyErr_SetString(PyExc_KeyError, "popitem(): the cache is empty");
     return NULL;

@@ -59,7 +59,7 @@ def _check_times(
         raise TypeError(f"jitter={jitter!r} is not a number from 0 to 1")
     if not 0 <= jitter <= 1:
         raise ValueError(f"jitter={jitter!r} is not from 0 to 1: it is a share of the TTL")
-    if idle is not None and seconds_of(idle, "idle") >= 2**32 / 1000:
+    if idle is not None and int(seconds_of(idle, "idle") * 1000.0 + 0.5) >= 2**32:
         raise ValueError(f"idle={idle!r} is longer than {2**32 // 1000} s: use ttl for that")
     if clock is not None and not callable(clock):
         raise TypeError(f"clock={clock!r} is not callable")

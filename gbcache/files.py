@@ -155,15 +155,20 @@ def replacing(path: str) -> Iterator[int]:
         rule = "it is a regular file, or there is none: nothing else is replaced"
         raise ImageError(path, None, rule)
     beside = path + ".saving"
-    fd = _open_beside(beside)
+    fd, owner = _open_beside(beside), os.getpid()
     try:
         try:
             os.fchmod(fd, 0o600)
             yield fd
+            if os.getpid() != owner:
+                raise RuntimeError(
+                    f"forked in the midst of writing {path}: the parent goes on with it"
+                )
             os.fsync(fd)
             os.rename(beside, path)
         except BaseException:
-            remove(beside)
+            if os.getpid() == owner:  # or it is the parent's
+                remove(beside)
             raise
         sync_directory(path)
     finally:

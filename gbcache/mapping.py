@@ -70,9 +70,10 @@ def stale_ms(stale: float | timedelta) -> int:
     if stale is None or (isinstance(stale, (int, float)) and stale < 0):
         raise ValueError(f"stale={stale!r} is not seconds from 0, or a timedelta")
     seconds = seconds_of(stale, "stale")
-    if seconds >= 2**32 / 1000:
+    ms = int(seconds * 1000.0 + 0.5)
+    if ms >= 2**32:
         raise ValueError(f"stale={stale!r} is longer than 49 days")
-    return int(seconds * 1000.0 + 0.5) or 1
+    return ms or 1
 
 
 class Common(MutableMapping[Any, Any]):

@@ -178,12 +178,12 @@ class Memoized(Memo, Generic[P, R]):
             return held
         try:
             owner: Any = weakref.ref(obj)
-        except TypeError:
-            owner = id(obj)
+        except (
+            TypeError
+        ):  # nothing tells it from one that is at its place later, with its __dict__'s copy
+            return None
         content: Any = getattr(obj, "__dict__", None)
         own = type(content) is dict and not isinstance(obj, type)
-        if not own and isinstance(owner, int):
-            return None
         holder = Holder(self._store_of(self._maxsize, self._given_ttl, self._store.name), owner)
         if own:
             held = content.setdefault(self._slot, holder)
