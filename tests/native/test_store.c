@@ -148,6 +148,32 @@ static void bounded_scattered(void) {
     free(mine);
 }
 
+/* A shrink and a ring that is made room for, by turns: one is first, and both come to their end. */
+static void two_cuts(void) {
+    const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() * 12u;
+    uint8_t *mine = malloc(length), value[8] = {0};
+    struct gb_store one;
+    CHECK(gb_room_format(&one, mine, length, seed, 1000) == GB_OK);
+    for (uint32_t n = 0; !one.head->counters.evictions; n++) {
+        struct gb_put p = {.value = value, .value_len = 8};
+        gb_store_key(&one, &p.key, &n, sizeof n, 0);
+        gb_head_enter(&one);
+        while (gb_store_put(&one, &p, 1000) == GB_AGAIN) gb_head_enter(&one);
+    }
+    enum gb_err shrunk = GB_AGAIN, ring = GB_AGAIN;
+    for (uint32_t turns = 0; shrunk || ring; turns++) {
+        CHECK(turns < 20000u);
+        gb_head_enter(&one);
+        if (shrunk) shrunk = gb_room_shrink(&one, length / 2u);
+        gb_head_enter(&one);
+        if (ring) ring = gb_room_ring(&one, GB_TELL_LEAST);
+        CHECK((!shrunk || shrunk == GB_AGAIN || shrunk == GB_BUSY) && (!ring || ring == GB_AGAIN || ring == GB_BUSY));
+    }
+    CHECK(one.head->length == length / 2u && one.head->ring.granules == GB_TELL_LEAST);
+    SOUND(gb_store_check, &one);
+    free(mine);
+}
+
 /* While room is made the wheel comes forward, and a deadline that took more words to say takes fewer: a block is as
  * long as what is written into it, though nothing went and nothing moved meanwhile. */
 static void sized_once(uint32_t key_len) {
@@ -201,6 +227,7 @@ int main(int argc, char **argv) {
     bounded(false);
     bounded(true);
     bounded_scattered();
+    two_cuts();
     uint64_t small = gb_room_smallest();
     for (uint32_t round = 0; round < 6; round++) {
         run(small, 3000, 0, 40);
