@@ -24,7 +24,7 @@ static uint64_t promise_of(const struct gb_store *s, const struct gb_put *p, uin
     return most < left ? most : left;
 }
 
-/* The shortest an extent may be, in granules, where `left` are to be written: all headers must be within the promise. */
+/* The shortest an extent may be, in granules, where `left` are to be written: all headers are to be in the promise. */
 static uint32_t least_of(const struct gb_store *s, const struct gb_chain_write *w, const struct gb_put *p,
                          uint32_t left) {
     if (left <= TAIL * (EXTENT_LEAST - HEADER)) return EXTENT_LEAST;

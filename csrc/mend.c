@@ -150,8 +150,8 @@ static bool kept(struct mending *m, gb_ref at, uint32_t *chunks, uint32_t *dirs)
 static void arena_again(struct mending *m) {
     struct gb_arena *a = &m->s->index.arena;
     uint32_t dirs = m->dir_count < GB_DIR_ROOTS ? m->dir_count : GB_DIR_ROOTS, chunks = dirs << GB_DIR_SHIFT;
-    if (m->chunk_count < chunks) chunks = m->chunk_count; /* else a kill met one, and a directory, on their way elsewhere */
-    m->chunk_count = chunks;
+    if (m->chunk_count < chunks) chunks = m->chunk_count;
+    m->chunk_count = chunks; /* one less than there are, where a chunk was on its way elsewhere: the table did without */
     dirs = (chunks + (1u << GB_DIR_SHIFT) - 1u) >> GB_DIR_SHIFT;
     gb_arena_again_begin(a, m->first, m->end);
     for (gb_ref at = m->first, size; at < m->end; at += size) {
@@ -162,8 +162,8 @@ static void arena_again(struct mending *m) {
     gb_arena_again_end(a);
 }
 
-/* An empty table of all the buckets there are. There were no more before, so no chain of one was shorter than it is
- * to be now, and what was enough overflow buckets is enough. */
+/* An empty table of all the buckets the chunks have: no fewer than before. A split chain never needs more overflow
+ * buckets than it had whole, so there is room for all that are needed now where those were that there had been. */
 static bool table_again(struct mending *m) {
     struct gb_table *t = &m->s->index.table;
     memset(t->root, 0, sizeof *t->root);
@@ -296,7 +296,7 @@ static void part(struct mending *m, gb_ref of, gb_ref twin) {
     if (keep_twin) {
         uint32_t word = word_of(m, of);
         gb_table_remove(&s->index.table, gb_entry_at(s->base, of)->hash, of);
-        (void)gb_table_insert(&s->index.table, look_ahead(m, twin).key.hash, twin); /* there is room: it was the other's */
+        (void)gb_table_insert(&s->index.table, look_ahead(m, twin).key.hash, twin); /* in the other's room */
         if (word & GB_WORD_TTL) gb_wheel_unlink(&s->index.wheel, of);
         if (word_of(m, twin) & GB_WORD_TTL) gb_wheel_link(&s->index.wheel, twin);
         gb_room_born(s, twin);
