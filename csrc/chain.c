@@ -4,9 +4,34 @@
 #define EXTENT_BYTES (GB_WINDOW_BYTES - (uint32_t)sizeof(struct gb_extent))
 #define EXTENT_LEAST (GB_BLOCK_MAX / 4u) /* granules: smaller holes are not worth a header */
 
+#define HEADER ((uint32_t)(sizeof(struct gb_extent) / GB_GRANULE))
+/* Extents of a value's end that may be as short as any: what is free then is two windows more than what is to come, in
+ * at most four pieces (the chunk, the entry and the last extent stay where they are), and so in one long enough. */
+#define TAIL 9u
+
+static uint32_t granules_of_value(const struct gb_put *p) { return (p->value_len + GB_GRANULE - 1u) / GB_GRANULE; }
+
+/* In the longest extents there are; with a granule more for each, so that half as many again may be had. */
 static uint64_t need_of(const struct gb_store *s, const struct gb_put *p) {
     uint64_t extents = ((uint64_t)p->value_len + EXTENT_BYTES - 1u) / EXTENT_BYTES;
-    return gb_store_granules(s, p, true) + extents * 3u + p->value_len / GB_GRANULE;
+    return gb_store_granules(s, p, true) + extents * 3u + p->value_len / GB_GRANULE + HEADER * TAIL;
+}
+
+/* What is promised: enough for the shortest extents, so that any hole that is left will do, or what there is. */
+static uint64_t promise_of(const struct gb_store *s, const struct gb_put *p, uint64_t need) {
+    uint64_t left = gb_room_capacity(s) - s->writing;
+    uint64_t most = need + HEADER * (granules_of_value(p) / (EXTENT_LEAST - HEADER));
+    return most < left ? most : left;
+}
+
+/* The shortest an extent may be, in granules, where `left` are to be written: all headers are to be in the promise. */
+static uint32_t least_of(const struct gb_store *s, const struct gb_chain_write *w, const struct gb_put *p,
+                         uint32_t left) {
+    if (left <= TAIL * (EXTENT_LEAST - HEADER)) return EXTENT_LEAST;
+    uint32_t value = granules_of_value(p), entry = gb_word_granules(gb_entry_at(s->base, s->pin[w->pin].entry)->word);
+    uint32_t extents = (uint32_t)(w->promised - entry - value) / HEADER - TAIL;
+    uint32_t least = (value + extents - 1u) / extents + HEADER;
+    return least > EXTENT_LEAST ? least : EXTENT_LEAST;
 }
 
 enum gb_err gb_chain_begin(struct gb_store *s, struct gb_chain_write *w, const struct gb_put *p,
@@ -45,8 +70,8 @@ enum gb_err gb_chain_begin(struct gb_store *s, struct gb_chain_write *w, const s
     gb_store_fill(s, ref, p, true);
     if (crowded) gb_room_remove(s, old, GB_CAUSE_EVICT);
     w->done = 0;
-    w->promised = need;
-    s->writing += need;
+    w->promised = promise_of(s, p, need);
+    s->writing += w->promised;
     return GB_OK;
 }
 
@@ -73,7 +98,8 @@ enum gb_err gb_chain_step(struct gb_store *s, struct gb_chain_write *w, const st
         uint32_t left = p->value_len - w->done;
         uint32_t want = left < EXTENT_BYTES ? left : EXTENT_BYTES;
         uint32_t most = (uint32_t)(want + sizeof(struct gb_extent) + GB_GRANULE - 1u) / GB_GRANULE;
-        gb_ref at = gb_arena_alloc_between(&s->index.arena, EXTENT_LEAST, most, GB_KIND_EXTENT);
+        uint32_t least = least_of(s, w, p, (left + GB_GRANULE - 1u) / GB_GRANULE);
+        gb_ref at = gb_arena_alloc_between(&s->index.arena, least, most, GB_KIND_EXTENT);
         if (!at) {
             enum gb_err err = gb_room_make(s, now, false);
             if (err) return err;

@@ -1,7 +1,8 @@
 /* mend.c - what is derived, made anew from what is true. */
 #include "mend.h"
 
-#define TWINS 8u  /* more than one operation can leave */
+#define TWINS 8u  /* pairs: more than one operation can leave */
+#define NO_ROOM "mend 1: there is room for a table"
 #define AHEAD 16u /* entries whose bucket is being fetched */
 
 struct mending {
@@ -9,11 +10,11 @@ struct mending {
     uint64_t *bits; /* entries (and, in between, extents no chain has reached) by their first granule */
     struct gb_fault *f;
     gb_ref first, end;
-    gb_ref chunks;             /* bucket chunks to be used again, linked through their first spare word */
-    uint32_t chunk_count, entries, extents, chains;
+    gb_ref chunks, dirs;       /* of the table, to be used again: linked through their first spare word, their number */
+    uint32_t chunk_count, dir_count, entries, extents, chains;
     uint32_t bare;             /* entries whose chain is another's by now */
     bool torn;                 /* the list is to be read from its head */
-    gb_ref twin[TWINS], of[TWINS];
+    gb_ref twin[TWINS], of[TWINS]; /* `of` is in the table, the other is not; 0: it found no room there */
     uint32_t twins;
 };
 
@@ -57,6 +58,9 @@ static bool mark_block(struct mending *m, gb_ref at, uint32_t word, gb_ref size)
     } else if (kind == GB_KIND_BUCKETS) {
         if (size != GB_BLOCK_MAX || at % GB_BLOCK_MAX)
             return gb_broken(m->f, "mend 1: a bucket chunk fills a window", at, GB_BLOCK_MAX, size);
+        m->chunk_count++;
+    } else if (kind == GB_KIND_DIRECTORY) {
+        m->dir_count += size == GB_TABLE_DIR_GRANULES;
     } else if (kind == GB_KIND_RING) {
         return gb_broken(m->f, "mend 1: a block is of a known kind", at, 0, word);
     }
@@ -113,57 +117,67 @@ static bool follow_chains(struct mending *m) {
     return true;
 }
 
-/* Buckets for the entries there are, at the fill growth leads to, in chunks that are there already. */
-static uint32_t buckets_for(uint32_t entries) {
-    uint64_t size = ((uint64_t)entries * 8u / 5u + GB_TABLE_SLOTS - 1u) / GB_TABLE_SLOTS;
-    return size ? (uint32_t)size : 1u;
+/* Whether a block is one of the first `*left` of its kind; then it is put before the others, by its own word. */
+static bool claim(uint32_t *left, gb_ref *list, gb_ref at, uint32_t *link) {
+    if (!*left) return false;
+    --*left;
+    *link = *list;
+    *list = at;
+    return true;
+}
+static struct gb_chunk *chunk_of(const struct mending *m, gb_ref at) {
+    return (struct gb_chunk *)gb_at(m->s->base, at);
+}
+static struct gb_directory *directory_of(const struct mending *m, gb_ref at) {
+    return (struct gb_directory *)gb_at(m->s->base, at);
 }
 
-static bool kept(struct mending *m, gb_ref at, uint32_t word, uint32_t chunks) {
+/* Chunks and directories stay where they are, so that an image that is full has what its table needs: it is the room
+ * they had. What else a table is made of is overflow buckets, all of one size. */
+static bool kept(struct mending *m, gb_ref at, uint32_t *chunks, uint32_t *dirs) {
+    uint32_t word = word_of(m, at);
     enum gb_kind kind = gb_word_kind(word);
     if (kind == GB_KIND_EXTENT && marked(m, at)) { /* no chain reached it */
         unmark(m, at);
         return false;
     }
-    if (kind != GB_KIND_BUCKETS) return kind == GB_KIND_ENTRY || kind == GB_KIND_EXTENT;
-    if (m->chunk_count == chunks) return false;
-    m->chunk_count++;
-    ((struct gb_chunk *)gb_at(m->s->base, at))->spare[0] = m->chunks;
-    m->chunks = at;
-    return true;
+    if (kind == GB_KIND_BUCKETS) return claim(chunks, &m->chunks, at, &chunk_of(m, at)->spare[0]);
+    if (kind == GB_KIND_DIRECTORY && gb_word_granules(word) == GB_TABLE_DIR_GRANULES)
+        return claim(dirs, &m->dirs, at, &directory_of(m, at)->number);
+    return kind == GB_KIND_ENTRY || kind == GB_KIND_EXTENT;
 }
 
 static void arena_again(struct mending *m) {
     struct gb_arena *a = &m->s->index.arena;
-    uint32_t chunks = (buckets_for(m->entries) + GB_TABLE_CHUNK - 1u) / GB_TABLE_CHUNK;
+    uint32_t dirs = m->dir_count < GB_DIR_ROOTS ? m->dir_count : GB_DIR_ROOTS, chunks = dirs << GB_DIR_SHIFT;
+    if (m->chunk_count < chunks) chunks = m->chunk_count;
+    m->chunk_count = chunks; /* one less than there are, where a chunk was on its way elsewhere: the table did without */
+    dirs = (chunks + (1u << GB_DIR_SHIFT) - 1u) >> GB_DIR_SHIFT;
     gb_arena_again_begin(a, m->first, m->end);
     for (gb_ref at = m->first, size; at < m->end; at += size) {
         size = size_of(m, at);
-        if (kept(m, at, word_of(m, at), chunks)) gb_arena_again_keep(a, at);
+        if (kept(m, at, &chunks, &dirs)) gb_arena_again_keep(a, at);
         else gb_arena_again_free(a, at, size);
     }
     gb_arena_again_end(a);
 }
 
-/* An empty table in the chunks that were kept. */
+/* An empty table of all the buckets the chunks have: no fewer than before. A split chain never needs more overflow
+ * buckets than it had whole, so there is room for all that are needed now where those were that there had been. */
 static bool table_again(struct mending *m) {
     struct gb_table *t = &m->s->index.table;
-    struct gb_table_root *r = t->root;
-    memset(r, 0, sizeof *r);
+    memset(t->root, 0, sizeof *t->root);
     if (!m->chunk_count)
-        return gb_table_format(t) == GB_OK ||
-               gb_broken(m->f, "mend 1: there is room for a table", 0, 1, 0);
-    uint32_t most = m->chunk_count * GB_TABLE_CHUNK, size = buckets_for(m->entries);
-    if (size > most) size = most;
-    r->mask = (1u << (31u - (uint32_t)__builtin_clz(size))) - 1u;
-    r->split = size - r->mask - 1u;
+        return gb_table_format(t) == GB_OK || gb_broken(m->f, NO_ROOM, 0, 1, 0);
+    gb_table_size_again(t, m->chunk_count * GB_TABLE_CHUNK);
     for (uint32_t n = 0; n < m->chunk_count; n++) {
-        gb_ref at = m->chunks, *root = &r->dirs[n >> GB_DIR_SHIFT];
-        struct gb_chunk *chunk = (struct gb_chunk *)gb_at(m->s->base, at);
-        m->chunks = chunk->spare[0];
-        if (!*root && !(*root = gb_table_directory(t, n >> GB_DIR_SHIFT)))
-            return gb_broken(m->f, "mend 1: there is room for a table", n, 1, 0);
-        gb_table_chunk_again(t, *root, at, n);
+        gb_ref chunk = m->chunks, dir = m->dirs;
+        if (n % (1u << GB_DIR_SHIFT) == 0) {
+            m->dirs = directory_of(m, dir)->number;
+            gb_table_directory_again(t, dir, n >> GB_DIR_SHIFT);
+        }
+        m->chunks = chunk_of(m, chunk)->spare[0];
+        gb_table_chunk_again(t, chunk, n);
     }
     return true;
 }
@@ -196,6 +210,14 @@ static struct ahead look_ahead(const struct mending *m, gb_ref at) {
     return a;
 }
 
+/* To be parted once the list is read. */
+static bool pair(struct mending *m, gb_ref of, gb_ref twin, const char *rule) {
+    if (m->twins == TWINS) return gb_broken(m->f, rule, twin, of, TWINS);
+    m->of[m->twins] = of;
+    m->twin[m->twins++] = twin;
+    return true;
+}
+
 /* Into table and wheel, and the sums. */
 static bool index_entry(struct mending *m, const struct ahead *a) {
     struct gb_store *s = m->s;
@@ -209,14 +231,8 @@ static bool index_entry(struct mending *m, const struct ahead *a) {
         return gb_broken(m->f, "mend 2: a deadline is one the wheel can hold", a->ref, latest,
                          gb_wheel_deadline(&s->index.wheel, a->ref));
     if (!in_order(m, a->ref)) m->torn = true;
-    if (same) {
-        if (m->twins == TWINS) return gb_broken(m->f, "mend 4: a key has one entry", a->ref, same, TWINS);
-        m->of[m->twins] = same;
-        m->twin[m->twins++] = a->ref;
-        return true;
-    }
-    while (gb_table_insert(&s->index.table, a->key.hash, a->ref)) /* it is over its fill, and all is full */
-        return gb_broken(m->f, "mend 1: there is room for a table", a->ref, 1, 0);
+    if (same) return pair(m, same, a->ref, "mend 4: a key has one entry");
+    if (gb_table_insert(&s->index.table, a->key.hash, a->ref)) return pair(m, 0, a->ref, NO_ROOM);
     if (word & GB_WORD_TTL) gb_wheel_link(&s->index.wheel, a->ref);
     gb_room_born(s, a->ref);
     return true;
@@ -258,15 +274,29 @@ static bool chainless(const struct mending *m, gb_ref ref) {
     return x && (x->flags & GB_EXTRA_CHAIN) && x->val_len && !x->chain;
 }
 
-/* One of two entries of a key goes: the one that lost its chain to the other, else the one that is not on
- * the list, else either. `of` is the one in table, wheel and sums. */
+/* An entry that is in the bucket a hash belongs to, and not on the list, or 0. A put makes its block an entry before
+ * it knows that the bucket is full, and that there is no block for another: killed then, it leaves one too many. */
+static gb_ref newcomer(const struct mending *m, uint32_t hash) {
+    const struct gb_table *t = &m->s->index.table;
+    const struct gb_bucket *b = gb_table_bucket(t, gb_table_bucket_of(t, hash));
+    for (;; b = &((struct gb_overflow *)gb_at(m->s->base, b->overflow))->bucket) {
+        for (uint32_t i = 0; i < GB_TABLE_SLOTS; i++)
+            if (marked(m, b->ref[i])) return b->ref[i];
+        if (!b->overflow) return 0;
+    }
+}
+
+/* One of two entries of a key goes, or of a bucket that has no room for both: the one that lost its chain to the
+ * other, else the one that is not on the list, else either. `of` is the one in table, wheel and sums. */
 static void part(struct mending *m, gb_ref of, gb_ref twin) {
     struct gb_store *s = m->s;
-    bool keep_twin = chainless(m, of) || (!chainless(m, twin) && marked(m, of) && !marked(m, twin));
+    if (!of) of = newcomer(m, gb_entry_at(s->base, twin)->hash);
+    bool keep_twin = of && (chainless(m, of) || (!chainless(m, twin) && marked(m, of) && !marked(m, twin)));
     gb_ref gone = keep_twin ? of : twin;
     if (keep_twin) {
         uint32_t word = word_of(m, of);
-        gb_table_replace(&s->index.table, gb_entry_at(s->base, of)->hash, of, twin);
+        gb_table_remove(&s->index.table, gb_entry_at(s->base, of)->hash, of);
+        (void)gb_table_insert(&s->index.table, look_ahead(m, twin).key.hash, twin); /* in the other's room */
         if (word & GB_WORD_TTL) gb_wheel_unlink(&s->index.wheel, of);
         if (word_of(m, twin) & GB_WORD_TTL) gb_wheel_link(&s->index.wheel, twin);
         gb_room_born(s, twin);
@@ -323,7 +353,7 @@ static bool finish(struct mending *m, bool *cleared) {
     if (i->op == GB_INTENT_SLIDE) finish_slide(m);
     if (i->op == GB_INTENT_CLEAR) {
         if (gb_room_clear_finish(s, h->wheel.tick << GB_WHEEL_TICK_SHIFT)) /* one way: the smallest image has it */
-            return gb_broken(m->f, "mend 1: there is room for a table", 0, 1, 0); /* unreachable: as above */
+            return gb_broken(m->f, NO_ROOM, 0, 1, 0); /* unreachable: as above */
         *cleared = true;
     }
     if (i->op == GB_INTENT_RETIME) {

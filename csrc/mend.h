@@ -13,6 +13,9 @@
  *           3 (T3) the list read forward leads back to its head, over blocks that are entries or were.
  *           4 (T4) two entries of one key are one that replaced or moved the other a moment ago.
  *           These are its own: what does not keep them was no image, and the fault says so.
+ *           5 an image that keeps them is not refused for want of room, be it full: chunks and directories are
+ *           used where they lie, and the overflow buckets that are given up make room for as many, as they are
+ *           all of one size. Only a put that was killed before it was in the table may find none, and goes.
  *
  * COST      in proportion to the entries: three walks in the order of addresses; a table's bucket and a
  *           neighbour for each entry, fetched ahead. A bit for each granule of scratch.

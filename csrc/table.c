@@ -38,36 +38,43 @@ static gb_ref new_overflow(struct gb_table *t, uint32_t owner) {
     return ref;
 }
 
-gb_ref gb_table_directory(struct gb_table *t, uint32_t number) {
-    gb_ref dir = gb_arena_alloc(t->arena, GB_TABLE_DIR_GRANULES, GB_KIND_DIRECTORY);
-    if (!dir) return 0;
-    directory_at(t, dir)->number = number;
-    memset(directory_at(t, dir)->chunk, 0, sizeof directory_at(t, dir)->chunk);
-    return dir;
+void gb_table_directory_again(struct gb_table *t, gb_ref at, uint32_t number) {
+    directory_at(t, at)->number = number;
+    memset(directory_at(t, at)->chunk, 0, sizeof directory_at(t, at)->chunk);
+    t->root->dirs[number] = at;
 }
 
-void gb_table_chunk_again(struct gb_table *t, gb_ref directory, gb_ref at, uint32_t number) {
+void gb_table_chunk_again(struct gb_table *t, gb_ref at, uint32_t number) {
     struct gb_chunk *chunk = (struct gb_chunk *)gb_at(t->base, at);
     chunk->number = number;
     memset(chunk->spare, 0, sizeof chunk->spare);
     memset(chunk->bucket, 0, sizeof chunk->bucket);
-    directory_at(t, directory)->chunk[number & DIR_MASK] = at;
+    directory_at(t, t->root->dirs[number >> GB_DIR_SHIFT])->chunk[number & DIR_MASK] = at;
+}
+
+void gb_table_size_again(struct gb_table *t, uint32_t buckets) {
+    struct gb_table_root *r = t->root;
+    r->mask = (1u << (31u - (uint32_t)__builtin_clz(buckets))) - 1u;
+    r->split = buckets - r->mask - 1u;
 }
 
 /* Makes sure the directory names a chunk for bucket `number`; only ever called for the next one. */
 static enum gb_err chunk_ready(struct gb_table *t, uint32_t number, bool *window) {
-    uint32_t c = number / GB_TABLE_CHUNK;
+    uint32_t c = number / GB_TABLE_CHUNK, d = c >> GB_DIR_SHIFT;
     *window = false;
     if (number % GB_TABLE_CHUNK) return GB_OK;
-    if (c >> GB_DIR_SHIFT >= GB_DIR_ROOTS) return GB_TOOBIG;
-    gb_ref *root = &t->root->dirs[c >> GB_DIR_SHIFT];
-    if (!*root && !(*root = gb_table_directory(t, c >> GB_DIR_SHIFT))) return GB_FULL;
+    if (d >= GB_DIR_ROOTS) return GB_TOOBIG;
+    if (!t->root->dirs[d]) {
+        gb_ref dir = gb_arena_alloc(t->arena, GB_TABLE_DIR_GRANULES, GB_KIND_DIRECTORY);
+        if (!dir) return GB_FULL;
+        gb_table_directory_again(t, dir, d);
+    }
     gb_ref ref = gb_arena_alloc_window(t->arena, GB_KIND_BUCKETS);
     if (!ref) {
         *window = true;
         return GB_FULL; /* an empty directory may stay: the next try finds it */
     }
-    gb_table_chunk_again(t, *root, ref, c);
+    gb_table_chunk_again(t, ref, c);
     return GB_OK;
 }
 
@@ -98,8 +105,7 @@ void gb_table_presize(struct gb_table *t, uint32_t buckets) {
         uint32_t left = GB_TABLE_CHUNK - size % GB_TABLE_CHUNK; /* of the chunk, all of it empty */
         size += left < buckets - size ? left : buckets - size;
     }
-    r->mask = (1u << (31u - (uint32_t)__builtin_clz(size))) - 1u;
-    r->split = size - r->mask - 1u;
+    gb_table_size_again(t, size);
 }
 
 static void put_slot(struct gb_bucket *b, uint32_t slot, uint8_t tag, gb_ref ref) {

@@ -95,10 +95,11 @@ enum gb_err gb_table_grow(struct gb_table *t, bool *window);
 enum gb_err gb_table_shrink(struct gb_table *t);
 /* An empty table gets so many buckets at once, or as many as the arena has windows for. */
 void gb_table_presize(struct gb_table *t, uint32_t buckets);
-/* A table made anew in chunks that are there: an empty directory of that number, or 0; the window `at`, emptied,
- * as its chunk `number`. */
-gb_ref gb_table_directory(struct gb_table *t, uint32_t number);
-void gb_table_chunk_again(struct gb_table *t, gb_ref directory, gb_ref at, uint32_t number);
+/* A table made anew in blocks that are there, and emptied: `at` as directory `number`; the window `at` as chunk
+ * `number`, whose directory is there by then; so many buckets. */
+void gb_table_directory_again(struct gb_table *t, gb_ref at, uint32_t number);
+void gb_table_chunk_again(struct gb_table *t, gb_ref at, uint32_t number);
+void gb_table_size_again(struct gb_table *t, uint32_t buckets);
 /* A block of the table was copied to `to`: mend what refers to it. */
 void gb_table_moved(struct gb_table *t, gb_ref from, gb_ref to);
 bool gb_table_check(const struct gb_table *t, struct gb_fault *f);

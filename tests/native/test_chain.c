@@ -2,6 +2,7 @@
 #include "check.h"
 #include "core.h"
 #include "long.h"
+#include "chain_full.h"
 
 static uint32_t any_len(void) {
     uint32_t all = (uint32_t)gb_room_capacity(s) * 8u;
@@ -420,6 +421,7 @@ int main(int argc, char **argv) {
     shrink_promised();
     for (uint32_t how = 0; how < 3; how++) shrink_left(how);
     many_extents();
+    full_images();
     ring_moves();
     ring_busy();
     for (uint32_t i = 0; i < 16; i++) told_scattered(i % 2u != 0);

@@ -164,6 +164,8 @@ static void tables(void) {
     fill_block(chunk, n, GB_WINDOW_BYTES - 20u, false);
     refused(rule);
 }
+#include "mend_full.h"
+
 /* Two entries of a key, neither on the list; long ones of no bytes; and more than an operation can leave. */
 static void twins(void) {
     for (uint32_t chain = 0; chain < 2u; chain++) {
@@ -365,6 +367,7 @@ int main(int argc, char **argv) {
         if (round % 10u == 2) lived();
     }
     tables();
+    full_images();
     twins();
     handed_on(false);
     handed_on(true);
