@@ -29,7 +29,7 @@ PATIENCE = 0.5
 class Request:
     """What one thread wants done. Its result, or its own error, is filled in by who leads."""
 
-    __slots__ = ("done", "error", "gate", "promoted", "result", "size", "thread", "wrote")
+    __slots__ = ("done", "error", "gate", "promoted", "result", "size", "thread", "told", "wrote")
     alone = False
     """It is done by itself, between two groups, by `run`; else with others, by `do`."""
     grows = True
@@ -38,6 +38,9 @@ class Request:
     def __init__(self, size: int = 0) -> None:
         self.gate, self.thread = gate(), get_ident()
         self.done = self.promoted = self.wrote = False
+        self.told = (
+            False  # what it is to be told is known, and stays so if its leader is interrupted
+        )
         self.error: BaseException | None = None
         self.result: Any = None
         self.size = size
@@ -149,7 +152,7 @@ class Groups:
     def _give_up(self, batch: Sequence[Request], own: Request, error: BaseException) -> None:
         at = 0
         while at < len(batch):
-            if batch[at] is not own and batch[at].error is None:
+            if batch[at] is not own and batch[at].error is None and not batch[at].told:
                 batch[at].error = _INTERRUPTED
             at += 1
         try:
@@ -182,13 +185,24 @@ class Groups:
             at += 1
 
     def _abandon(self, request: Request) -> None:
-        """Whoever waited is gone; if it was to lead, it still does."""
+        """Whoever waited is gone; if it was to lead, it still does; if another has begun to do it, it stays until that
+        is over: what it wrote is not to land behind the back of one who was told that it was interrupted."""
         self._lock.acquire()
         try:
-            leads = request.promoted and request in self._waiting
-            if not request.promoted and request in self._waiting:
+            waits = request in self._waiting
+            if waits and not request.promoted:
                 self._waiting.remove(request)
         finally:
             self._lock.release()
-        if leads:
+        if not waits:
+            self._outlast(request)
+        elif request.promoted:
             self._lead(request)
+
+    def _outlast(self, request: Request) -> None:
+        while True:
+            try:
+                request.gate.acquire()
+                return
+            except BaseException:  # one more interrupt: the first one is raised
+                pass
