@@ -200,8 +200,9 @@ class Disk:
 
     Raises BlockingIOError where another process (or another Disk) has it open, ImageError for what is no sound
     store, FarError where the disk fails: it stays usable, and what failed is not there. RuntimeError where a signal's
-    handler, a ``__del__`` or a codec writes to the Disk that its own thread is writing to. After a fork the child's is
-    closed.
+    handler or a ``__del__`` writes to the Disk that its own thread is writing to; to read from it they may. A call
+    that is interrupted, as its handler raises, is over by then: all of it is there, or nothing. After a fork the
+    child's is closed.
     """
 
     def __init__(

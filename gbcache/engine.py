@@ -152,7 +152,7 @@ class Engine:
         return entries
 
     def flush(self) -> None:
-        if any(self.layers):
+        if any(self.layers) or self.owed is not None:
             self.run(Do(self._flush))
 
     def _flush(self) -> None:

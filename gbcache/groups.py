@@ -19,7 +19,7 @@ __all__ = ["Groups", "Request"]
 
 _INTERRUPTED = FarError(errno.EINTR, "the thread that wrote for this one was interrupted")
 _COME_BACK = (
-    "this thread is within a call that writes to this Disk: a signal's handler, a __del__ or a codec "
+    "this thread is within a call that writes to this Disk: a signal's handler or a __del__ "
     "may not write to it, or flush it, from there"
 )
 PATIENCE = 0.5

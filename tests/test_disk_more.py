@@ -18,7 +18,7 @@ import lmdb
 
 from gbcache import codec, groups, journal
 from gbcache._disk import Gate, Reading
-from gbcache.disk import Disk
+from gbcache.disk import Disk, _Incr
 from gbcache.errors import FarError
 
 
@@ -319,6 +319,34 @@ def test_a_leader_is_interrupted_before_it_stores(tmp_path: Path) -> None:
     assert [type(request.error) for request in group] == [type(None), type(None), FarError]
 
 
+def test_what_could_not_be_put_among_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is short once the journal has it: who is told so finds it, at the latest when the background looks."""
+    with Disk(tmp_path / "d") as disk:
+        tend = disk._engine._tend
+        made = quiet(disk, monkeypatch)
+        layers = made.layers
+
+        class Short(groups.Request):
+            def do(self, view: Any) -> None:
+                made.layers = (None, layers[1])
+
+        batch = [_Incr("n", made.records.name("n"), 1, 0, 0), Short()]
+        with pytest.raises(TypeError):
+            made._commit(batch)
+        made.layers = layers
+        made.groups._give_up(batch, batch[1], MemoryError())
+        assert batch[0].error is None and batch[0].result == 1 and made.owed
+        tend()
+        assert disk.get_many("n") == {"n": (1, None)} and made.owed is None
+        layers = made.layers
+        with pytest.raises(TypeError):
+            made._commit(batch)
+        made.layers = layers
+        assert disk.scan() == (["n"], None) and disk.get_many("n") == {"n": (2, None)}
+
+
 # --- read from within ----------------------------------------------------------------------------
 
 
@@ -353,10 +381,10 @@ def test_who_is_inside_may_come_in_again(tmp_path: Path) -> None:
 def test_a_gate_keeps_out_who_is_not_inside() -> None:
     """Places taken and left in any order, by any thread: alone is who is let in alone."""
     gate, outside = Gate(), threading.Event()
-    places = [view_of(gate) for _ in range(5)]
+    places = [view_of(gate) for _ in range(40)]
     for place in places:
         place.open()
-    for n in (1, 0, 4):
+    for n in (1, 0, *range(4, 40)):
         places[n].close()
     entered, alone = threading.Event(), threading.Event()
 
