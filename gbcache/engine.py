@@ -31,7 +31,7 @@ from .groups import Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
 from .lmdbstore import LMDBError, MapFullError, Store, failed
 from .locks import Latch, Lock, aside, endure
-from .view import Do, Expire, View, answer, answer_alone, refused, running
+from .view import Do, Expire, View, answer, refused, running
 
 __all__ = ["Engine"]
 
@@ -62,7 +62,7 @@ class Engine:
         self._frozen_journal: Journal | None = None
         self._lmdb, self._files = Lock(), Lock()
         self._offset = time.time() - running()
-        self.groups = Groups(self._commit)
+        self.groups, self.refused = Groups(self._commit), partial(refused, path=path)
         with contextlib.suppress(FileExistsError):
             os.makedirs(path, 0o700)
         files.check_directory(path)
@@ -194,7 +194,11 @@ class Engine:
                 continue
             self._write_group(group)
             group = []
-            aside(partial(answer_alone, self, request))
+            try:
+                aside(partial(request.answer, self))
+            except Exception as error:
+                if error is not request.error:  # but of a signal's handler
+                    raise
         self._write_group(group)
 
     def _write_group(self, group: list[Request]) -> None:
@@ -205,7 +209,7 @@ class Engine:
         except (OSError, LMDBError) as error:  # what brings no more finds out for itself
             for request in group:
                 if request.grows:
-                    request.error = refused(error, self.path)
+                    request.error = self.refused(error)
             group = [request for request in group if not request.grows]
         view = View(self, self.now())
         try:
@@ -218,7 +222,7 @@ class Engine:
         except (OSError, LMDBError) as error:
             for request in group:
                 if request.wrote and request.error is None:
-                    request.error = refused(error, self.path)
+                    request.error = self.refused(error)
         finally:
             view.close()
             pay(self)  # those it wrote for are told so

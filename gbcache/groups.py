@@ -38,9 +38,7 @@ class Request:
     def __init__(self, size: int = 0) -> None:
         self.gate, self.thread = gate(), get_ident()
         self.done = self.promoted = self.wrote = False
-        self.told = (
-            False  # what it is to be told is known, and stays so if its leader is interrupted
-        )
+        self.told = False  # whether what it is to be told stands, if its leader is interrupted
         self.error: BaseException | None = None
         self.result: Any = None
         self.size = size
@@ -52,6 +50,18 @@ class Request:
     def run(self, engine: Any) -> Any:
         """What `alone` ones do."""
         raise NotImplementedError
+
+    def answer(self, engine: Any) -> None:
+        """Does one that is alone: what comes of it is known then, whatever comes to its leader. Raises its error."""
+        try:
+            engine.check_open()
+            self.result = self.run(engine)
+        except Exception as error:
+            self.error = error
+            self.error = engine.refused(error)
+            raise self.error  # noqa: B904, it has its cause
+        finally:
+            self.told = True
 
 
 class Groups:

@@ -15,7 +15,7 @@ from .lmdbstore import LMDBError, failed
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["LONG", "Do", "Expire", "View", "answer", "answer_alone", "refused", "running"]
+__all__ = ["LONG", "Do", "Expire", "View", "answer", "refused", "running"]
 
 LONG = 0x80
 """In a name's first byte: it is the digest of a key that is in the record."""
@@ -110,18 +110,8 @@ def answer(engine: Engine, view: View, group: Sequence[Request]) -> None:
                 engine.admit(request.size + view.size)
             request.result = request.do(view)
         except Exception as error:
-            request.error = refused(error, engine.path)
+            request.error = engine.refused(error)
         request.wrote = view.borrowed or len(view.overlay) + view.size != before
-
-
-def answer_alone(engine: Engine, request: Request) -> None:
-    """Leader: does one that is alone. An interrupt comes when this is over."""
-    try:
-        engine.check_open()
-        request.result = request.run(engine)
-    except Exception as error:
-        request.error = refused(error, engine.path)
-    request.told = True
 
 
 def _next(name: bytes) -> bytes:

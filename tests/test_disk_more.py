@@ -20,6 +20,7 @@ from gbcache import codec, groups, journal
 from gbcache._disk import Gate, Reading
 from gbcache.disk import Disk, _Incr
 from gbcache.errors import FarError
+from gbcache.view import Do
 
 
 def planted(*args: Any) -> None:
@@ -129,13 +130,13 @@ def test_no_room_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             lambda: disk.add("c", 1),
             lambda: disk.incr("n"),
             lambda: disk.delete_many([1]),
+            lambda: disk.clear(),
         ]
         for call in calls:
             with pytest.raises(FarError) as failed:
                 call()
             assert isinstance(failed.value.__cause__, lmdb.Error)
         monkeypatch.undo()
-        quiet(disk, monkeypatch)
         assert disk.delete_many([1, "b"]) == [True, False] and disk.count() == 49
         disk.put_many([("b", 1, None)])
 
@@ -192,8 +193,9 @@ def test_closed_where_lmdb_fails_both_journals_are_synced(
 
     fails = True
     monkeypatch.setattr(journal, "sync_journal", sync)
-    with pytest.raises(FarError):
+    with pytest.raises(FarError) as failed:
         disk.close()
+    assert isinstance(failed.value.__cause__, OSError)
     assert len(paths) == 2 and set(synced) == paths
     with Disk(tmp_path / "d") as again:
         assert again.get_many("ab") == {"a": (1, None), "b": (1, None)}
@@ -202,8 +204,7 @@ def test_closed_where_lmdb_fails_both_journals_are_synced(
 # --- interrupted ---------------------------------------------------------------------------------
 
 
-class Interrupt(Exception):
-    pass
+class Interrupt(Exception): ...
 
 
 def raising(*_: object) -> None:
@@ -310,6 +311,29 @@ def test_a_leader_is_interrupted_after_it_stored(
         assert made.groups._waiting == [] and disk.incr("n") == (1 if alone else 3)
 
 
+def test_an_interrupt_is_of_who_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes as the main thread does a step of another: it is not that one's error."""
+    with Disk(tmp_path / "d") as disk:
+        made = quiet(disk, monkeypatch)
+
+        def step() -> None:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            time.sleep(0.1)
+
+        others = [Do(step), Do(made._flush)]
+        for one in others:
+            one.thread = 0
+            made.groups._waiting.append(one)
+        before = signal.signal(signal.SIGUSR1, raising)
+        try:
+            with pytest.raises(Interrupt):
+                disk.put_many([("a", 1, None)])
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert others[0].error is None and isinstance(others[1].error, FarError)
+        assert disk.get_many("a") == {}
+
+
 def test_a_leader_is_interrupted_before_it_stores(tmp_path: Path) -> None:
     """What it did not come to is not there, and that is what the others are told."""
     group = [groups.Request() for _ in range(3)]
@@ -413,8 +437,6 @@ def test_a_gate_keeps_out_who_is_not_inside() -> None:
     mover.join(5)
     other.join(5)
     with gate.alone(), view_of(gate):  # its own thread
-        pass
-    with gate.alone():
         pass
 
 
