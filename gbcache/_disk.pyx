@@ -8,7 +8,7 @@ from cpython.ref cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.errno cimport EINTR, EIO, ENOSPC, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from hashlib import blake2b
@@ -51,6 +51,7 @@ cdef extern from "Python.h":
     char *PyUnicode_DATA(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     int64_t PyLong_AsLongLongAndOverflow(object number, int *overflow)
+    unsigned long PyThread_get_thread_ident()
 
 cdef extern from "_pages.h" nogil:
     enum: GB_RECORD_NAME, GB_RECORD_LONG, GB_RECORD_HEAD, GB_PAGES_CODEC
@@ -125,8 +126,9 @@ cdef int write_through(int fd, bytes data, int64_t at, bint sync, int owner, byt
     return failed
 
 
-def append(engine, journal, bytes frame, end, seq, waits, dict changes, bint sync, int owner, bytes mark):
-    """Writes a frame behind the journal's last and the owner's mark, and has the engine know of it.
+def append(engine, journal, bytes frame, end, seq, waits, dict changes, bint sync, int owner, bytes mark,
+           list group):
+    """Writes a frame behind the journal's last and the owner's mark, and has the engine, and the `group`, know of it.
 
     In one step, for here no signal's handler runs: a frame that is marked as acknowledged is never taken away, nor is
     its number used again. The numbers come ready made, as afterwards there may be no memory for them; if `changes`
@@ -144,6 +146,8 @@ def append(engine, journal, bytes frame, end, seq, waits, dict changes, bint syn
     journal.size, engine.seq, engine.active_size, engine.owed = end, seq, waits, changes
     if sync:
         engine.synced = seq
+    for request in group:
+        request.told = True
     pay(engine)
 
 
@@ -266,13 +270,6 @@ cdef class Records:
             raise ImageError(self.path, None, f"the record of {name[:60]!r} has its checksum: it was damaged")
         return at
 
-    cdef object _value(self, const uint8_t *at, Py_ssize_t n):
-        if at[0] == c"b":
-            return PyBytes_FromStringAndSize(<char *>at + 1, n - 1)
-        if at[0] == c"s":
-            return PyUnicode_DecodeUTF8(<char *>at + 1, n - 1, "surrogatepass")
-        return unpack_value(self.codec, PyBytes_FromStringAndSize(<char *>at, n))
-
     def key_of(self, bytes name, const uint8_t[::1] record):
         """The key of a sound record."""
         cdef size_t at = self._payload(name, &record[0], record.shape[0])
@@ -284,11 +281,14 @@ cdef class Records:
         """The bytes of the key of a sound record with a long one."""
         return bytes(record[GB_RECORD_HEAD + 4:self._payload(name, &record[0], record.shape[0])])
 
-    def value(self, bytes name, bytes record):
-        """The value of a sound record."""
-        cdef const uint8_t *at = <uint8_t *>PyBytes_AS_STRING(record)
-        cdef size_t begins = self._payload(name, at, PyBytes_GET_SIZE(record))
-        return self._value(at + begins, PyBytes_GET_SIZE(record) - <Py_ssize_t>begins)
+    def payload(self, bytes name, const uint8_t[::1] record):
+        """The bytes of a sound record's value: what `pack_value` made."""
+        return bytes(record[self._payload(name, &record[0], record.shape[0]):])
+
+    def until(self, bytes name, const uint8_t[::1] record, uint64_t deadline):
+        """A sound record with another deadline."""
+        self._payload(name, &record[0], record.shape[0])
+        return self.seal(name, PyBytes_FromStringAndSize(<char *>&deadline, 8) + bytes(record[GB_RECORD_HEAD:]))
 
     cdef bint _is_key(self, key, bytes name, const uint8_t *record, size_t begins) except -1:
         """Whether a record with a long key is of this one."""
@@ -297,57 +297,84 @@ cdef class Records:
         return <size_t>PyBytes_GET_SIZE(data) == n and not memcmp(PyBytes_AS_STRING(data),
                                                                   record + GB_RECORD_HEAD + 4, n)
 
-    cdef int _take(self, key, bytes name, const uint8_t *at, Py_ssize_t n, uint64_t now, dict found) except -1:
-        """Puts one record into `found` if it is not over; 1 if it is of another key of the same digest."""
+    cdef object _taken(self, key, bytes name, const uint8_t *at, Py_ssize_t n, uint64_t now):
+        """What `_take` puts in a record's place."""
         cdef size_t begins = self._payload(name, at, n)
         cdef uint64_t deadline = gb_record_deadline(at)
+        cdef object left = None
         if PyBytes_AS_STRING(name)[0] & GB_RECORD_LONG and not self._is_key(key, name, at, begins):
-            return 1
-        if not deadline:
-            found[key] = (self._value(at + begins, n - <Py_ssize_t>begins), None)
-        elif deadline > now:
-            found[key] = (self._value(at + begins, n - <Py_ssize_t>begins), <double>(deadline - now) / 1000.0)
-        return 0
+            return UNSET
+        if deadline:
+            if deadline <= now:
+                return None
+            left = <double>(deadline - now) / 1000.0
+        at += begins
+        n -= <Py_ssize_t>begins
+        if at[0] == c"b":
+            return PyBytes_FromStringAndSize(<char *>at + 1, n - 1), left
+        if at[0] == c"s":
+            return PyUnicode_DecodeUTF8(<char *>at + 1, n - 1, "surrogatepass"), left
+        return [PyBytes_FromStringAndSize(<char *>at, n), left]
 
-    def read(self, keys, list names, list records, uint64_t now, dict found, get):
-        """Adds to `found` what is in `records` (or, where that is UNSET, what `get(name)` returns) and not over.
-
-        Returns the places of long keys that share their digest with another, or None. The bytes may be LMDB's own:
-        the caller's transaction is open.
+    cdef int _take(self, tuple keys, list names, list records, uint64_t now, get) except -1:
+        """In place of each of `records` (of what `get(name)` returns, where that is UNSET): (value, seconds left); a
+        list, of the value's bytes, where Python has to decode them; None, where it is absent or over; or UNSET, of
+        another key of the same digest. The bytes may be LMDB's own: the caller's transaction is open.
         """
-        cdef Py_ssize_t i = -1
+        cdef Py_ssize_t i, n = len(keys)
         cdef Py_buffer held
         cdef bytes name
-        cdef list others = None
-        for key in keys:
-            i += 1
+        if len(names) != n or len(records) != n:
+            raise ValueError("as many names and records as keys")
+        for i in range(n):
             name, record = names[i], records[i]
             if record is UNSET:
                 record = get(name)
-            if record is None:
-                continue
-            PyObject_GetBuffer(record, &held, PyBUF_SIMPLE)
-            try:
-                if self._take(key, name, <uint8_t *>held.buf, held.len, now, found):
-                    others = (others or []) + [i]
-            finally:
-                PyBuffer_Release(&held)
+            if record is not None:
+                PyObject_GetBuffer(record, &held, PyBUF_SIMPLE)
+                try:
+                    record = self._taken(keys[i], name, <uint8_t *>held.buf, held.len, now)
+                finally:
+                    PyBuffer_Release(&held)
+            records[i] = record
+        return 0
+
+    cdef list _hand_out(self, tuple keys, list taken, dict found):
+        """Puts into `found` what `_take` took; returns the places of long keys that share their digest with another, or
+        None. Here what is not ours is called, a codec or a key's ``__hash__``: no transaction is open.
+        """
+        cdef Py_ssize_t i = -1
+        cdef list others = None
+        for one in taken:
+            i += 1
+            if type(one) is tuple:
+                found[keys[i]] = one
+            elif one is UNSET:
+                others = (others or []) + [i]
+            elif one is not None:
+                found[keys[i]] = (unpack_value(self.codec, (<list>one)[0]), (<list>one)[1])
         return others
 
-    def fetch(self, keys, list names, tuple layers, Gate gate, begin, uint64_t now, dict found):
+    def read(self, tuple keys, list names, list records, uint64_t now, dict found):
+        """Adds to `found` what is in `records`, which are used up, and not over."""
+        self._take(keys, names, records, now, None)
+        return self._hand_out(keys, records, found)
+
+    def fetch(self, tuple keys, list names, tuple layers, Gate gate, begin, uint64_t now, dict found):
         """`read` of what is in memory or in LMDB: within the gate, in a transaction of its own, ``begin()``."""
         cdef list held = pending(names, layers[0], layers[1])  # before the transaction: see engine.py
-        gate.enter()
+        cdef Py_ssize_t seat = gate.enter()
         try:
             txn = begin()
             try:
-                return self.read(keys, names, held, now, found, txn.get)
+                self._take(keys, names, held, now, txn.get)
             finally:
                 txn.abort()
         finally:
-            gate.leave()
+            gate.leave(seat)
+        return self._hand_out(keys, held, found)
 
-    def names(self, keys):
+    def names(self, tuple keys):
         """Their names."""
         cdef list made = []
         for key in keys:

@@ -1,30 +1,53 @@
 # _gate.pxi - part of _disk.pyx: who reads LMDB, and who has it alone.
 
+cdef enum:
+    TAKEN = -2
+    NONE = -1
+
+cdef struct Seat:
+    unsigned long thread
+    Py_ssize_t next  # of those that are free, or TAKEN
+
+
 cdef class Gate:
     """Many inside, or one alone: LMDB's map may only move while no transaction is open.
 
-    The numbers are under the GIL, or in the gate's critical section; the monitor is for those who have to wait.
+    Whoever is inside has a seat. A thread that has one, or is alone, is let in again even while another waits for all
+    to leave: a signal's handler or a ``__del__`` that reads would wait for who waits for its own thread.
+
+    The seats are under the GIL, or in the gate's critical section; the monitor is for those who have to wait.
     No ``with``: where memory is short, Cython's hands a traceback on that is not there.
     """
 
-    cdef Py_ssize_t inside
+    cdef Seat *seats
+    cdef Py_ssize_t size, free, inside
+    cdef unsigned long owner
     cdef bint shut
     cdef object changed
+
+    def __cinit__(self):
+        self.free = NONE
 
     def __init__(self):
         self.changed = Monitor()
 
-    cpdef enter(self):
-        if not self._in():
+    def __dealloc__(self):
+        free(self.seats)
+
+    cpdef Py_ssize_t enter(self) except -1:
+        """The seat to `leave` from."""
+        cdef Py_ssize_t seat = self._in()
+        if seat == NONE:
             self.changed.acquire()
             try:
-                while not self._in():
+                while (seat := self._in()) == NONE:
                     self.changed.wait()
             finally:
                 self.changed.release()
+        return seat
 
-    cpdef leave(self):
-        if self._out():
+    cpdef leave(self, Py_ssize_t seat):
+        if self._out(seat):
             self._tell()
 
     def _tell(self):
@@ -35,20 +58,53 @@ cdef class Gate:
             self.changed.release()
 
     @cython.critical_section
-    cdef bint _in(self) except -1:
-        self.inside += not self.shut
-        return not self.shut
+    cdef Py_ssize_t _in(self) except -2:
+        """The seat taken, or NONE: it is shut."""
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        cdef Py_ssize_t seat
+        if self.shut and self.owner != thread and not self._has(thread):
+            return NONE
+        if self.free == NONE:
+            self._more()
+        seat = self.free
+        self.free = self.seats[seat].next
+        self.seats[seat] = Seat(thread, TAKEN)
+        self.inside += 1
+        return seat
 
     @cython.critical_section
-    cdef bint _out(self) except -1:
+    cdef bint _out(self, Py_ssize_t seat) except -1:
         """Whether somebody waits for the last one to leave."""
+        if not 0 <= seat < self.size or self.seats[seat].next != TAKEN:
+            raise RuntimeError("nobody has that seat")
+        self.seats[seat].next = self.free
+        self.free = seat
         self.inside -= 1
         return self.shut and not self.inside
+
+    cdef bint _has(self, unsigned long thread) noexcept:
+        cdef Py_ssize_t seat
+        for seat in range(self.size):
+            if self.seats[seat].next == TAKEN and self.seats[seat].thread == thread:
+                return True
+        return False
+
+    cdef int _more(self) except -1:
+        cdef Py_ssize_t size = 2 * self.size or 16, seat
+        cdef Seat *seats = <Seat *>realloc(self.seats, size * sizeof(Seat))
+        if not seats:
+            raise MemoryError
+        for seat in range(self.size, size):
+            seats[seat] = Seat(0, seat + 1)
+        seats[size - 1].next = NONE
+        self.seats, self.free, self.size = seats, self.size, size
+        return 0
 
     @cython.critical_section
     cdef Py_ssize_t _shut(self, bint shut) except -1:
         """How many are inside."""
         self.shut = shut
+        self.owner = PyThread_get_thread_ident() if shut else 0
         return self.inside
 
     def alone(self):
@@ -115,6 +171,7 @@ cdef class Reading:
 
     cdef Gate gate
     cdef object begin, txn, wrong, path
+    cdef Py_ssize_t seat
     cdef bint inside
 
     def __init__(self, Gate gate, begin, wrong, path):
@@ -122,7 +179,7 @@ cdef class Reading:
 
     def open(self):
         if not self.inside:
-            self.gate.enter()
+            self.seat = self.gate.enter()
             self.inside = True
             try:
                 self.txn = self.begin()
@@ -139,7 +196,7 @@ cdef class Reading:
                 if txn is not None:
                     txn.abort()
             finally:
-                self.gate.leave()
+                self.gate.leave(self.seat)
 
     def __enter__(self):
         return self.open()

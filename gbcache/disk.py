@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from . import files, units
 from ._disk import deadline_of
-from .codec import Codec, encode_key, resolve
+from .codec import Codec, encode_key, resolve, unpack_value
 from .engine import Engine
 from .errors import ImageError
 from .far import close_at_exit
@@ -117,15 +117,15 @@ class _Incr(Request):
         super().__init__(64)
         self.key, self.name, self.by, self.initial, self.deadline = key, name, by, initial, deadline
 
-    def do(self, view: View) -> int:
+    def do(self, view: View) -> int | bytes:
+        """The new value; the bytes of what is none: it may be for a codec to say what that is, and that not here."""
         there, record = view.locate(self.name, _bytes_of(self.name, self.key))
         value, deadline = self.initial, self.deadline
         if record is not None and view.alive(record):
-            value, deadline = view.records.value(there, bytes(record)), deadline_of(record)
-            if type(value) is not int or not INT_MIN <= value <= INT_MAX:
-                raise TypeError(
-                    f"incr({self.key!r}): its value is a {type(value).__name__}, not an int of 64 bits"
-                )
+            payload = view.records.payload(there, record)
+            if payload[:1] not in b"-0123456789":
+                return payload
+            value, deadline = int(payload), deadline_of(record)
         value += self.by
         if not INT_MIN <= value <= INT_MAX:
             raise OverflowError(f"incr({self.key!r}, {self.by}): the result does not fit 64 bits")
@@ -144,8 +144,7 @@ class _Touch(Request):
         there, record = view.locate(self.name, _bytes_of(self.name, self.key))
         if record is None or not view.alive(record):
             return False
-        value = view.records.value(there, bytes(record))
-        view.store_at(*view.records.pack(self.key, value, self.deadline))
+        view.put(there, view.records.until(there, record, self.deadline))
         return True
 
 
@@ -201,8 +200,9 @@ class Disk:
 
     Raises BlockingIOError where another process (or another Disk) has it open, ImageError for what is no sound
     store, FarError where the disk fails: it stays usable, and what failed is not there. RuntimeError where a signal's
-    handler, a ``__del__`` or a codec writes to the Disk that its own thread is writing to. After a fork the child's is
-    closed.
+    handler or a ``__del__`` writes to the Disk that its own thread is writing to; to read from it they may. A call
+    that is interrupted, as its handler raises, is over by then: all of it is there, or nothing. After a fork the
+    child's is closed.
     """
 
     def __init__(
@@ -243,6 +243,7 @@ class Disk:
         engine = self._engine
         engine.check_open()
         records, store, now = engine.records, engine.store, engine.now()
+        keys = tuple(keys)  # a list may be changed by a codec, or another thread
         names = records.names(keys)
         found: dict[Any, tuple[Any, float | None]] = {}
         try:
@@ -252,7 +253,7 @@ class Disk:
         for at in others or ():
             key = keys[at]
             name, record = engine.run(_Find(names[at], encode_key(key)[1]))
-            engine.records.read([key], [name], [record], now, found, None)
+            records.read((key,), [name], [record], now, found)
         return found
 
     def put_many(self, items: Sequence[tuple[Any, Any, float | None]]) -> None:
@@ -277,6 +278,7 @@ class Disk:
         """Removes; for each, in order, whether it was there."""
         engine = self._engine
         engine.check_open()
+        keys = tuple(keys)
         names = [
             (name, _bytes_of(name, key))
             for key, name in zip(keys, engine.records.names(keys), strict=True)
@@ -340,9 +342,11 @@ class Disk:
         engine = self._engine
         engine.check_open()
         deadline = 0 if ttl is None else self._deadline(engine.now(), ttl)
-        result: int = engine.run(
-            _Incr(key, engine.records.name(key), int(delta), int(initial), deadline)
-        )
+        name = engine.records.name(key)
+        result: int | bytes = engine.run(_Incr(key, name, int(delta), int(initial), deadline))
+        if isinstance(result, bytes):
+            kind = type(unpack_value(self.codec, result)).__name__
+            raise TypeError(f"incr({key!r}): its value is a {kind}, not an int of 64 bits")
         return result
 
     def add(self, key: Any, value: Any, ttl: float | None = None) -> bool:

@@ -31,7 +31,7 @@ from .groups import Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
 from .lmdbstore import LMDBError, MapFullError, Store, failed
 from .locks import Latch, Lock, aside, endure
-from .view import Do, Expire, View, running
+from .view import Do, Expire, View, answer, refused, running
 
 __all__ = ["Engine"]
 
@@ -62,7 +62,7 @@ class Engine:
         self._frozen_journal: Journal | None = None
         self._lmdb, self._files = Lock(), Lock()
         self._offset = time.time() - running()
-        self.groups = Groups(self._commit)
+        self.groups, self.refused = Groups(self._commit), partial(refused, path=path)
         with contextlib.suppress(FileExistsError):
             os.makedirs(path, 0o700)
         files.check_directory(path)
@@ -152,7 +152,7 @@ class Engine:
         return entries
 
     def flush(self) -> None:
-        if any(self.layers):
+        if any(self.layers) or self.owed is not None:
             self.run(Do(self._flush))
 
     def _flush(self) -> None:
@@ -195,41 +195,37 @@ class Engine:
             self._write_group(group)
             group = []
             try:
-                self.check_open()
-                request.result = aside(partial(request.run, self))
-            except (OSError, LMDBError) as error:
-                request.error = error if isinstance(error, FarError) else failed(error, self.path)
+                aside(partial(request.answer, self))
             except Exception as error:
-                request.error = error
+                if error is not request.error:  # but of a signal's handler
+                    raise
         self._write_group(group)
 
     def _write_group(self, group: list[Request]) -> None:
         if not group:
             return
-        self.make_way(sum([request.size for request in group if request.grows]))
+        try:
+            self.make_way(sum([request.size for request in group if request.grows]))
+        except (OSError, LMDBError) as error:  # what brings no more finds out for itself
+            for request in group:
+                if request.grows:
+                    request.error = self.refused(error)
+            group = [request for request in group if not request.grows]
         view = View(self, self.now())
         try:
-            for request in group:
-                view.borrowed, before = False, len(view.overlay) + view.size
-                try:
-                    self.check_open()
-                    if request.grows:
-                        self.admit(request.size + view.size)
-                    request.result = request.do(view)
-                except Exception as error:
-                    request.error = error
-                request.wrote = view.borrowed or len(view.overlay) + view.size != before
+            answer(self, view, group)
             view.close()  # the map may have to move
             if view.overlay:
-                self._append(view)
+                self._append(view, group)
                 self.groups_done += 1
                 self.grouped += sum([request.wrote for request in group])
         except (OSError, LMDBError) as error:
             for request in group:
                 if request.wrote and request.error is None:
-                    request.error = failed(error, self.path)
+                    request.error = self.refused(error)
         finally:
             view.close()
+            pay(self)  # those it wrote for are told so
 
     def make_way(self, size: int) -> None:
         """Where `max_bytes` is reached LMDB gets what waits, in one commit: it may be removals."""
@@ -257,14 +253,14 @@ class Engine:
         frozen = self._frozen_journal
         return self.journal.doubtful or (frozen is not None and frozen.doubtful)
 
-    def _append(self, view: View) -> None:
+    def _append(self, view: View, group: list[Request]) -> None:
         if self.suspect or self.active_size > 2 * self.layer:
             aside(self._make_room)
         journal, owner, seq = self.journal, self.owner, self.seq + 1
         frame = journal.frame(seq, self.synced, view.overlay)
         waits = self.active_size + view.size + 64 * len(view.overlay)
         append(self, journal, frame, journal.size + len(frame), seq, waits, view.overlay,
-               self.sync_mode == "always", owner.fd, owner.mark_of(seq))  # fmt: skip
+               self.sync_mode == "always", owner.fd, owner.mark_of(seq), group)  # fmt: skip
         self.expired += view.expired
         if self.active_size > self.layer:
             self._wake.open()
@@ -350,7 +346,7 @@ class Engine:
                 try:
                     self.settle()
                 except BaseException:
-                    self.journal.sync()
+                    self._sync_journals()
                     raise
             self.owner.write(self.seq, clean=True)
         finally:
@@ -382,7 +378,7 @@ class Engine:
 
     def _tend(self) -> None:
         now = time.monotonic()
-        if self.suspect:
+        if self.suspect or self.owed is not None:
             self.run(Do(self._flush))
         idle = now - self._settled > IDLE
         if self.active_size > self.layer or self.layers[1] or (self.layers[0] and idle):
@@ -419,14 +415,19 @@ class Engine:
                 return
 
     def _sync_journals(self) -> None:
+        try:
+            self._sync_both()
+        except OSError as error:
+            raise failed(error, self.path) from error
+
+    def _sync_both(self) -> None:
         with self._files:
             seq = self.seq  # before the journals, and the newest first: what they lack is above it
             try:
-                for journal in (self.journal, self._frozen_journal):
-                    if journal is not None:
-                        journal.sync()
-            except OSError as error:
-                raise failed(error, self.path) from error
+                self.journal.sync()
+            finally:  # where that failed, too: at the end it is all that can be done
+                if self._frozen_journal is not None:
+                    self._frozen_journal.sync()
             self.synced = max(self.synced, seq)
 
     def after_fork(self) -> None:

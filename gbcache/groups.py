@@ -19,7 +19,7 @@ __all__ = ["Groups", "Request"]
 
 _INTERRUPTED = FarError(errno.EINTR, "the thread that wrote for this one was interrupted")
 _COME_BACK = (
-    "this thread is within a call that writes to this Disk: a signal's handler, a __del__ or a codec "
+    "this thread is within a call that writes to this Disk: a signal's handler or a __del__ "
     "may not write to it, or flush it, from there"
 )
 PATIENCE = 0.5
@@ -29,7 +29,7 @@ PATIENCE = 0.5
 class Request:
     """What one thread wants done. Its result, or its own error, is filled in by who leads."""
 
-    __slots__ = ("done", "error", "gate", "promoted", "result", "size", "thread", "wrote")
+    __slots__ = ("done", "error", "gate", "promoted", "result", "size", "thread", "told", "wrote")
     alone = False
     """It is done by itself, between two groups, by `run`; else with others, by `do`."""
     grows = True
@@ -38,6 +38,7 @@ class Request:
     def __init__(self, size: int = 0) -> None:
         self.gate, self.thread = gate(), get_ident()
         self.done = self.promoted = self.wrote = False
+        self.told = False  # whether what it is to be told stands, if its leader is interrupted
         self.error: BaseException | None = None
         self.result: Any = None
         self.size = size
@@ -49,6 +50,18 @@ class Request:
     def run(self, engine: Any) -> Any:
         """What `alone` ones do."""
         raise NotImplementedError
+
+    def answer(self, engine: Any) -> None:
+        """Does one that is alone: what comes of it is known then, whatever comes to its leader. Raises its error."""
+        try:
+            engine.check_open()
+            self.result = self.run(engine)
+        except Exception as error:
+            self.error = error
+            self.error = engine.refused(error)
+            raise self.error  # noqa: B904, it has its cause
+        finally:
+            self.told = True
 
 
 class Groups:
@@ -149,7 +162,7 @@ class Groups:
     def _give_up(self, batch: Sequence[Request], own: Request, error: BaseException) -> None:
         at = 0
         while at < len(batch):
-            if batch[at] is not own and batch[at].error is None:
+            if batch[at] is not own and batch[at].error is None and not batch[at].told:
                 batch[at].error = _INTERRUPTED
             at += 1
         try:
@@ -182,13 +195,24 @@ class Groups:
             at += 1
 
     def _abandon(self, request: Request) -> None:
-        """Whoever waited is gone; if it was to lead, it still does."""
+        """Whoever waited is gone; if it was to lead, it still does; if another has begun to do it, it stays until that
+        is over: what it wrote is not to land behind the back of one who was told that it was interrupted."""
         self._lock.acquire()
         try:
-            leads = request.promoted and request in self._waiting
-            if not request.promoted and request in self._waiting:
+            waits = request in self._waiting
+            if waits and not request.promoted:
                 self._waiting.remove(request)
         finally:
             self._lock.release()
-        if leads:
+        if not waits:
+            self._outlast(request)
+        elif request.promoted:
             self._lead(request)
+
+    def _outlast(self, request: Request) -> None:
+        while True:
+            try:
+                request.gate.acquire()
+                return
+            except BaseException:  # one more interrupt: the first one is raised
+                pass

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._disk import deadline_of
+from .errors import FarError
 from .groups import Request
 from .journal import Changes
+from .lmdbstore import LMDBError, failed
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["LONG", "Do", "Expire", "View", "running"]
+__all__ = ["LONG", "Do", "Expire", "View", "answer", "refused", "running"]
 
 LONG = 0x80
 """In a name's first byte: it is the digest of a key that is in the record."""
@@ -89,6 +91,27 @@ class View:
                 name = last
         self.overlay[name] = None
         self.size += len(name)
+
+
+def refused(error: Exception, path: str) -> Exception:
+    """What is told of what came up: of the disk, a FarError."""
+    if isinstance(error, FarError) or not isinstance(error, (OSError, LMDBError)):
+        return error
+    return failed(error, path)
+
+
+def answer(engine: Engine, view: View, group: Sequence[Request]) -> None:
+    """Leader: does each of a group, in `view`."""
+    for request in group:
+        view.borrowed, before = False, len(view.overlay) + view.size
+        try:
+            engine.check_open()
+            if request.grows:
+                engine.admit(request.size + view.size)
+            request.result = request.do(view)
+        except Exception as error:
+            request.error = engine.refused(error)
+        request.wrote = view.borrowed or len(view.overlay) + view.size != before
 
 
 def _next(name: bytes) -> bytes:

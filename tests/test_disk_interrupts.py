@@ -20,6 +20,7 @@ from interrupted import exact, interrupted, places
 
 pytest.importorskip("lmdb")
 from gbcache import Disk
+from gbcache import disk as disk_module
 
 pytestmark = exact
 SHORT = os.environ.get("GB_SLICE") == "short"
@@ -110,6 +111,45 @@ def test_killed_after_it(tmp_path: Path, name: str) -> None:
             wanted = {"a", "b", "after"} if n % 3 else {"a", "b"}
             assert have(again, ["a", "b", "after"]) == wanted, where
     assert n > step
+
+
+@pytest.mark.parametrize("clears", [False, True])
+def test_the_others_are_told_what_is_so(tmp_path: Path, clears: bool) -> None:
+    """The leader of a group is interrupted, anywhere: who is told FarError finds nothing of what it wanted, and may try
+    again; who is not, all of it."""
+    disk, n, step, seen = Disk(tmp_path / "d", sync="never"), 0, 3 if SHORT else 1, set()
+    engine = disk._engine
+    engine._tend = lambda: None  # type: ignore[method-assign]
+    name = engine.records.name("n")
+    while True:
+        n += step
+        disk.put_many([("n", n * 1000, None), ("gone", 1, None)])
+        group: list[Any] = [
+            disk_module._Incr("n", name, 1, 0, 0),
+            disk_module._Delete([(engine.records.name("gone"), b"")]),
+        ]
+        last: list[Any] = [disk_module._Clear()] if clears else []
+        for request in group + last:
+            request.thread = 0  # of another thread
+            engine.groups._waiting.append(request)
+        where = interrupted(lambda: disk.put_many([("own", 1, None)]), n)
+        if where and not any(request.done for request in group + last):  # before it led
+            engine.groups._waiting.clear()
+            continue
+        assert all(request.done for request in group + last), where
+        told = [request.error is None for request in group + last]
+        found = disk.get_many(["n", "gone"])
+        if clears and told[-1]:
+            assert found == {}, where
+        else:
+            assert found["n"][0] == n * 1000 + told[0], where
+            assert ("gone" not in found) == told[1], where
+            assert not told[0] or group[0].result == n * 1000 + 1, where
+        seen.add(tuple(told))
+        if not where:
+            break
+    disk.close()
+    assert len(seen) == (3 if clears else 2), seen
 
 
 def test_a_handler_may_not_write_to_what_it_interrupts(tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ def test_a_gate_is_open_again_where_one_could_not_be_alone(monkeypatch: pytest.M
     from gbcache._disk import Gate
 
     gate = Gate()
-    gate.enter()
+    seat = gate.enter()
 
     def none() -> threading.Lock:
         raise MemoryError
@@ -323,11 +323,11 @@ def test_a_gate_is_open_again_where_one_could_not_be_alone(monkeypatch: pytest.M
     with pytest.raises(MemoryError), gate.alone():
         pass
     monkeypatch.undo()
-    thread = threading.Thread(target=lambda: (gate.enter(), gate.leave()))
+    thread = threading.Thread(target=lambda: gate.leave(gate.enter()))
     thread.start()
     thread.join(5)
     assert not thread.is_alive()
-    gate.leave()
+    gate.leave(seat)
     with gate.alone():
         pass
 
