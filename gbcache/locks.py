@@ -76,10 +76,13 @@ def aside(call: Callable[[], Any]) -> Any:
     handler that raises meanwhile does so when it is over. Without a thread to be had it is done here."""
     if get_ident() != threading.main_thread().ident:
         return call()
-    step, raised = _Step(call), None
+    step, raised, begun = _Step(call), None, False
     try:
         start_new_thread(step.run, ())
-    except (RuntimeError, MemoryError):
+        begun = True
+    except (RuntimeError, MemoryError):  # (a return within it crashes where there is no memory for a traceback)
+        pass
+    if not begun:
         return call()
     while True:
         try:
