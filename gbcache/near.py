@@ -4,10 +4,12 @@ Three rules, and no lock is held while the far side is asked:
 
 1. A read that misses is a flight of the near cache; whatever changes the key in memory voids it, so what it read
    before the change is returned and not kept.
-2. A write changes the key in memory after the far side has it, always: it lands its value, or takes the key out.
-   So a flight that read what was there before is void.
+2. A write changes the key in memory after the far side has it, or `Behind`, always: it lands its value, or takes the
+   key out. So a flight that read what was there before is void.
 3. Of two writes to a key that overlap, in whatever order the far side had them, neither lands; nor does one that an
-   invalidation overlaps. The next read finds out.
+   invalidation overlaps. The next read finds out. A write behind overlaps all from when it is queued until the far
+   side is known to have it: of two of those the later one lands, and before the far side does more with the key than
+   store it, and again afterwards, nothing is on its way.
 
 What cannot be taken out, because memory is short or a key raises, makes all of memory doubtful: nothing in it is
 believed until it has been emptied.
@@ -18,11 +20,14 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from . import forks
 from ._packed import UNSET
+from .behind import Behind
 from .cache import Cache, ObjectCache
+from .codec import pack_value
 from .errors import BudgetError, ClosedError, KeyLengthError
 from .flight import MISS
 from .writes import Write, Writes
@@ -61,6 +66,8 @@ class NearSide:
         self.doubted = False
         """Whether something may be in memory that should have been taken out."""
         self.own_ttl = cache._own_ttl()
+        self.behind: Behind | None = None
+        """What is on its way to the far side, if writes are."""
         self.absent = None
         if negative_ttl is not None:
             self.absent = ObjectCache(NEGATIVES, ttl=negative_ttl, name="absent")
@@ -105,19 +112,43 @@ class NearSide:
     def _land(self, key: Any, found: Found, ttl: Any, flight: bytearray, stale: int) -> bool:
         """Keeps what a flight found, unless the key changed meanwhile."""
         if found.value is ABSENT:
-            if self.absent is not None:
+            if self.absent is not None and found.until is None:
                 self.absent[key] = flight  # believed while it is not void
             return False
         keep = self._ttl(found.until)
         if keep is None:
             return False
-        over = (
-            not self.trusted
-        )  # for want of a better one; a later write of ours has voided the flight
+        # over what is here for want of a better one; a later write of ours has voided the flight
+        over, kept = not self.trusted, False
         try:
-            return self.cache._land(key, found.value, keep, flight, max(stale, self.stale), over)
+            kept = self._put(key, found.value, keep, flight, max(stale, self.stale), over)
         except KeyLengthError:  # (a BudgetError is for the flight, which counts it)
+            pass
+        finally:
+            if over and not kept and not flight[0]:
+                self.forget(key)
+        return kept
+
+    def _put(self, key: Any, value: Any, ttl: Any, mark: bytearray, stale: int, over: bool) -> bool:
+        """False: `mark` is set; or memory cannot say what the far side can, by another codec."""
+        try:
+            return self.cache._land(key, value, ttl, mark, stale, over)
+        except (*UNFIT, ClosedError, MemoryError):
+            raise
+        except Exception:
+            if self._encodes(value):
+                raise
             return False
+
+    def _encodes(self, value: Any) -> bool:
+        if isinstance(self.cache, Cache):
+            try:
+                pack_value(self.cache._codec, value)
+            except MemoryError:
+                raise
+            except Exception:
+                return False
+        return True
 
     def known_absent(self, key: Any) -> bool:
         """Whether the far side said lately that it has no such key, and nobody wrote it since."""
@@ -138,41 +169,39 @@ class NearSide:
         """The far side was told: lands what it has now, or takes the keys out of memory."""
         try:
             for i, key in enumerate(keys):
-                if found and self._write(key, found[i], writes[i]):
-                    if self.absent is not None:
-                        self.absent.pop(key, None)
+                if found:
+                    self._now(key, found[i].value, found[i].until, writes[i])
                 else:
                     self.forget(key)
         except ClosedError:  # closed meanwhile: the far side has it
             pass
 
-    def _write(self, key: Any, found: Found, write: bytearray) -> bool:
-        keep = None if found.value is ABSENT else self._ttl(found.until)
-        if keep is None:
-            return False
-        self.cache._void(key)
-        try:
-            return self.cache._land(key, found.value, keep, write, self.stale, True)
-        except UNFIT:
-            return False
+    def queued(self, key: Any, value: Any, until: float | None, mark: bytearray) -> None:
+        """It is on its way to the far side: lands, unless the key is on its way anew, or changed there."""
+        if self._writing:
+            self._writing.void((key,))
+        self._now(key, value, until, mark)
 
-    def keep(self, items: dict[Any, Any], until: float | None) -> bool:
-        """Writes what is on its way to the far side; False: it is over. UNFIT, and then any may be here."""
-        ttl = UNSET if until is None else self._ttl(until)
-        if ttl is None:
-            return False
-        self.cache.set_many(items, *(() if ttl is UNSET else (ttl,)))
-        return True
+    def _now(self, key: Any, value: Any, until: float | None, mark: bytearray) -> None:
+        keep = None if value is ABSENT else self._ttl(until)
+        if keep is not None:
+            self.cache._void(key)
+            try:
+                if self._put(key, value, keep, mark, self.stale, True):
+                    if self.absent is not None:
+                        self.absent.pop(key, None)
+                    return
+            except UNFIT:  # it will be read from where it is going
+                pass
+        self.forget(key)
 
-    def keep_one(self, key: Any, value: Any, until: float | None) -> bool:
-        """`keep` for one."""
-        if until is None:
-            self.cache.set(key, value)
-            return True
-        ttl = self._ttl(until)
-        if ttl is not None:
-            self.cache.set(key, value, ttl)
-        return ttl is not None
+    def stray(self, key: Any, value: Any, until: float | None) -> bool:
+        """Memory alone has it, as the far side fails. Whether it can."""
+        self.forget(key)
+        with suppress(*UNFIT):
+            keep = self._ttl(until)
+            return keep is None or self._put(key, value, keep, bytearray(1), self.stale, True)
+        return False
 
     # --- what others changed ---------------------------------------------------------------------
 
@@ -217,6 +246,8 @@ class NearSide:
         """Somebody else wrote these keys (None: any)."""
         try:
             self._writing.void(keys)
+            if self.behind is not None:
+                self.behind.void(keys)
             if keys is None:
                 self._empty()
             else:
