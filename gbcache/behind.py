@@ -20,7 +20,7 @@ from .locks import SHORT, Lock, Monitor, endure
 __all__ = ["AtRisk", "Behind", "Pending"]
 
 _ATOMS = frozenset({bytes, str, int, float, bool, type(None)})
-_EACH = 320
+_EACH = 250
 """Bytes a pending write takes beside key and value."""
 _BATCH = 10_000
 """Writes given to the far side at once, at most."""
@@ -39,10 +39,9 @@ class AtRisk(NamedTuple):
     """Age of the oldest."""
 
 
-Pending = tuple[Any, bool, "float | None", float, int, bytearray]
-"""A write under way: value, whether that is encoded, deadline (on `time.monotonic`), when it came, bytes it takes, and
-a byte that is set once it may not land in memory any more: a later one is here, somebody else wrote, or the far side
-has it. A plain tuple: of one of atoms the collector soon lets go, and there may be many."""
+Pending = tuple[Any, bool, "float | None", float, int]
+"""A write under way: value, whether that is encoded, deadline (on `time.monotonic`), when it came, bytes it takes. A
+plain tuple: of one of atoms the collector soon lets go, and there may be many."""
 REMOVED = object()
 """The value of a delete."""
 _SHORT = FarError("memory is short")
@@ -52,12 +51,6 @@ _ITSELF = "the write-behind thread cannot wait for itself"
 
 def _size(generation: dict[Any, Pending]) -> int:
     return sum([write[4] for write in generation.values()])
-
-
-def _void_all(generation: dict[Any, Pending]) -> None:
-    """None of it may land in memory any more."""
-    for write in generation.values():
-        write[5][0] = 1
 
 
 def _weight(key: Any) -> int:
@@ -90,6 +83,8 @@ class Behind:
         self._newest: dict[Any, Pending] = {}
         """The last of the generations: who reads it without the lock finds one or the other, and no row in between."""
         self._generations = deque([self._newest])
+        self._mark = bytearray(1)
+        """What was put may land in memory while this is not set."""
         self._since = _NEVER
         """When the oldest write came."""
         self._bytes = 0
@@ -114,13 +109,15 @@ class Behind:
             size += _weight(key)
         if type(value) not in _ATOMS and value is not REMOVED and self.codec is not None:
             value, encoded = self.codec.encode(value), True
-        return value, encoded, until, time.monotonic(), size + getsizeof(value), bytearray(1)
+        return value, encoded, until, time.monotonic(), size + getsizeof(value)
 
-    def put(self, key: Any, write: Pending) -> bool:
-        """Queues a write, once there is room; FarError: the far side fails. False: it is too long for the buffer."""
+    def put(self, key: Any, write: Pending) -> bytearray | None:
+        """Queues a write, once there is room; FarError: the far side fails. None: it is too long for the buffer. A byte
+        that is set once memory may not get it: a later one came, somebody else wrote, or it may be with the far side.
+        Others than that are in the same boat: few lose by it, those that are between two steps."""
         size = write[4]
         if size * 2 > self.max_bytes:
-            return False
+            return None
         with self._change:
             if (
                 self._since + self._late < write[3]
@@ -130,18 +127,18 @@ class Behind:
             ):
                 self._make_room(size, write[3])
             self._add(key, write)
-        return True
+            return self._mark
 
-    def put_many(self, writes: Mapping[Any, Pending]) -> bool:
-        """`put` for some at once; False: they are too long together, and nothing was done."""
+    def put_many(self, writes: Mapping[Any, Pending]) -> bytearray | None:
+        """`put` for some at once; None: they are too long together, and nothing was done."""
         size = sum([write[4] for write in writes.values()])
         if size * 2 > self.max_bytes:
-            return False
+            return None
         with self._change:
             self._make_room(size, time.monotonic())
             for key, write in writes.items():
                 self._add(key, write)
-        return True
+            return self._mark
 
     def _make_room(self, size: int, now: float) -> None:
         if self._is_crowded(size, now):
@@ -155,12 +152,12 @@ class Behind:
 
     def _add(self, key: Any, write: Pending) -> None:
         newest = self._newest
-        if len(self._generations) > 1:
-            self._void(key)
         old, total = newest.get(key), self._bytes + write[4]
+        if old is not None or (len(self._generations) > 1 and self.last(key) is not None):
+            fresh = bytearray(1)
+            self._mark[0], self._mark = 1, fresh
         if old is not None:  # its place in the row is the older one's, and so is its age
-            old[5][0] = 1
-            write = (*write[:3], old[3], *write[4:])
+            write = (*write[:3], old[3], write[4])
             total -= old[4]
         elif len(newest) >= _BATCH:
             newest = {}
@@ -172,19 +169,11 @@ class Behind:
             self._since = write[3]
             self._change.tell()  # the thread waits for a first one
 
-    def _void(self, key: Any) -> None:
-        for generation in self._generations:
-            write = generation.get(key)
-            if write is not None:
-                write[5][0] = 1
-
-    def void(self, keys: Sequence[Any] | None) -> None:
-        """Somebody else wrote these keys (None: any): nothing that is on its way lands in memory any more."""
+    def void(self) -> None:
+        """Nothing that was put so far lands in memory any more, if it has not yet."""
         with self._change:
-            for key in keys or ():
-                self._void(key)
-            for generation in self._generations if keys is None else ():
-                _void_all(generation)
+            fresh = bytearray(1)
+            self._mark[0], self._mark = 1, fresh
 
     def _age(self) -> None:
         """The oldest is another one now: the first of the first generation that is not empty."""
@@ -338,7 +327,7 @@ class Behind:
             return
         except BaseException as error:  # SystemExit too: nobody else writes what is here
             self._apart(generation, error)
-        _void_all(generation)  # from here on others may be over it there, and nothing here tells
+        self.void()  # from here on others may be over it there, and nothing here tells
         with self._change:
             self.error, self._row, rest = None, 0, self._bytes - _size(generation)
             self._generations.popleft()
@@ -380,8 +369,8 @@ class Behind:
         """One of them cannot be stored: the others are, and that one is told of."""
         if len(batch) == 1:
             self.refused += 1
-            for key, write in batch.items():
-                write[5][0] = 1  # not to land after it was told of
+            self.void()  # it is not to land after it was told of
+            for key in batch:
                 self._word.refused(key)
             _tell(error)
             return

@@ -20,7 +20,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from . import forks
@@ -72,12 +71,14 @@ class NearSide:
         if negative_ttl is not None:
             self.absent = ObjectCache(NEGATIVES, ttl=negative_ttl, name="absent")
         self._board, self._leave = cache._board, cache._leave
+        self._void, self._put = cache._void, cache._land
         self._begin_anew()
         _sides.add(self)
 
     def _begin_anew(self) -> None:
         """Also in a forked child: whoever held the lock, or was writing, is not there."""
         self._writing = Writes()
+        self.under_way = self._writing._of
         self.lock = self._writing.lock
 
     def _ttl(self, until: float | None) -> Any:
@@ -124,31 +125,27 @@ class NearSide:
             kept = self._put(key, found.value, keep, flight, max(stale, self.stale), over)
         except KeyLengthError:  # (a BudgetError is for the flight, which counts it)
             pass
+        except Exception as error:
+            if not self._beyond(error, found.value):
+                raise
         finally:
             if over and not kept and not flight[0]:
                 self.forget(key)
         return kept
 
-    def _put(self, key: Any, value: Any, ttl: Any, mark: bytearray, stale: int, over: bool) -> bool:
-        """False: `mark` is set; or memory cannot say what the far side can, by another codec."""
+    def _beyond(self, error: Exception, value: Any) -> bool:
+        """Whether memory's codec, another than the far side's, does not know the value: that is why it raised."""
+        if isinstance(error, (BudgetError, ClosedError, MemoryError)) or not isinstance(
+            self.cache, Cache
+        ):
+            return False
         try:
-            return self.cache._land(key, value, ttl, mark, stale, over)
-        except (*UNFIT, ClosedError, MemoryError):
+            pack_value(self.cache._codec, value)
+        except MemoryError:
             raise
         except Exception:
-            if self._encodes(value):
-                raise
-            return False
-
-    def _encodes(self, value: Any) -> bool:
-        if isinstance(self.cache, Cache):
-            try:
-                pack_value(self.cache._codec, value)
-            except MemoryError:
-                raise
-            except Exception:
-                return False
-        return True
+            return True
+        return False
 
     def known_absent(self, key: Any) -> bool:
         """Whether the far side said lately that it has no such key, and nobody wrote it since."""
@@ -170,38 +167,52 @@ class NearSide:
         try:
             for i, key in enumerate(keys):
                 if found:
-                    self._now(key, found[i].value, found[i].until, writes[i])
+                    self.keep(key, found[i].value, found[i].until, writes[i])
                 else:
                     self.forget(key)
         except ClosedError:  # closed meanwhile: the far side has it
             pass
 
-    def queued(self, key: Any, value: Any, until: float | None, mark: bytearray) -> None:
-        """It is on its way to the far side: lands, unless the key is on its way anew, or changed there."""
-        if self._writing:
-            self._writing.void((key,))
-        self._now(key, value, until, mark)
-
-    def _now(self, key: Any, value: Any, until: float | None, mark: bytearray) -> None:
-        keep = None if value is ABSENT else self._ttl(until)
-        if keep is not None:
-            self.cache._void(key)
+    def keep(self, key: Any, value: Any, until: float | None, mark: bytearray) -> bool:
+        """The far side has it, or it is on its way there: lands, if `mark` is not set; else the key leaves memory."""
+        ttl = UNSET if until is None else self._ttl(until)
+        if value is not ABSENT and ttl is not None:
+            self._void(key)
             try:
-                if self._put(key, value, keep, mark, self.stale, True):
+                if self._put(key, value, ttl, mark, self.stale, True):
                     if self.absent is not None:
                         self.absent.pop(key, None)
-                    return
-            except UNFIT:  # it will be read from where it is going
+                    return True
+            except UNFIT:  # it will be read from where it is
                 pass
+            except Exception as error:
+                if not self._beyond(error, value):
+                    raise
         self.forget(key)
-
-    def stray(self, key: Any, value: Any, until: float | None) -> bool:
-        """Memory alone has it, as the far side fails. Whether it can."""
-        self.forget(key)
-        with suppress(*UNFIT):
-            keep = self._ttl(until)
-            return keep is None or self._put(key, value, keep, bytearray(1), self.stale, True)
         return False
+
+    def keep_many(self, items: dict[Any, Any], until: float | None, mark: bytearray) -> None:
+        """`keep` for some at once."""
+        ttl = UNSET if until is None else self._ttl(until)
+        void, put, stale = self._void, self._put, self.stale
+        for key, value in items.items() if ttl is not None else ():
+            void(key)
+            try:
+                if put(key, value, ttl, mark, stale, True):
+                    continue
+            except Exception as error:
+                if not isinstance(error, UNFIT) and not self._beyond(error, value):
+                    raise
+            self.forget(key)
+        if ttl is None:
+            for key in items:
+                self.forget(key)
+        elif self.absent is not None:
+            self.absent.delete_many(items)
+
+    def void(self, keys: Iterable[Any]) -> None:
+        """They are on their way to the far side: nothing lands of what began to be written there before."""
+        self._writing.void(list(keys))
 
     # --- what others changed ---------------------------------------------------------------------
 
@@ -247,7 +258,7 @@ class NearSide:
         try:
             self._writing.void(keys)
             if self.behind is not None:
-                self.behind.void(keys)
+                self.behind.void()
             if keys is None:
                 self._empty()
             else:

@@ -211,14 +211,14 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         try:
             self._astray = True
             for key, value in items:
-                kept = self._side.stray(key, value, until) and kept
+                kept = self._side.keep(key, value, until, bytearray(1)) and kept
         finally:
             self._astray = True  # anew: it may have answered another thread since
         return kept
 
     def _queue(self, key: Any, value: Any, ttl: float | None) -> None:
         """A write behind. Memory changes after the buffer has it, as rule 2 of near.py wants."""
-        behind = self._behind
+        behind, side = self._behind, self._side
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
         write = behind.frozen(
@@ -226,8 +226,11 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         )  # raises before anything changed; what does later is none
         sound = False
         try:
-            if behind.put(key, write):
-                self._side.queued(key, ABSENT if value is REMOVED else value, until, write[5])
+            mark = behind.put(key, write)
+            if mark is not None:
+                if side.under_way:
+                    side.void([key])
+                side.keep(key, ABSENT if value is REMOVED else value, until, mark)
             else:  # too long for it
                 behind.drain()
                 if value is REMOVED:
@@ -244,19 +247,21 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
                 raise
         finally:
             if not sound:
-                self._side.drop([key])
+                side.drop([key])
 
     def _queue_many(self, items: dict[Any, Any], ttl: float | None) -> None:
         """`_queue` for some at once, or else for one after the other."""
-        behind, queued = self._behind, self._side.queued
+        behind, side = self._behind, self._side
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
         writes = {key: behind.frozen(key, value, until) for key, value in items.items()}
         sound = False
         try:
-            if behind.put_many(writes):
-                for key, value in items.items():
-                    queued(key, value, until, writes[key][5])
+            mark = behind.put_many(writes)
+            if mark is not None:
+                if side.under_way:
+                    side.void(items)
+                side.keep_many(items, until, mark)
             else:
                 for key, value in items.items():
                     self._queue(key, value, ttl)
@@ -268,7 +273,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
                 raise
         finally:
             if not sound:
-                self._side.drop(items)
+                side.drop(items)
 
     def add(self, key: Any, value: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
         """Writes a value only if `key` is absent; True if it was written. Atomic at the far side, which must have
