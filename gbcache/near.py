@@ -29,6 +29,7 @@ from .cache import Cache, ObjectCache
 from .codec import pack_value
 from .errors import BudgetError, ClosedError, KeyLengthError
 from .flight import MISS
+from .locks import Lock
 from .writes import Write, Writes
 
 __all__ = ["ABSENT", "UNFIT", "Found", "NearSide"]
@@ -64,6 +65,7 @@ class NearSide:
         """Whether the far side tells of changes, if others make them."""
         self.doubted = False
         """Whether something may be in memory that should have been taken out."""
+        self._anew, self._settling = False, Lock()
         self.own_ttl = cache._own_ttl()
         self.behind: Behind | None = None
         """What is on its way to the far side, if writes are."""
@@ -195,7 +197,11 @@ class NearSide:
         """`keep` for some at once."""
         ttl = UNSET if until is None else self._ttl(until)
         void, put, stale = self._void, self._put, self.stale
-        for key, value in items.items() if ttl is not None else ():
+        if ttl is None:
+            for key in items:
+                self.forget(key)
+            return
+        for key, value in items.items():
             void(key)
             try:
                 if put(key, value, ttl, mark, stale, True):
@@ -204,10 +210,7 @@ class NearSide:
                 if not isinstance(error, UNFIT) and not self._beyond(error, value):
                     raise
             self.forget(key)
-        if ttl is None:
-            for key in items:
-                self.forget(key)
-        elif self.absent is not None:
+        if self.absent is not None:
             self.absent.delete_many(items)
 
     def void(self, keys: Iterable[Any]) -> None:
@@ -234,24 +237,32 @@ class NearSide:
 
     def doubt(self) -> None:
         """Nothing in memory is believed until `settle` could empty it. Makes no object."""
+        self._anew = True  # first: `settle` looks at it last
         self.doubted = True
         self.believe()
 
     def believe(self) -> None:
-        self.trusted = self.told and not self.doubted
-        front = self._front()
-        if front is not None:
-            front._trust(self.trusted)
+        while True:
+            trusted = self.trusted = self.told and not self.doubted
+            front = self._front()
+            if front is not None:
+                front._trust(trusted)
+            if trusted == (self.told and not self.doubted):  # else another thread was between
+                return
 
     def settle(self) -> None:
         """Before the far side is asked: what is doubted goes, if it can now."""
         if self.doubted:
-            try:
-                self._empty()
-            except MemoryError:
-                return
-            self.doubted = False
-            self.believe()
+            with self._settling:
+                self._anew = False
+                try:
+                    self._empty()
+                except MemoryError:
+                    return
+                self.doubted = False
+                if self._anew:
+                    self.doubted = True
+                self.believe()
 
     def changed(self, keys: Sequence[Any] | None) -> None:
         """Somebody else wrote these keys (None: any)."""

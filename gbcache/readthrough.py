@@ -92,7 +92,8 @@ class ReadThrough(Front):
     _on_error: str
     _astray = False
     """Memory has what the far side did not get."""
-    _closed = False
+    _closed = _ended = False
+    """Whether it is of use no more, and whether both sides are closed."""
 
     def _count_from_zero(self) -> None:
         self._counts = dict.fromkeys(TierStats._fields[:7], 0)
@@ -228,13 +229,14 @@ class ReadThrough(Front):
                 raise
             return Found(value)
 
-    def _fallback(self, key: Any) -> Any:
-        """What memory has where the far side fails; MISS: that is no answer."""
+    def _fallback(self, key: Any, serve: bool = True) -> Any:
+        """What memory has where the far side fails; MISS: that is no answer. `serve`: it is counted."""
         if self._on_error == "raise":
             return MISS
-        value = self._side.cache._stale(key, MISS, True)
+        value = self._side.cache._stale(key, MISS, serve)
         if value is not MISS:
-            self._count("stale_served")
+            if serve:
+                self._count("stale_served")
             return value
         return ABSENT if self._on_error == "near_only" else MISS
 
@@ -266,9 +268,11 @@ class ReadThrough(Front):
         try:
             got = flight.fill_many(self._side, keys, self._ask)
         except FarError:
-            values = {key: self._fallback(key) for key in keys}
+            values = {key: self._fallback(key, False) for key in keys}
             if MISS in values.values():
                 raise
+            for key in keys:
+                self._fallback(key)
             got = {key: Found(value) for key, value in values.items()}
         return {key: one.value for key, one in got.items() if one.value is not ABSENT}
 

@@ -389,7 +389,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     def close(self) -> None:
         """Writes what is on its way, and closes both sides. FarError if that fails: nothing is lost yet, and closing
         again tries again."""
-        if self._closed:
+        if self._ended:
             return
         if self._behind is not None:
             self._behind.close()
@@ -398,6 +398,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             self.far.close()
         finally:
             self._side.close()
+        self._ended = True
 
     def __enter__(self) -> Tiered:
         return self

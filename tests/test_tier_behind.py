@@ -296,6 +296,29 @@ def test_many_of_which_memory_cannot_hold_one_are_queued_once() -> None:
     tier.close()
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_what_a_handler_raises_after_a_write_is_queued_is_no_refusal(near: Any, many: bool) -> None:
+    tier = Tiered(near, Full(), write="behind", behind_seconds=30)
+    behind: Any = tier._behind
+    tier["k"] = "old"
+    put, put_many = behind.put, behind.put_many
+
+    def interrupted(*args: Any) -> None:
+        put_many(*args) if many else put(*args)
+        raise ValueError("a signal's handler")
+
+    behind.put = behind.put_many = interrupted
+    with pytest.raises(ValueError, match="handler"):
+        tier.update({"k": "new"}) if many else tier.set("k", "new")
+    assert tier["k"] == "new"
+    behind.put, behind.put_many = put, put_many
+    for refused in ((object(), 1), ("k", object()), ("k", lambda: 1)):
+        with pytest.raises(TypeError):
+            tier.set_many([refused, ("other", 2)]) if many else tier.set(*refused)
+    assert tier["k"] == "new" and tier.get("other") is None and not tier._side.doubted
+    tier.close()
+
+
 # --- near_only ---------------------------------------------------------------------------------------
 
 

@@ -169,3 +169,59 @@ def test_what_memorys_codec_does_not_know_is_on_the_far_side(write: str) -> None
     assert tier["k"] is odd and tier.get_many(["k", "l", "m"]) == {"k": odd, "l": odd, "m": 1}
     assert tier.get_or_set("made", lambda: odd) is odd is tier["made"]
     tier.close()
+
+
+# --- what was found beside ---------------------------------------------------------------------------
+
+
+def test_what_is_not_served_is_not_counted_as_served(near: Any) -> None:
+    tier = Tiered(near, Full(), on_far_error="serve_stale", stale=50)
+    far: Any = tier.far
+    tier.set("a", 1, ttl=0.02)
+    time.sleep(0.03)
+    far.failing = True
+    for _ in range(3):
+        with pytest.raises(FarError):
+            tier.get_many(["a", "b"])
+    assert tier.stats().stale_served == 0
+    assert tier.get_many(["a"]) == {"a": 1} and tier.stats().stale_served == 1
+
+
+def test_a_doubt_that_comes_while_memory_is_emptied_lasts(near: Any) -> None:
+    tier = Tiered(near, Full())
+    side = tier._side
+    empty = side._empty
+    tier["k"] = 1
+    side.doubt()
+
+    def emptied() -> None:
+        empty()
+        near["late"] = 1  # what another thread could not take out
+        side.doubt()
+
+    side._empty = emptied  # type: ignore[method-assign]
+    side.settle()
+    assert side.doubted and not side.trusted and not tier.trusts
+    side._empty = empty  # type: ignore[method-assign]
+    assert tier.get("late") is None and tier.trusts and not len(near)
+
+
+def test_a_close_that_was_cut_off_is_done_by_the_next(near: Any) -> None:
+    tier = Tiered(near, Full(), write="behind")
+    far: Any = tier.far
+    close, cut = far.close, [True]
+
+    def interrupted() -> None:
+        if cut.pop():
+            raise KeyboardInterrupt
+        close()
+
+    far.close = interrupted
+    cut.insert(0, False)
+    tier["k"] = 1
+    with pytest.raises(KeyboardInterrupt):
+        tier.close()
+    assert not far.closed
+    tier.close()
+    assert far.closed and near.closed and far.data["k"][0] == 1
+    tier.close()
