@@ -112,9 +112,9 @@ class Behind:
         return value, encoded, until, time.monotonic(), size + getsizeof(value)
 
     def put(self, key: Any, write: Pending) -> bytearray | None:
-        """Queues a write, once there is room; FarError: the far side fails. None: it is too long for the buffer. A byte
-        that is set once memory may not get it: a later one came, somebody else wrote, or it may be with the far side.
-        Others than that are in the same boat: few lose by it, those that are between two steps."""
+        """Queues a write, once there is room; FarError: the far side fails. None: it is too long for the buffer. Else
+        a byte that is set once memory may not get it: a later one came, somebody else wrote, the far side may have it.
+        There is one for all, so that none is made for each: who is between two steps then loses a copy, no more."""
         size = write[4]
         if size * 2 > self.max_bytes:
             return None

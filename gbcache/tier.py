@@ -221,9 +221,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         behind, side = self._behind, self._side
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
-        write = behind.frozen(
-            key, value, until
-        )  # raises before anything changed; what does later is none
+        write = behind.frozen(key, value, until)  # what this raises is a refusal: nothing changed
         sound = False
         try:
             mark = behind.put(key, write)
@@ -354,8 +352,9 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     # --- all of it --------------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Removes everything from both sides. Cost: in proportion to what the far side holds, in batches."""
-        if self._behind is not None:  # not dropped: if this fails, what was acknowledged is there
+        """Removes everything from both sides. Cost: in proportion to what the far side holds, in batches. What is on
+        its way is written first: where this fails, nothing that was acknowledged is lost."""
+        if self._behind is not None:
             self._behind.drain()
         try:
             with self._asking():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import pytest
 from fars import Full, Telling
+from test_tier_races import OPERATIONS, Gate
 
 from gbcache import Cache, FarError, ObjectCache, Tiered
 
@@ -231,6 +233,39 @@ def test_an_add_after_a_discard_is_seen(scene: Scene) -> None:
     seen = tier.get("k") if not made.is_alive() else "made"
     scene.end()
     assert seen == "made" and scene.agrees()
+
+
+@pytest.mark.parametrize("who", ["first", "buffer"])
+def test_two_that_overlap_behind(near: Any, who: str) -> None:
+    """As with writes through; what is held up is the first of the two, or the buffer's thread that writes it."""
+    for first, second, when in product(OPERATIONS, OPERATIONS, ("hook", "after")):
+        tier = Tiered(near, Telling(), write="behind", behind_seconds=0.002, negative_ttl=60)
+        far: Any = tier.far
+        far.listener.restored()
+        tier["k"] = "old"
+        tier.sync()
+        gate = Gate(far, when)
+        begins = threading.Thread(target=OPERATIONS[first], args=(tier,))
+        gate.thread = begins if who == "first" else tier._behind._thread  # type: ignore[union-attr]
+        begins.start()
+        begins.join(0.004)
+        other = threading.Thread(target=OPERATIONS[second], args=(tier,))
+        other.start()
+        other.join(0.004)  # it may wait for the first one
+        gate.open.set()
+        begins.join(20)
+        other.join(20)
+        case = f"{first} then {second}, {when}"
+        assert not begins.is_alive() and not other.is_alive(), case
+        seen = tier.get("k", "nothing")
+        tier.sync()
+        wanted = far.data.get("k", ("nothing",))[0]
+        assert seen == wanted or "foreign" in case or "cut" in case, case
+        assert tier.get("k", "nothing") == wanted == tier.near.peek("k", wanted), case
+        assert not tier._side._writing and not tier.near._flights, case
+        behind: Any = tier._behind
+        behind.close()
+        near.clear()
 
 
 # --- load, clear, many -------------------------------------------------------------------------------
