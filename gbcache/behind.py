@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from sys import getsizeof
 from typing import Any, NamedTuple
 
@@ -46,10 +46,15 @@ REMOVED = object()
 """The value of a delete."""
 _SHORT = FarError("memory is short")
 """Made beforehand."""
+_ITSELF = "the write-behind thread cannot wait for itself"
 
 
 def _size(generation: dict[Any, Pending]) -> int:
     return sum([write[4] for write in generation.values()])
+
+
+def _weight(key: Any) -> int:
+    return getsizeof(key) + (sum(map(_weight, key)) if isinstance(key, tuple) else 0)
 
 
 class Behind:
@@ -58,11 +63,15 @@ class Behind:
     Writes lie in generations, in the order they came; within one, a later write to a key takes the place of the one
     before. So those of one key keep their order. `put` waits while the buffer is full or its oldest write is older than
     0.7 `interval`; it raises the far side's error only if that keeps failing too. Nothing is dropped but what the far
-    side refuses for good (a TypeError, say), which is reported and counted.
+    side refuses for good (a TypeError, say), which is reported and counted; and `word` is told, which is also told when
+    the far side took something.
     """
 
-    def __init__(self, far: Far, codec: Codec | None, max_bytes: int, interval: float) -> None:
+    def __init__(
+        self, far: Far, codec: Codec | None, max_bytes: int, interval: float, word: Any
+    ) -> None:
         self.far, self.codec, self.max_bytes, self.interval = far, codec, max_bytes, interval
+        self._word = word  # `refused` and `answered`
         self._ample = max_bytes // 2  # up to so many bytes there is room, and no hurry
         self._late = interval * 0.7
         """Seconds: the oldest write is that old, and writers wait. What is being written has the rest."""
@@ -74,8 +83,8 @@ class Behind:
         self._newest: dict[Any, Pending] = {}
         """The last of the generations: who reads it without the lock finds one or the other, and no row in between."""
         self._generations = deque([self._newest])
-        self._flying: dict[Any, Pending] | None = None
-        """The generation that is being written."""
+        self._mark = bytearray(1)
+        """What was put may land in memory while this is not set."""
         self._since = _NEVER
         """When the oldest write came."""
         self._bytes = 0
@@ -89,22 +98,23 @@ class Behind:
 
     # --- writers ---------------------------------------------------------------------------------
 
-    def _frozen(self, key: Any, value: Any, until: float | None, now: float) -> Pending:
-        """A write of the value as it is now: what is changed in a container later does not get there."""
-        encoded = False
-        if type(key) not in _PLAIN_KEYS:
+    def frozen(self, key: Any, value: Any, until: float | None) -> Pending:
+        """A write of the value as it is now: what is changed in a container later does not get there. Raises what the
+        far side would (TypeError, ValueError)."""
+        encoded, size = False, _EACH
+        if type(key) in _PLAIN_KEYS:
+            size += getsizeof(key)
+        else:
             encode_key(key)
+            size += _weight(key)
         if type(value) not in _ATOMS and value is not REMOVED and self.codec is not None:
             value, encoded = self.codec.encode(value), True
-        return value, encoded, until, now, _EACH + getsizeof(key) + getsizeof(value)
+        return value, encoded, until, time.monotonic(), size + getsizeof(value)
 
-    def put(self, key: Any, value: Any, until: float | None) -> Pending | None:
-        """Queues a write; waits for room.
-
-        None: it is too long for the buffer. Raises what the far side would (TypeError, ValueError), and FarError if
-        there is no room, and the far side is failing.
-        """
-        write = self._frozen(key, value, until, time.monotonic())
+    def put(self, key: Any, write: Pending) -> bytearray | None:
+        """Queues a write, once there is room; FarError: the far side fails. None: it is too long for the buffer. Else
+        a byte that is set once memory may not get it: a later one came, somebody else wrote, the far side may have it.
+        There is one for all, so that none is made for each: who is between two steps then loses a copy, no more."""
         size = write[4]
         if size * 2 > self.max_bytes:
             return None
@@ -116,18 +126,19 @@ class Behind:
                 or self._over
             ):
                 self._make_room(size, write[3])
-            return self._add(key, write)
+            self._add(key, write)
+            return self._mark
 
-    def put_many(self, items: Mapping[Any, Any], until: float | None) -> list[Pending] | None:
+    def put_many(self, writes: Mapping[Any, Pending]) -> bytearray | None:
         """`put` for some at once; None: they are too long together, and nothing was done."""
-        now, frozen = time.monotonic(), self._frozen
-        writes = [frozen(key, value, until, now) for key, value in items.items()]
-        size = sum([write[4] for write in writes])
+        size = sum([write[4] for write in writes.values()])
         if size * 2 > self.max_bytes:
             return None
         with self._change:
-            self._make_room(size, now)
-            return [self._add(key, write) for key, write in zip(items, writes, strict=True)]
+            self._make_room(size, time.monotonic())
+            for key, write in writes.items():
+                self._add(key, write)
+            return self._mark
 
     def _make_room(self, size: int, now: float) -> None:
         if self._is_crowded(size, now):
@@ -139,9 +150,12 @@ class Behind:
         elif self._bytes > self._ample:
             self._change.tell()
 
-    def _add(self, key: Any, write: Pending) -> Pending:
+    def _add(self, key: Any, write: Pending) -> None:
         newest = self._newest
         old, total = newest.get(key), self._bytes + write[4]
+        if old is not None or (len(self._generations) > 1 and self.last(key) is not None):
+            fresh = bytearray(1)
+            self._mark[0], self._mark = 1, fresh
         if old is not None:  # its place in the row is the older one's, and so is its age
             write = (*write[:3], old[3], write[4])
             total -= old[4]
@@ -154,7 +168,12 @@ class Behind:
         if self._since == _NEVER:
             self._since = write[3]
             self._change.tell()  # the thread waits for a first one
-        return write
+
+    def void(self) -> None:
+        """Nothing that was put so far lands in memory any more, if it has not yet."""
+        with self._change:
+            fresh = bytearray(1)
+            self._mark[0], self._mark = 1, fresh
 
     def _age(self) -> None:
         """The oldest is another one now: the first of the first generation that is not empty."""
@@ -168,12 +187,17 @@ class Behind:
     def _is_crowded(self, size: int, now: float) -> bool:
         return self._bytes + size > self.max_bytes or now > self._since + self._late
 
+    @property
+    def _own(self) -> bool:
+        """Whether this is the thread: the collector may run a ``__del__`` in it."""
+        return self._thread is threading.current_thread()
+
     def _wait_for_room(self, size: int) -> None:
         self._hurried += 1
         failed = self._failed
         try:
             while self._is_crowded(size, time.monotonic()):
-                if self._over:
+                if self._over or self._own:
                     return
                 if self._failed > failed and self.error is not None:
                     raise FarError(f"the write-behind buffer is full: {self.error}") from self.error
@@ -197,9 +221,13 @@ class Behind:
                 return write
         return None
 
-    def is_last(self, key: Any, write: Pending) -> bool:
-        """Whether this write of the key is on its way, and none after it."""
-        return self._newest.get(key) is write or self.last(key) is write
+    def has_any(self, keys: Sequence[Any]) -> bool:
+        """Whether a write of one of them is on its way."""
+        with self._change:
+            if self._since == _NEVER:
+                return False
+            generations = tuple(self._generations)
+        return not all([writes.keys().isdisjoint(keys) for writes in generations])
 
     def value_of(self, write: Pending) -> Any:
         """A copy of what is written."""
@@ -220,6 +248,8 @@ class Behind:
 
     def _drain(self) -> None:
         mark, failed = time.monotonic(), self._failed
+        if self._own and self._since <= mark:
+            raise FarError(_ITSELF)
         self._hurried += 1
         try:
             while self._since <= mark:
@@ -233,27 +263,10 @@ class Behind:
         finally:
             self._hurried -= 1
 
-    def drop(self) -> None:
-        """Forgets what is queued, which a `clear` makes moot. Waits for what is being written."""
-        with self._change:
-            flying, failed = self._flying, self._failed
-            kept = deque([flying] if flying else [])
-            newest: dict[Any, Pending] = {}
-            kept.append(newest)
-            self._generations, self._newest = kept, newest
-            self._bytes = _size(flying or {})
-            self._age()
-            while flying and self._flying is flying and self._failed == failed:
-                self._change.wait(0.1)
-            if (
-                self._generations[0] is flying
-            ):  # it failed, and would be tried again after the clear
-                self._generations.popleft()
-                self._bytes -= _size(flying)
-            self._age()
-
     def close(self) -> None:
         """Writes all, and ends the thread. FarError if that fails: nothing is lost yet, close again."""
+        if self._own:  # who is closing it already waits for this thread
+            raise FarError(_ITSELF)
         with self._closing:
             if self._over and self._since == _NEVER:
                 return
@@ -267,7 +280,7 @@ class Behind:
                     self._over = False
                     raise
                 self._change.tell()
-            if thread is not None and thread is not threading.current_thread():
+            if thread is not None:
                 thread.join()
             _all.discard(self)
 
@@ -283,7 +296,7 @@ class Behind:
     def _turn(self) -> bool | None:
         """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""
         with self._change:
-            if self._thread is not threading.current_thread():
+            if not self._own:
                 return None  # `start` failed, and yet this runs
             if self._since == _NEVER:
                 if self._over:
@@ -302,7 +315,7 @@ class Behind:
                 newest: dict[Any, Pending] = {}
                 self._generations.append(newest)  # nobody adds to what is being written
                 self._newest = newest
-            generation = self._flying = self._generations[0]
+            generation = self._generations[0]
         self._write(generation)
         return True
 
@@ -310,19 +323,18 @@ class Behind:
         try:
             self._send(generation)
         except (FarError, MemoryError) as error:
-            self._flying = None
             self._rest(error if isinstance(error, FarError) else _SHORT)
             return
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: nobody else writes what is here
             self._apart(generation, error)
+        self.void()  # from here on others may be over it there, and nothing here tells
         with self._change:
-            self.error, self._row, self._flying = None, 0, None
-            if self._generations[0] is generation:
-                rest = self._bytes - _size(generation)
-                self._generations.popleft()
-                self._bytes = rest
-                self._age()
+            self.error, self._row, rest = None, 0, self._bytes - _size(generation)
+            self._generations.popleft()
+            self._bytes = rest
+            self._age()
             self._change.tell()
+        self._word.answered()
 
     def _rest(self, error: FarError) -> None:
         """It failed: tells who waits, and gives the far side a while."""
@@ -336,13 +348,14 @@ class Behind:
                 self._change.wait(rest)
 
     def _send(self, batch: dict[Any, Pending]) -> None:
+        writes = batch.values()
+        values = [self.value_of(write) if write[1] else write[0] for write in writes]  # takes time
         now, items, gone = time.monotonic(), [], []
-        for key, write in batch.items():
-            value, encoded, until, _, _ = write
+        for (key, write), value in zip(batch.items(), values, strict=True):
+            until = write[2]
             if value is REMOVED or (until is not None and until <= now):
                 gone.append(key)
             else:
-                value = self.value_of(write) if encoded else value
                 items.append((key, value, None if until is None else until - now))
         try:
             if items:
@@ -352,20 +365,23 @@ class Behind:
         except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
             raise FarError(str(error)) from error
 
-    def _apart(self, batch: dict[Any, Pending], error: Exception) -> None:
+    def _apart(self, batch: dict[Any, Pending], error: BaseException) -> None:
         """One of them cannot be stored: the others are, and that one is told of."""
         if len(batch) == 1:
             self.refused += 1
+            self.void()  # it is not to land after it was told of
+            for key in batch:
+                self._word.refused(key)
             _tell(error)
             return
         for key, write in batch.items():
-            while self._generations[0] is batch:  # no longer, once a clear made it moot
+            while True:
                 try:
                     self._send({key: write})
                 except (FarError, MemoryError) as far:
                     self._rest(far if isinstance(far, FarError) else _SHORT)
                     continue
-                except Exception as one:
+                except BaseException as one:
                     self._apart({key: write}, one)
                 break
 
@@ -374,11 +390,11 @@ class Behind:
         self._change = Monitor()
         self._newest = {}
         self._generations, self._bytes, self._hurried = deque([self._newest]), 0, 0
-        self._thread = self._flying = None
+        self._thread = None
         self._since, self._over = _NEVER, False  # who was closing it is not here
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: BaseException) -> None:
     try:
         from ._packed import report
 
@@ -396,7 +412,7 @@ def _run(ref: weakref.ref[Behind]) -> None:
         while more:  # held, as long as anything is pending
             try:
                 more = behind._turn()
-            except Exception as error:  # all is as it was, and nobody else writes it
+            except BaseException as error:  # all is as it was, and nobody else writes it
                 if not isinstance(error, SHORT):
                     _tell(error)
                 time.sleep(_FIRST)

@@ -4,10 +4,12 @@ Three rules, and no lock is held while the far side is asked:
 
 1. A read that misses is a flight of the near cache; whatever changes the key in memory voids it, so what it read
    before the change is returned and not kept.
-2. A write changes the key in memory after the far side has it, always: it lands its value, or takes the key out.
-   So a flight that read what was there before is void.
+2. A write changes the key in memory after the far side has it, or `Behind`, always: it lands its value, or takes the
+   key out. So a flight that read what was there before is void.
 3. Of two writes to a key that overlap, in whatever order the far side had them, neither lands; nor does one that an
-   invalidation overlaps. The next read finds out.
+   invalidation overlaps. The next read finds out. A write behind overlaps all from when it is queued until the far
+   side is known to have it: of two of those the later one lands, and before the far side does more with the key than
+   store it, and again afterwards, nothing is on its way.
 
 What cannot be taken out, because memory is short or a key raises, makes all of memory doubtful: nothing in it is
 believed until it has been emptied.
@@ -22,9 +24,12 @@ from typing import Any, NamedTuple
 
 from . import forks
 from ._packed import UNSET
+from .behind import Behind
 from .cache import Cache, ObjectCache
+from .codec import pack_value
 from .errors import BudgetError, ClosedError, KeyLengthError
 from .flight import MISS
+from .locks import Lock
 from .writes import Write, Writes
 
 __all__ = ["ABSENT", "UNFIT", "Found", "NearSide"]
@@ -60,17 +65,22 @@ class NearSide:
         """Whether the far side tells of changes, if others make them."""
         self.doubted = False
         """Whether something may be in memory that should have been taken out."""
+        self._anew, self._settling = False, Lock()
         self.own_ttl = cache._own_ttl()
+        self.behind: Behind | None = None
+        """What is on its way to the far side, if writes are."""
         self.absent = None
         if negative_ttl is not None:
             self.absent = ObjectCache(NEGATIVES, ttl=negative_ttl, name="absent")
         self._board, self._leave = cache._board, cache._leave
+        self._void, self._put = cache._void, cache._land
         self._begin_anew()
         _sides.add(self)
 
     def _begin_anew(self) -> None:
         """Also in a forked child: whoever held the lock, or was writing, is not there."""
         self._writing = Writes()
+        self.under_way = self._writing._of
         self.lock = self._writing.lock
 
     def _ttl(self, until: float | None) -> Any:
@@ -105,19 +115,39 @@ class NearSide:
     def _land(self, key: Any, found: Found, ttl: Any, flight: bytearray, stale: int) -> bool:
         """Keeps what a flight found, unless the key changed meanwhile."""
         if found.value is ABSENT:
-            if self.absent is not None:
+            if self.absent is not None and found.until is None:
                 self.absent[key] = flight  # believed while it is not void
             return False
         keep = self._ttl(found.until)
         if keep is None:
             return False
-        over = (
-            not self.trusted
-        )  # for want of a better one; a later write of ours has voided the flight
+        # over what is here for want of a better one; a later write of ours has voided the flight
+        over, kept = not self.trusted, False
         try:
-            return self.cache._land(key, found.value, keep, flight, max(stale, self.stale), over)
+            kept = self._put(key, found.value, keep, flight, max(stale, self.stale), over)
         except KeyLengthError:  # (a BudgetError is for the flight, which counts it)
+            pass
+        except Exception as error:
+            if not self._beyond(error, found.value):
+                raise
+        finally:
+            if over and not kept and not flight[0]:
+                self.forget(key)
+        return kept
+
+    def _beyond(self, error: Exception, value: Any) -> bool:
+        """Whether memory's codec, another than the far side's, does not know the value: that is why it raised."""
+        if isinstance(error, (BudgetError, ClosedError, MemoryError)) or not isinstance(
+            self.cache, Cache
+        ):
             return False
+        try:
+            pack_value(self.cache._codec, value)
+        except MemoryError:
+            raise
+        except Exception:
+            return True
+        return False
 
     def known_absent(self, key: Any) -> bool:
         """Whether the far side said lately that it has no such key, and nobody wrote it since."""
@@ -138,41 +168,54 @@ class NearSide:
         """The far side was told: lands what it has now, or takes the keys out of memory."""
         try:
             for i, key in enumerate(keys):
-                if found and self._write(key, found[i], writes[i]):
-                    if self.absent is not None:
-                        self.absent.pop(key, None)
+                if found:
+                    self.keep(key, found[i].value, found[i].until, writes[i])
                 else:
                     self.forget(key)
         except ClosedError:  # closed meanwhile: the far side has it
             pass
 
-    def _write(self, key: Any, found: Found, write: bytearray) -> bool:
-        keep = None if found.value is ABSENT else self._ttl(found.until)
-        if keep is None:
-            return False
-        self.cache._void(key)
-        try:
-            return self.cache._land(key, found.value, keep, write, self.stale, True)
-        except UNFIT:
-            return False
-
-    def keep(self, items: dict[Any, Any], until: float | None) -> bool:
-        """Writes what is on its way to the far side; False: it is over. UNFIT, and then any may be here."""
+    def keep(self, key: Any, value: Any, until: float | None, mark: bytearray) -> bool:
+        """The far side has it, or it is on its way there: lands, if `mark` is not set; else the key leaves memory."""
         ttl = UNSET if until is None else self._ttl(until)
-        if ttl is None:
-            return False
-        self.cache.set_many(items, *(() if ttl is UNSET else (ttl,)))
-        return True
+        if value is not ABSENT and ttl is not None:
+            self._void(key)
+            try:
+                if self._put(key, value, ttl, mark, self.stale, True):
+                    if self.absent is not None:
+                        self.absent.pop(key, None)
+                    return True
+            except UNFIT:  # it will be read from where it is
+                pass
+            except Exception as error:
+                if not self._beyond(error, value):
+                    raise
+        self.forget(key)
+        return False
 
-    def keep_one(self, key: Any, value: Any, until: float | None) -> bool:
-        """`keep` for one."""
-        if until is None:
-            self.cache.set(key, value)
-            return True
-        ttl = self._ttl(until)
-        if ttl is not None:
-            self.cache.set(key, value, ttl)
-        return ttl is not None
+    def keep_many(self, items: dict[Any, Any], until: float | None, mark: bytearray) -> None:
+        """`keep` for some at once."""
+        ttl = UNSET if until is None else self._ttl(until)
+        void, put, stale = self._void, self._put, self.stale
+        if ttl is None:
+            for key in items:
+                self.forget(key)
+            return
+        for key, value in items.items():
+            void(key)
+            try:
+                if put(key, value, ttl, mark, stale, True):
+                    continue
+            except Exception as error:
+                if not isinstance(error, UNFIT) and not self._beyond(error, value):
+                    raise
+            self.forget(key)
+        if self.absent is not None:
+            self.absent.delete_many(items)
+
+    def void(self, keys: Iterable[Any]) -> None:
+        """They are on their way to the far side: nothing lands of what began to be written there before."""
+        self._writing.void(list(keys))
 
     # --- what others changed ---------------------------------------------------------------------
 
@@ -194,29 +237,39 @@ class NearSide:
 
     def doubt(self) -> None:
         """Nothing in memory is believed until `settle` could empty it. Makes no object."""
+        self._anew = True  # first: `settle` looks at it last
         self.doubted = True
         self.believe()
 
     def believe(self) -> None:
-        self.trusted = self.told and not self.doubted
-        front = self._front()
-        if front is not None:
-            front._trust(self.trusted)
+        while True:
+            trusted = self.trusted = self.told and not self.doubted
+            front = self._front()
+            if front is not None:
+                front._trust(trusted)
+            if trusted == (self.told and not self.doubted):  # else another thread was between
+                return
 
     def settle(self) -> None:
         """Before the far side is asked: what is doubted goes, if it can now."""
         if self.doubted:
-            try:
-                self._empty()
-            except MemoryError:
-                return
-            self.doubted = False
-            self.believe()
+            with self._settling:
+                self._anew = False
+                try:
+                    self._empty()
+                except MemoryError:
+                    return
+                self.doubted = False
+                if self._anew:
+                    self.doubted = True
+                self.believe()
 
     def changed(self, keys: Sequence[Any] | None) -> None:
         """Somebody else wrote these keys (None: any)."""
         try:
             self._writing.void(keys)
+            if self.behind is not None:
+                self.behind.void()
             if keys is None:
                 self._empty()
             else:

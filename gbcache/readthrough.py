@@ -92,7 +92,8 @@ class ReadThrough(Front):
     _on_error: str
     _astray = False
     """Memory has what the far side did not get."""
-    _closed = False
+    _closed = _ended = False
+    """Whether it is of use no more, and whether both sides are closed."""
 
     def _count_from_zero(self) -> None:
         self._counts = dict.fromkeys(TierStats._fields[:7], 0)
@@ -118,18 +119,26 @@ class ReadThrough(Front):
         except FarError:
             self._count("far_errors")
             raise
+        self._answered()
+
+    def _answered(self) -> None:
+        """The far side did: what it did not get is gone."""
         if self._astray:
-            self._astray = False
-            self._side.clear()
+            try:
+                self._astray = False  # before: what comes meanwhile is another's to tell of
+                self._side.clear()
+            except BaseException:
+                self._astray = True
+                raise
 
     def _seconds(self, ttl: Any) -> float | None:
         if ttl is UNSET:
             return self.default_ttl
         return None if ttl is None else seconds_of(ttl)
 
-    def _drained(self, key: Any) -> None:
-        """Before the far side does more with a key than store it: what is on its way is there."""
-        if self._behind is not None and self._behind.last(key) is not None:
+    def _drained(self, keys: list[Any]) -> None:
+        """Before the far side does more with keys than store them, and afterwards: what is on its way is there."""
+        if self._behind is not None and self._behind.has_any(keys):
             self._behind.drain()
 
     def _on_its_way(self, key: Any) -> Pending | None:
@@ -143,7 +152,9 @@ class ReadThrough(Front):
             if write is None:
                 asked.append(key)
             else:
-                found[key] = self._of_pending(write)
+                found[key] = self._of_pending(write)._replace(
+                    until=0.0
+                )  # memory's only by its writer
         if asked:
             begun = time.monotonic()  # a copy ends no later than what it is of
             with self._asking():
@@ -178,11 +189,14 @@ class ReadThrough(Front):
 
     def _stored(self, key: Any, value: Any, ttl: float | None) -> Found:
         """A value that was made because there was none; unless somebody was faster, whose value it is then."""
+        self._drained([key])  # a delete, say
         begun = time.monotonic()
         with self._asking():
-            if self.far.add(key, value, ttl):  # type: ignore[attr-defined]
-                return Found(value, None if ttl is None else begun + ttl)
-            got = self.far.get_many([key])
+            added = self.far.add(key, value, ttl)  # type: ignore[attr-defined]
+            got = {} if added else self.far.get_many([key])
+        self._drained([key])
+        if added:
+            return Found(value, None if ttl is None else begun + ttl)
         theirs, left = got.get(key, (value, 0.0))  # gone again: ours is as good, and not kept
         return Found(theirs, None if left is None else begun + left)
 
@@ -200,26 +214,29 @@ class ReadThrough(Front):
     def _find(self, key: Any) -> Found:
         write = self._on_its_way(key)
         if write is not None:
-            return self._of_pending(write)
+            found = self._of_pending(write)
+            if found.value is not ABSENT or self.load is None:
+                return found
         if self._side.known_absent(key):
             self._count("negative_hits")
             return Found(ABSENT)
         try:
-            found: Found = flight.fill(self._side, key, lambda: self._ask([key])[key], None, 0)
-            return found
+            led: Found = flight.fill(self._side, key, lambda: self._ask([key])[key], None, 0)
+            return led
         except FarError:
             value = self._fallback(key)
             if value is MISS:
                 raise
             return Found(value)
 
-    def _fallback(self, key: Any) -> Any:
-        """What memory has where the far side fails; MISS: that is no answer."""
+    def _fallback(self, key: Any, serve: bool = True) -> Any:
+        """What memory has where the far side fails; MISS: that is no answer. `serve`: it is counted."""
         if self._on_error == "raise":
             return MISS
-        value = self._side.cache._stale(key, MISS, True)
+        value = self._side.cache._stale(key, MISS, serve)
         if value is not MISS:
-            self._count("stale_served")
+            if serve:
+                self._count("stale_served")
             return value
         return ABSENT if self._on_error == "near_only" else MISS
 
@@ -234,10 +251,11 @@ class ReadThrough(Front):
         for key in wanted:
             if key not in found:
                 write = self._on_its_way(key)
-                if write is not None:
-                    one = self._of_pending(write)
-                    if one.value is not ABSENT:
-                        found[key] = one.value
+                one = None if write is None else self._of_pending(write)
+                if one is not None and one.value is not ABSENT:
+                    found[key] = one.value
+                elif one is not None and self.load is None:
+                    pass
                 elif self._side.known_absent(key):
                     self._count("negative_hits")
                 else:
@@ -250,9 +268,11 @@ class ReadThrough(Front):
         try:
             got = flight.fill_many(self._side, keys, self._ask)
         except FarError:
-            values = {key: self._fallback(key) for key in keys}
+            values = {key: self._fallback(key, False) for key in keys}
             if MISS in values.values():
                 raise
+            for key in keys:
+                self._fallback(key)
             got = {key: Found(value) for key, value in values.items()}
         return {key: one.value for key, one in got.items() if one.value is not ABSENT}
 
@@ -306,7 +326,6 @@ class ReadThrough(Front):
             found = self._ask([key])[key]
             if found.value is not ABSENT:
                 return found
-            self._drained(key)
             value = fn()
             if iscoroutine(value):
                 value.close()
@@ -336,7 +355,6 @@ class ReadThrough(Front):
             found = (await asyncio.to_thread(self._ask, [key]))[key]
             if found.value is not ABSENT:
                 return found
-            await asyncio.to_thread(self._drained, key)
             value = await flight._awaited(fn())
             self._count("loads")
             return await asyncio.to_thread(self._stored, key, value, seconds)

@@ -24,7 +24,7 @@ from .errors import ClosedError, FarError
 from .far import Far, Feed
 from .flight import MISS
 from .mapping import stale_ms
-from .near import UNFIT, Found, NearSide
+from .near import ABSENT, Found, NearSide
 from .readthrough import BATCH, ReadThrough, TierStats, needs
 from .units import bytes_of, seconds_of
 
@@ -33,13 +33,11 @@ __all__ = ["TierStats", "Tiered"]
 _ERRORS = ("raise", "serve_stale", "near_only")
 _QUEUED = 200
 """Of many writes behind, those that are queued in one go."""
-_REFUSED = (TypeError, ValueError, ClosedError)
-"""What a write is refused with before anything changed; whatever else comes, it may be queued already."""
 _VERBS = ("get_many", "put_many", "delete_many", "scan", "sync", "close")
 
 
 class _Listener:
-    """The far side's word that somebody else wrote. It keeps no tier alive."""
+    """The far side's word that somebody else wrote, and the buffer's of what came of ours. It keeps no tier alive."""
 
     def __init__(self, tier: Tiered) -> None:
         self.tier = weakref.ref(tier)
@@ -66,6 +64,16 @@ class _Listener:
             with suppress(ClosedError):
                 tier._side.changed(None)
             tier._believe(True)
+
+    def refused(self, key: Any) -> None:
+        tier = self.tier()
+        if tier is not None:
+            tier._side.drop([key])
+
+    def answered(self) -> None:
+        tier = self.tier()
+        if tier is not None:
+            tier._answered()
 
 
 class Tiered(ReadThrough, MutableMapping[Any, Any]):
@@ -145,7 +153,9 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             size = bytes_of(behind_bytes, "behind_bytes")
             if size < 65536:
                 raise ValueError(f"behind_bytes={behind_bytes!r} is less than 65536")
-            self._behind = Behind(far, getattr(far, "codec", None), size, seconds)
+            self._behind = self._side.behind = Behind(
+                far, getattr(far, "codec", None), size, seconds, _Listener(self)
+            )
         self._face(near, FRONT if isinstance(near, ObjectCache) else None)
         if isinstance(far, Feed):
             self._believe(False)
@@ -188,85 +198,90 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         items = [(key, value, ttl) for key, value in zip(keys, values, strict=True)]
         landed = [Found(value, until) for value in values]
         try:
-            self._side.write(keys, landed, self._told, self.far.put_many, items)
+            self._side.write(keys, landed, self._told, keys, self.far.put_many, items)
         except FarError:
-            if self._on_error != "near_only":
+            if not self._stray(zip(keys, values, strict=True), until):
                 raise
+
+    def _stray(self, items: Iterable[tuple[Any, Any]], until: float | None) -> bool:
+        """The far side failed, whose error is being handled: memory alone has these, if it may. Whether it can."""
+        if self._on_error != "near_only":
+            raise
+        kept = True
+        try:
             self._astray = True
-            for key, value, _ in items:
-                self.near.set(key, value, ttl)
+            for key, value in items:
+                kept = self._side.keep(key, value, until, bytearray(1)) and kept
+        finally:
+            self._astray = True  # anew: it may have answered another thread since
+        return kept
 
     def _queue(self, key: Any, value: Any, ttl: float | None) -> None:
         """A write behind. Memory changes after the buffer has it, as rule 2 of near.py wants."""
-        behind, kept, sound = self._behind, False, False
+        behind, side = self._behind, self._side
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
-        write: Any = UNSET
+        write = behind.frozen(key, value, until)  # what this raises is a refusal: nothing changed
+        sound = False
         try:
-            write = behind.put(key, value, until)
-            if write is None:  # too long for it
+            mark = behind.put(key, write)
+            if mark is not None:
+                if side.under_way:
+                    side.void([key])
+                side.keep(key, ABSENT if value is REMOVED else value, until, mark)
+            else:  # too long for it
                 behind.drain()
                 if value is REMOVED:
                     self._delete([key])
                 else:
                     self._put([key], [value], ttl)
-            else:
-                if value is not REMOVED:
-                    try:  # noqa: SIM105, `suppress` takes a tenth of all this
-                        kept = self._side.keep_one(key, value, until)
-                    except UNFIT:  # it will be read from where it is going
-                        pass
-                if not kept or not behind.is_last(key, write):  # or a later one, or it is there
-                    self._side.forget(key)
-                elif self._side.absent is not None:
-                    self._side.absent.pop(key, None)
             sound = True
-        except _REFUSED:
-            sound = write is UNSET
-            raise
+        except FarError:
+            if value is REMOVED:
+                raise
+            kept = self._stray([(key, value)], until)
+            sound = True
+            if not kept:
+                raise
         finally:
             if not sound:
-                self._side.drop([key])
+                side.drop([key])
 
     def _queue_many(self, items: dict[Any, Any], ttl: float | None) -> None:
         """`_queue` for some at once, or else for one after the other."""
-        behind = self._behind
+        behind, side = self._behind, self._side
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
-        kept = sound = False
-        writes: Any = UNSET
+        writes = {key: behind.frozen(key, value, until) for key, value in items.items()}
+        sound = False
         try:
-            writes = behind.put_many(items, until)
-            if writes is not None:
-                with suppress(*UNFIT):
-                    kept = self._side.keep(items, until)
-            if writes is None or not kept:
+            mark = behind.put_many(writes)
+            if mark is not None:
+                if side.under_way:
+                    side.void(items)
+                side.keep_many(items, until, mark)
+            else:
                 for key, value in items.items():
                     self._queue(key, value, ttl)
-            else:
-                for key, write in zip(items, writes, strict=True):
-                    if not behind.is_last(key, write):
-                        self._side.forget(key)
-                if self._side.absent is not None:
-                    self._side.absent.delete_many(items)
             sound = True
-        except _REFUSED:
-            sound = writes is UNSET
-            raise
+        except FarError:
+            kept = self._stray(items.items(), until)
+            sound = True
+            if not kept:
+                raise
         finally:
             if not sound:
-                self._side.drop(items)
+                side.drop(items)
 
     def add(self, key: Any, value: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
         """Writes a value only if `key` is absent; True if it was written. Atomic at the far side, which must have
         `add` (TypeError)."""
         needs(self.far, "add", "add")
         seconds = self._seconds(ttl)
-        self._drained(key)
         found = [Found(value, None if seconds is None else time.monotonic() + seconds)]
         add = self.far.add  # type: ignore[attr-defined]
         done: bool = self._side.write(
-            [key], found, lambda: bool(self._told(add, key, value, seconds))
+            [key], found, self._told, [key], lambda: bool(add(key, value, seconds))
         )
         return done
 
@@ -277,32 +292,33 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         for name, number in (("delta", delta), ("initial", initial)):
             if type(number) is not int:
                 raise TypeError(f"incr: {name}={number!r} is not an int")
-        self._drained(key)
         verb, ttl = self.far.incr, self.default_ttl  # type: ignore[attr-defined]
-        total: int = self._side.write([key], (), self._told, verb, key, delta, initial, ttl)
+        total: int = self._side.write([key], (), self._told, [key], verb, key, delta, initial, ttl)
         return total
 
     def touch(self, key: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
         """Gives `key` the tier's own TTL again, or `ttl`; False if it is absent. The far side must have `touch`."""
         needs(self.far, "touch", "touch")
         seconds = self._seconds(ttl)
-        self._drained(key)
         verb = self.far.touch  # type: ignore[attr-defined]
-        done: bool = self._side.write([key], (), self._told, verb, key, seconds)
+        done: bool = self._side.write([key], (), self._told, [key], verb, key, seconds)
         return done
 
-    def _told(self, verb: Callable[..., Any], *args: Any) -> Any:
+    def _told(self, keys: list[Any], verb: Callable[..., Any], *args: Any) -> Any:
+        """Within `NearSide.write`. What is queued from when that began voids it; what came before, or the far side may
+        have had before or after this, is there when it ends."""
+        self._drained(keys)
         with self._asking():
-            return verb(*args)
+            done = verb(*args)
+        self._drained(keys)
+        return done
 
     def delete_many(self, keys: Iterable[Any]) -> int:
         """Removes keys from both sides; how many were there."""
         return sum(self._delete(list(dict.fromkeys(keys))))
 
     def _delete(self, keys: list[Any]) -> list[bool]:
-        if self._behind is not None:
-            self._behind.drain()  # whether they are there is to be told
-        gone: list[bool] = self._side.write(keys, (), self._told, self.far.delete_many, keys)
+        gone: list[bool] = self._side.write(keys, (), self._told, keys, self.far.delete_many, keys)
         return gone
 
     def __delitem__(self, key: Any) -> None:
@@ -336,9 +352,10 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     # --- all of it --------------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Removes everything from both sides. Cost: in proportion to what the far side holds, in batches."""
+        """Removes everything from both sides. Cost: in proportion to what the far side holds, in batches. What is on
+        its way is written first: where this fails, nothing that was acknowledged is lost."""
         if self._behind is not None:
-            self._behind.drop()
+            self._behind.drain()
         try:
             with self._asking():
                 if hasattr(self.far, "clear"):
@@ -349,6 +366,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
                         keys, cursor = self.far.scan(cursor, BATCH)
                         self.far.delete_many(keys)
                         more = cursor is not None
+            if self._behind is not None:
+                self._behind.drain()  # what it may have had before
         finally:
             self._side.changed(None)
 
@@ -369,7 +388,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     def close(self) -> None:
         """Writes what is on its way, and closes both sides. FarError if that fails: nothing is lost yet, and closing
         again tries again."""
-        if self._closed:
+        if self._ended:
             return
         if self._behind is not None:
             self._behind.close()
@@ -378,6 +397,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             self.far.close()
         finally:
             self._side.close()
+        self._ended = True
 
     def __enter__(self) -> Tiered:
         return self
