@@ -199,7 +199,7 @@ class Cache(Persistent, Common):
         Waits for long copies under way in other threads. What was recorded before is still delivered.
         """
         if self._file is not None and not self.closed:
-            self._file.stop()
+            self._file.stop(wait=not self._resizing.mine)
         if not self.closed and self._hub is not None:
             self._hub.closing()
         try:

@@ -292,12 +292,13 @@ class LiveFile:
         )
         self._syncing.start()
 
-    def stop(self) -> None:
-        """No further sync in the background; waits for one under way."""
+    def stop(self, wait: bool) -> None:
+        """No further sync in the background; waits for one under way, if it may: one that waits for whoever closes
+        finds the cache closed."""
         assert self._stop is not None
         self._stop.open()
         thread = self._syncing
-        if thread is not None and thread is not threading.current_thread():
+        if wait and thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def release(self) -> None:

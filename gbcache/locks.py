@@ -80,7 +80,10 @@ def aside(call: Callable[[], Any]) -> Any:
     try:
         start_new_thread(step.run, ())
         begun = True
-    except (RuntimeError, MemoryError):  # (a return within it crashes where there is no memory for a traceback)
+    except (
+        RuntimeError,
+        MemoryError,
+    ):  # (a return within it crashes where there is no memory for a traceback)
         pass
     if not begun:
         return call()

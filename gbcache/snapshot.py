@@ -62,12 +62,16 @@ def write(
         saver = Saver(
             cache, fd, max_bytes=cache.max_bytes, at=_wall(), id=os.urandom(16), codec=name
         )
+
+        def go_on() -> None:
+            if cancelled is not None and cancelled():
+                raise InterruptedError("the save was cancelled")
+
         try:
             memory = cache.memory()
             total = memory.key_bytes + memory.value_bytes + 18 * memory.entries + 4096
             while not saver.run(_TURN):
-                if cancelled is not None and cancelled():
-                    raise InterruptedError("the save was cancelled")
+                go_on()
                 if progress is not None:
                     progress(min(saver.written, total), total)
             saver.finish()
@@ -76,6 +80,7 @@ def write(
         size = os.fstat(fd).st_size
         if progress is not None:  # may still say no, by an exception
             progress(size, size)
+        go_on()
     return size
 
 

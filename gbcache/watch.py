@@ -203,26 +203,34 @@ class Watch:
     def __iter__(self) -> Iterator[Event]:
         return self
 
-    def _step(self) -> Event:
-        self._at += 1  # first: one that does not decode is passed over
-        return self._batch[self._at - 1]
+    def _next(self) -> Event | None:
+        """Of the batch; None: it is at its end. Another thread may close it between any two steps."""
+        batch, at = self._batch, self._at
+        if at >= len(batch):
+            return None
+        self._at = at + 1  # first: one that does not decode is passed over
+        return batch[at]
+
+    def _goes_on(self, batch: Sequence[Event]) -> bool:
+        self._batch, self._at = batch, 0
+        if self._closed:  # meanwhile: what was not read is dropped
+            self._batch = ()
+        return len(self._batch) > 0
 
     def __next__(self) -> Event:
-        if self._at >= len(self._batch):
-            self._batch, self._at = self.read(), 0
-            if not self._batch:
+        while (event := self._next()) is None:
+            if not self._goes_on(self.read()):
                 raise StopIteration
-        return self._step()
+        return event
 
     def __aiter__(self) -> Watch:
         return self
 
     async def __anext__(self) -> Event:
-        if self._at >= len(self._batch):
-            self._batch, self._at = await self.aread(), 0
-            if not self._batch:
+        while (event := self._next()) is None:
+            if not self._goes_on(await self.aread()):
                 raise StopAsyncIteration
-        return self._step()
+        return event
 
     def __repr__(self) -> str:
         return f"<Watch{' closed' if self.closed else ''} of {self._hub.name!r}>"

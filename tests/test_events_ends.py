@@ -209,3 +209,22 @@ for i in range(2000): cache[i] = i
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == [str(i) for i in range(2000)] and done.stderr == ""
+
+
+@both
+def test_a_watch_that_is_closed_between_two_steps_of_its_reader(make: Any) -> None:
+    cache = make()
+    watch = cache.watch()
+    cache["k"] = 1
+
+    class Closing(list[Any]):
+        """Another thread closes the watch as its reader looks whether there is more."""
+
+        def __len__(self) -> int:
+            watch.close()
+            return super().__len__()
+
+    watch._batch = Closing(watch.read())
+    assert [event.key for event in watch] in ([], ["k"])
+    with pytest.raises(StopIteration):
+        next(watch)

@@ -137,6 +137,22 @@ def test_a_close_within_a_save(tmp_path: Path, how: str, live: bool) -> None:
 
 
 @isolated
+def test_a_close_within_a_save_that_the_sync_waits_for(tmp_path: Path) -> None:
+    cache = Cache("1MB", path=tmp_path / "a.gbc", sync_interval=0.01)
+    cache["k"] = 1
+
+    def progress(done: int, total: int) -> None:
+        time.sleep(0.1)  # the thread that syncs comes, and waits for this save
+        cache.close()
+
+    with contextlib.suppress(ClosedError):
+        cache.save(tmp_path / "a.gbs", progress=progress)
+    assert cache.closed
+    with Cache.open(tmp_path / "a.gbc", "r+") as again:
+        assert again["k"] == 1
+
+
+@isolated
 def test_a_clear_and_a_write_within_a_save(tmp_path: Path) -> None:
     cache, said = Cache("4MB"), list[str]()
     for i in range(190):

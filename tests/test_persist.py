@@ -163,6 +163,15 @@ def test_progress_errors_and_cancelling_leave_the_old_file(folder: Path) -> None
         cache.save(path, progress=lambda done, total: cache.resize("65MB"))
 
 
+def test_a_save_that_is_cancelled_before_its_first_turn_is_over(folder: Path) -> None:
+    path, cache, stop = folder / "a.gbs", Cache("1MB"), list[int]()
+    with pytest.raises(InterruptedError):
+        snapshot.write(cache, str(path), None, lambda: True)
+    with pytest.raises(InterruptedError):
+        snapshot.write(cache, str(path), lambda done, total: stop.append(1), lambda: bool(stop))
+    assert not os.listdir(folder)
+
+
 def test_close_during_a_save(folder: Path) -> None:
     cache = filled(Cache("64MB"), 100_000)
     handle = cache.save(folder / "a.gbs", wait=False)
