@@ -372,7 +372,7 @@ def memoize(
     A method's results belong to the instance: each has `maxsize` of its own (and an index of 26 kB from its
     first call on), they lie in its ``__dict__`` as a cached_property's do, and go with it, also if they
     refer to it. An instance without a ``__dict__`` is referred to weakly (then a result that refers to it
-    keeps it); one that can have no weak reference either is kept by its results, as in functools. Put
+    keeps it); one that can have no weak reference is kept by its results, as in functools. Put
     `memoize` outside `classmethod`; within it, and within `property`, it does what functools does.
 
     Parameters

@@ -27,7 +27,6 @@ SECONDS = 60
 
 WAIVED = {
     ("TestLRU", "test_lru_cache_threaded2"): "asks that equal simultaneous calls all run: one does",
-    ("TestLRU", "test_lru_method"): "asks for one maxsize over all instances: each has its own",
 }
 if hasattr(suite.TestLRU, "test_common_signatures"):  # since 3.12
     WAIVED["TestLRU", "test_common_signatures"] = (

@@ -92,6 +92,9 @@ def test_clients_of_any_settings(server: Server) -> None:
 
 def test_a_cluster_client() -> None:
     cluster = shared_cluster()
+    for server in cluster.servers:  # another test's may be there
+        with redis.Redis(port=server.port) as bare:
+            bare.flushall()
     with redis.RedisCluster(
         port=cluster.servers[1].port, host="127.0.0.1", decode_responses=True
     ) as client:
