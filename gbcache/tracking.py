@@ -93,6 +93,8 @@ class _Line:
         nodes = self.channel.nodes
         until = time.monotonic() + nodes.timeout
         wire = self._wire = Wire(nodes.where, self.address, until, protocol=3)
+        if self._cut.opened:  # while there was no wire to wake
+            return
         wire.ask("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self.channel.prefix, until=until)
         self.channel._owed = True  # before it, all may have been missed, and none of that been told
         self._heard = time.monotonic()
@@ -226,7 +228,7 @@ class Channel:
     def _up(self, line: _Line) -> None:
         with self._turn:
             line.up = self._lines.get(line.address) is line
-            if line.view:
+            if line.up and line.view:  # and not one that was cut meanwhile: it may be the only one that answered
                 self._want(self._views())
             self._settle()
 
@@ -261,8 +263,9 @@ class Channel:
         return set().union(*[line.view for line in self._lines.values() if line.up])
 
     def _want(self, wanted: set[Address]) -> None:
-        """One line to each of these, and no other: a node that is new is one that is not heard yet."""
-        if self._closed:
+        """One line to each of these, and no other: a node that is new is one that is not heard yet. None at all is
+        never right: with the last line ends all that could begin another."""
+        if self._closed or not wanted:
             return
         for address in [a for a in self._lines if a not in wanted]:
             self._lines.pop(address).cut()
