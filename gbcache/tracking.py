@@ -228,7 +228,9 @@ class Channel:
     def _up(self, line: _Line) -> None:
         with self._turn:
             line.up = self._lines.get(line.address) is line
-            if line.up and line.view:  # and not one that was cut meanwhile: it may be the only one that answered
+            if (
+                line.up and line.view
+            ):  # and not one that was cut meanwhile: it may be the only one that answered
                 self._want(self._views())
             self._settle()
 

@@ -74,7 +74,9 @@ def test_signals_do_not_make_a_wait_longer(alarms: None, what: str) -> None:
         port = door.getsockname()[1]
         began = time.monotonic()
         wire = Wire(place(f"redis://127.0.0.1:{port}", None), ("127.0.0.1", port), began + 5)
-        threading.Timer(1.5, lambda: door.accept()[0].close()).start()  # an end, where there is none
+        threading.Timer(
+            1.5, lambda: door.accept()[0].close()
+        ).start()  # an end, where there is none
         began = time.monotonic()
         with pytest.raises(tracking.redis.exceptions.TimeoutError):
             if what == "send":
