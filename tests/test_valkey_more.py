@@ -1,4 +1,4 @@
-"""`Valkey` where what goes wrong is seldom: a line that is late, signals, an interrupt, a warning that cannot be given."""
+"""`Valkey` where what goes wrong is seldom: a line that is late, signals, interrupts, a warning that cannot be given."""
 
 from __future__ import annotations
 
