@@ -258,7 +258,8 @@ class _Batch:
     def _receive(self, left: list[int], sent: list[tuple[Wire, list[int]]]) -> Exception | None:
         """All answers, of all nodes, so that their connections are good for more. As `_send`."""
         fatal: Exception | None = None
-        for wire, indices in sent:
+        while sent:
+            wire, indices = sent[0]
             read = 0
             try:
                 for i in indices:
@@ -269,7 +270,11 @@ class _Batch:
                     read += 1
             except BROKEN as error:
                 fatal = self._broken(error, wire.address, indices[read:], left, wire) or fatal
+                del sent[0]
             else:
+                del sent[
+                    0
+                ]  # before it is given back: from then on it is another's, and not to be closed here
                 if isinstance(self.trouble, ReadOnlyError) and self.at == wire.address:
                     wire.close()
                     self.nodes.drop(wire.address)
@@ -339,9 +344,9 @@ class _Batch:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether asking again cannot help until somebody changes the server or what we were given."""
-    return (
-        isinstance(error, (AuthenticationError, NoPermissionError)) or type(error) is ResponseError
-    )
+    if type(error) is ResponseError:
+        return not str(error).startswith("BUSY ")  # somebody's slow script
+    return isinstance(error, (AuthenticationError, NoPermissionError))
 
 
 _all: weakref.WeakSet[Nodes] = weakref.WeakSet()
