@@ -365,7 +365,8 @@ class Channel:
 
 
 def _warn(text: str) -> None:
-    with contextlib.suppress(RuntimeWarning):  # a filter may make it an exception
+    # A filter may make it an exception, and where there is no standard error to be had, to warn raises what it likes.
+    with contextlib.suppress(Exception):
         warnings.warn(f"gbcache: {text}", RuntimeWarning, stacklevel=3)
 
 

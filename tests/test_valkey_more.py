@@ -1,4 +1,4 @@
-"""`Valkey` where what goes wrong is seldom: a line that is late, signals, interrupts, a warning that cannot be given."""
+"""`Valkey` where what goes wrong is seldom: a line that is late, signals, interrupts, warnings that cannot be given."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 from near import Near
-from servers import shared_cluster
+from servers import Server, shared_cluster, shared_server
 
 from gbcache import tracking
+from gbcache.nodes import Job, is_refusal
 from gbcache.valkey import Valkey
 from gbcache.wire import Wire, place
 
@@ -78,7 +80,7 @@ def test_signals_do_not_make_a_wait_longer(alarms: None, what: str) -> None:
             1.5, lambda: door.accept()[0].close()
         ).start()  # an end, where there is none
         began = time.monotonic()
-        with pytest.raises(tracking.redis.exceptions.TimeoutError):
+        with pytest.raises(redis.exceptions.TimeoutError):
             if what == "send":
                 wire.send([("SET", "k", bytes(8 << 20))], began + 0.1)
             else:
@@ -86,3 +88,88 @@ def test_signals_do_not_make_a_wait_longer(alarms: None, what: str) -> None:
         assert time.monotonic() - began < 0.4
         wire.close()
         time.sleep(max(0.0, began + 1.6 - time.monotonic()))
+
+
+def test_an_interrupt_closes_no_connection_of_anothers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two nodes' connections the first is given back, and another thread has it, when the second is waited for."""
+    far = Valkey(shared_cluster().urls, timeout=5)
+    read, taken = Wire.read, []
+
+    def interrupted(wire: Wire, end: float) -> Any:
+        for address in first:
+            if wire.address != address:
+                taken.append(far._nodes.take(address, end))
+                raise KeyboardInterrupt
+        first.append(wire.address)
+        return read(wire, end)
+
+    far.sync()
+    first: list[Any] = []
+    jobs = [Job(node, ("PING",)) for node in far._nodes.primaries(False)]
+    monkeypatch.setattr(Wire, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        far._nodes.run(jobs, True)
+    monkeypatch.undo()
+    assert taken[0].ask("PING", until=time.monotonic() + 5) == b"PONG"
+    far._nodes.give(taken[0])
+    far.close()
+
+
+def test_a_line_goes_on_where_nobody_can_be_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon without a standard error: to warn raises."""
+    server = shared_server()
+    ended: list[Any] = []
+
+    def closed(*what: Any, **how: Any) -> None:
+        raise ValueError("I/O operation on closed file")
+
+    monkeypatch.setattr(tracking.warnings, "warn", closed)
+    monkeypatch.setattr(threading, "excepthook", ended.append)
+    with redis.Redis(port=server.port) as client:
+        client.execute_command(
+            "ACL", "SETUSER", "dumb", "on", ">x", "~*", "+@all", "-client|tracking"
+        )
+        far = Valkey(f"redis://dumb:x@127.0.0.1:{server.port}", heartbeat=0.2)
+        near = Near(far)
+        far.feed(near)
+        try:
+            (line,) = far._channels[0]._lines.values()
+            until(lambda: line._attempt > 1 or not line.thread.is_alive())
+            client.execute_command("ACL", "SETUSER", "dumb", "+@all")
+            until(lambda: near.trusted, 5)
+        finally:
+            far.close()
+            client.execute_command("ACL", "DELUSER", "dumb")
+    assert not ended
+
+
+def test_a_loss_is_told_again_where_nobody_can_be_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*what: Any, **how: Any) -> None:
+        raise ValueError("I/O operation on closed file")
+
+    class Raises(Near):
+        tries = 0
+
+        def lost(self) -> None:
+            self.tries += 1
+            if self.tries < 3:
+                raise RuntimeError("planted")
+            super().lost()
+
+    monkeypatch.setattr(threading, "excepthook", lambda *_: None)
+    own = Server()
+    far = Valkey(own.url, heartbeat=0.2, max_staleness=0.1)
+    near = Raises(far)
+    far.feed(near)
+    until(lambda: near.trusted)
+    monkeypatch.setattr(tracking.warnings, "warn", closed)
+    own.close()
+    until(lambda: not near.trusted, 5)
+    far.close()
+
+
+def test_a_busy_server_is_no_refusal() -> None:
+    """Somebody's slow script: it will be over."""
+    busy = redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL")
+    assert not is_refusal(busy)
+    assert is_refusal(redis.ResponseError("unknown command 'CLIENT'"))
