@@ -27,7 +27,7 @@ from .errors import ClosedError, FarError
 from .locks import Lock
 from .wire import BROKEN, Address, Place, Wire
 
-__all__ = ["Job", "Nodes", "Slots", "backoff", "slots_of"]
+__all__ = ["Job", "Nodes", "Slots", "backoff", "slots_of", "state_of"]
 
 IDLE_MAX = 16
 """Idle connections kept to a node; what more a burst of threads made is closed."""
@@ -64,6 +64,15 @@ def slots_of(reply: Any, asked: Address, where: Place) -> Slots:
     return slots
 
 
+def state_of(info: Any) -> tuple[bool, int]:
+    """What CLUSTER INFO answered: whether the node has a part in its cluster, and the epoch it knows of: who knows of
+    an older one has the older map. A user that may not ask: as if all were well."""
+    if not isinstance(info, bytes):
+        return True, 0
+    said = dict(line.split(b":", 1) for line in info.split() if b":" in line)
+    return said.get(b"cluster_state", b"ok") == b"ok", int(said.get(b"cluster_current_epoch", 0))
+
+
 class Nodes:
     """Connections, kept by node, and the map of slots. Any thread may call; a connection is one thread's at a time."""
 
@@ -77,6 +86,9 @@ class Nodes:
         self._lock = Lock()
         self._idle: dict[Address, list[Wire]] = {}
         self._slots: Slots | None = None
+        self._epoch = 0  # of that map
+        # When one was sent to a node for this once (ASK): it may be in no map yet, and has to be listened to.
+        self.asked: dict[Address, float] = {}
         self._known: list[Address] = []  # who had keys when we last heard of it
 
     def in_child(self) -> None:
@@ -174,30 +186,46 @@ class Nodes:
             self.refresh(time.monotonic() + self.timeout)
         return self._known
 
-    def adopt(self, slots: Slots | None) -> None:
+    def adopt(self, slots: Slots | None, epoch: int = 0) -> None:
         """Takes the map a node has just answered; None: it is out of date, ask before the next use."""
         self._slots = slots
         if slots is not None:
+            self._epoch = epoch
             self._known = sorted({address for address in slots if address is not None})
 
     def refresh(self, until: float) -> Slots:
-        """Asks one node after another for the map, each for its share of what time is left. Raises FarError."""
+        """Asks one node after another for the map, each for its share of what time is left. Raises FarError.
+
+        One that its cluster has lost may still answer, with a map of before: it is taken where there is no other.
+        """
         asked = list(dict.fromkeys(random.sample(self._known, len(self._known)) + self.where.seeds))
         trouble: Exception | None = None
+        second: tuple[bool, int, Slots] | None = None
         for n, address in enumerate(asked):
             now = time.monotonic()
             share = now + max(0.0, until - now) / (len(asked) - n)
             try:
                 wire = self.take(address, share)
-                slots = slots_of(wire.ask("CLUSTER", "SLOTS", until=share), address, self.where)
+                wire.send([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")], share)
+                sound, epoch = state_of(wire.read(share))
+                reply = wire.read(share)
+                if isinstance(reply, Exception):
+                    raise reply
+                slots = slots_of(reply, address, self.where)
             except BROKEN as error:
                 trouble = error
                 continue
             self.give(wire)
-            if any(slots):
-                self.adopt(slots)
+            if not any(slots):
+                trouble = ResponseError(f"{address[0]}:{address[1]} knows of no slots")
+            elif sound and epoch >= self._epoch:
+                self.adopt(slots, epoch)
                 return slots
-            trouble = ResponseError(f"{address[0]}:{address[1]} knows of no slots")
+            elif second is None or (sound, epoch) > second[:2]:
+                second = (sound, epoch, slots)
+        if second is not None:
+            self.adopt(second[2], second[1])
+            return second[2]
         raise FarError(f"no node of the cluster tells who has what: {trouble}") from trouble
 
 
@@ -263,10 +291,13 @@ class _Batch:
             read = 0
             try:
                 for i in indices:
-                    if self.sent_on.pop(i, (None, False))[1]:
+                    once = self.sent_on.pop(i, (None, False))[1]
+                    if once:
                         wire.read(self.until)  # ASKING's OK
                     if self._later(i, wire.read(self.until), wire.address):
                         left.append(i)
+                    if once:  # again: a line to it may have been given up since it was sent
+                        self.nodes.asked[wire.address] = time.monotonic()
                     read += 1
             except BROKEN as error:
                 fatal = self._broken(error, wire.address, indices[read:], left, wire) or fatal
@@ -328,7 +359,10 @@ class _Batch:
             to = (reply.host or address[0], reply.port)
             remap = self.nodes.where.remap
             gone = isinstance(reply, MovedError)
-            self.sent_on[i] = (remap(to) if remap else to, not gone)
+            to = remap(to) if remap else to
+            self.sent_on[i] = (to, not gone)
+            if not gone:
+                self.nodes.asked[to] = time.monotonic()
             self.moved = True
             if gone:
                 self.nodes.adopt(None)

@@ -5,10 +5,11 @@ which tells of every key that begins with our prefix, whoever writes it. Without
 connection itself wrote, and ours never writes; were it all one connection, a key that another wrote and we wrote
 within one turn of the server's loop would go untold, and with it the other's value.
 
-How long a change may go untold. Each `heartbeat` seconds the server is asked (PING; in a cluster CLUSTER SLOTS, so
-that a primary nobody is listening to is seen). The answer comes behind all that was told before it, so it measures
-the way, the server and our own backlog at once: once it is here, all that was changed before the question has been
-told. 2 x `heartbeat` after a question that was answered the next answer has to be here, or the channel is broken.
+How long a change may go untold. Each `heartbeat` seconds the server is asked (PING; in a cluster CLUSTER INFO and
+SLOTS, so that a primary nobody is listening to is seen, and a node that its cluster has lost). The answer comes behind
+all that was told before it, so it measures the way, the server and our own backlog at once: once it is here, all that
+was changed before the question has been told. 2 x `heartbeat` after a question that was answered the next answer has
+to be here, or the channel is broken.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
+from redis.exceptions import ClusterDownError, NoPermissionError
 
 from . import forks
 from .errors import ClosedError
 from .far import Listener
 from .locks import Latch, Lock, endure
-from .nodes import Nodes, backoff, is_refusal, slots_of
+from .nodes import Nodes, Slots, backoff, is_refusal, slots_of, state_of
 from .wire import BROKEN, Address, Wire
 
 __all__ = ["Channel"]
@@ -35,6 +37,8 @@ __all__ = ["Channel"]
 PATIENCE = 1.9
 """Heartbeats after a question that was answered, until the next answer has to be here. What is stated is 2: the rest
 is for the thread to wake up in."""
+ASKED = 60.0
+"""Seconds that a node is listened to after we were sent there by ASK, if it is in no map."""
 BATCH = 500
 """Keys told of in one call, about: what lies ready is told together, but the first does not wait for all."""
 
@@ -53,6 +57,8 @@ class _Line:
         self._fault: Exception | None = None
         """Why it is down, as long as the channel has not been told."""
         self.view: set[Address] = set()
+        self.epoch = 0
+        self._info_due = False
         self._cut = Latch()
         self._wire: Wire | None = None
         name = f"gbcache-valkey-{address[0]}:{address[1]}"
@@ -126,7 +132,9 @@ class _Line:
                 asked = now
 
     def _ask(self, wire: Wire, until: float) -> None:
-        wire.send([("CLUSTER", "SLOTS") if self.channel.nodes.where.cluster else ("PING",)], until)
+        self._info_due = self.channel.nodes.where.cluster
+        asked = [("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")] if self._info_due else [("PING",)]
+        wire.send(asked, until)
 
     def _hear(self, wire: Wire, until: float) -> bool:
         """Waits for what the server says, and tells of all of it that has come. Whether an answer was among it."""
@@ -136,9 +144,13 @@ class _Line:
             while answer is None and len(keys) < BATCH:
                 said = wire.read(until)
                 until = 0.0  # the rest only if it is here
-                if isinstance(said, Exception):
-                    raise said
                 if not isinstance(said, list) or not said or isinstance(said[0], list):
+                    if self._info_due:
+                        self._info_due = False
+                        self._informed(said)
+                        continue
+                    if isinstance(said, Exception):
+                        raise said
                     answer = said
                 elif said[0] == b"invalidate":
                     keys += said[1] or ()
@@ -152,14 +164,20 @@ class _Line:
             self._answered(answer)
         return answer is not None
 
+    def _informed(self, info: Any) -> None:
+        """A node that its cluster has lost does not hear of changes, and may still be read from."""
+        if isinstance(info, Exception) and not isinstance(info, NoPermissionError):
+            raise info
+        sound, self.epoch = state_of(info)
+        if not sound:
+            raise ClusterDownError("the node has no part in its cluster: cluster_state is not ok")
+
     def _answered(self, answer: Any) -> None:
-        nodes = self.channel.nodes
+        nodes, slots = self.channel.nodes, None
         if nodes.where.cluster:
             slots = slots_of(answer, self.address, nodes.where)
             self.view = {address for address in slots if address is not None}
-            if self.view:
-                nodes.adopt(slots)
-        self.channel._up(self)
+        self.channel._up(self, slots)
 
 
 class Channel:
@@ -225,12 +243,13 @@ class Channel:
         if ours:
             self._tell(self._listener.changed, ours)
 
-    def _up(self, line: _Line) -> None:
+    def _up(self, line: _Line, slots: Slots | None) -> None:
         with self._turn:
             line.up = self._lines.get(line.address) is line
-            if (
-                line.up and line.view
-            ):  # and not one that was cut meanwhile: it may be the only one that answered
+            # One that was cut meanwhile has no say: it may be the only one that has answered yet.
+            if line.up and line.view:
+                if line.epoch >= max([each.epoch for each in self._lines.values() if each.up]):
+                    self.nodes.adopt(slots, line.epoch)
                 self._want(self._views())
             self._settle()
 
@@ -239,6 +258,7 @@ class Channel:
             if self._closed or self._lines.get(line.address) is not line:
                 return
             line.up = False
+            self.nodes.asked.pop(line.address, None)  # if it is in no map either, that was all
             self.trouble = error
             self._settle()
             first = is_refusal(error) and not self._warned
@@ -262,7 +282,10 @@ class Channel:
     # --- what follows ------------------------------------------------------------------------
 
     def _views(self) -> set[Address]:
-        return set().union(*[line.view for line in self._lines.values() if line.up])
+        """Who has keys by any map, and who was read from as it was about to have some."""
+        views = [line.view for line in self._lines.values() if line.up]
+        since = time.monotonic() - ASKED
+        return {a for a, at in list(self.nodes.asked.items()) if at > since}.union(*views)
 
     def _want(self, wanted: set[Address]) -> None:
         """One line to each of these, and no other: a node that is new is one that is not heard yet. None at all is
@@ -270,6 +293,9 @@ class Channel:
         if self._closed or not wanted:
             return
         for address in [a for a in self._lines if a not in wanted]:
+            self._owed = (
+                True  # what it has told may not have been read yet, and copies may be of its values
+            )
             self._lines.pop(address).cut()
         for address in wanted - set(self._lines):
             line = self._lines[address] = _Line(self, address)

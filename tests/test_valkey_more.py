@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import threading
@@ -20,7 +21,7 @@ from gbcache.valkey import Valkey
 from gbcache.wire import Wire, place
 
 
-def until(met: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(met: Callable[[], bool], seconds: float = 5.0) -> None:
     end = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < end, "it did not happen"
@@ -173,3 +174,139 @@ def test_a_busy_server_is_no_refusal() -> None:
     busy = redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL")
     assert not is_refusal(busy)
     assert is_refusal(redis.ResponseError("unknown command 'CLIENT'"))
+
+
+# --- copies past the bound ------------------------------------------------------------------------
+
+
+class Node:
+    """As much of a node as it takes, with answers of our choosing."""
+
+    def __init__(self) -> None:
+        self.door = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.door.getsockname()[1])
+        self.address = ("127.0.0.1", self.port)
+        self.owners: list[Node] = []
+        self.state, self.epoch, self.info, self.role = "ok", 1, "", "master"
+        self.value = b"old"
+        self.reads = 0
+        self.readonly = False
+        self.socks: list[socket.socket] = []
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        self.door.close()
+        for sock in self.socks:
+            sock.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                sock = self.door.accept()[0]
+            except OSError:
+                return
+            self.socks.append(sock)
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError), sock.makefile("rb") as said:
+            while line := said.readline():
+                words = []
+                for _ in range(int(line[1:])):
+                    words.append(said.read(int(said.readline()[1:]) + 2)[:-2])
+                sock.sendall(self._answer(words))
+
+    def _answer(self, words: list[bytes]) -> bytes:
+        if words[0] == b"HELLO":
+            role = b"$4\r\nrole\r\n$%d\r\n%b\r\n" % (len(self.role), self.role.encode())
+            return b"%2\r\n$5\r\nproto\r\n:3\r\n" + role
+        if words[:2] == [b"CLUSTER", b"INFO"]:
+            info = f"cluster_state:{self.state}\r\ncluster_current_epoch:{self.epoch}\r\n"
+            return self.info.encode() or b"$%d\r\n%b\r\n" % (len(info), info.encode())
+        if words[:2] == [b"CLUSTER", b"SLOTS"]:
+            each, answer = 16384 // len(self.owners), b"*%d\r\n" % len(self.owners)
+            for i, node in enumerate(self.owners):
+                last = 16383 if node is self.owners[-1] else (i + 1) * each - 1
+                answer += b"*3\r\n:%d\r\n:%d\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % (
+                    i * each,
+                    last,
+                    node.port,
+                )
+            return answer
+        if words[0] == b"EVAL":
+            self.reads += 1
+            value = b"s" + self.value
+            return b"*2\r\n$%d\r\n%b\r\n:-1\r\n" % (len(value), value)
+        if words[0] == b"SET" and self.readonly:
+            return b"-READONLY it\r\n"
+        return b"+PONG\r\n" if words[0] == b"PING" else b"+OK\r\n"
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Node]]:
+    nodes = [Node(), Node()]
+    for node in nodes:
+        node.owners = nodes[:]
+    yield nodes
+    for node in nodes:
+        node.close()
+
+
+def fed(nodes: list[Node]) -> tuple[Valkey, Near]:
+    far = Valkey(
+        [f"redis://127.0.0.1:{node.port}" for node in nodes], timeout=1, heartbeat=0.1, cluster=True
+    )
+    near = Near(far)
+    far.feed(near)
+    until(lambda: near.trusted and len(far._channels[0]._lines) == len(nodes))
+    return far, near
+
+
+def test_where_a_line_is_given_up_copies_are_not_kept(nodes: list[Node]) -> None:
+    """What it was told last may not have been read: another node's map may be the first to leave it out."""
+    far, near = fed(nodes)
+    time.sleep(0.15)
+    told = len(near.told)
+    for node in nodes:
+        node.owners = nodes[:1]
+    until(lambda: len(far._channels[0]._lines) == 1)
+    until(lambda: near.told[told:] == ["restored"], 2)
+    far.close()
+
+
+def test_a_node_that_its_cluster_has_lost_is_down(nodes: list[Node]) -> None:
+    far, near = fed(nodes)
+    nodes[0].state = "fail"
+    until(lambda: near.told[-1] == "lost", 2)
+    nodes[1].owners, nodes[1].epoch = nodes[1:], 2  # which takes over
+    until(lambda: near.trusted and list(far._channels[0]._lines) == [nodes[1].address], 2)
+    nodes[1].value = b"new"
+    reads = nodes[0].reads
+    assert {near.read(key) for key in range(20)} == {"new"} and nodes[0].reads == reads
+    far._nodes.adopt(None)  # and the one that is lost does not lead there again
+    for _ in range(10):
+        far._nodes.adopt(None, 0)
+        assert set(far._nodes.refresh(time.monotonic() + 1)) == {nodes[1].address}
+    far.close()
+
+
+def test_a_map_of_before_is_not_taken(nodes: list[Node]) -> None:
+    """A node that has not heard of it yet says what was."""
+    far, _ = fed(nodes)
+    nodes[1].owners, nodes[1].epoch = nodes[1:], 2
+    until(lambda: set(far._nodes._slots or ()) == {nodes[1].address}, 2)
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        assert set(far._nodes._slots or ()) == {nodes[1].address}
+        time.sleep(0.001)
+    far.close()
+
+
+def test_a_user_that_may_not_ask_for_the_state(nodes: list[Node]) -> None:
+    for node in nodes:
+        node.info = "-NOPERM this user has no permissions to run the 'cluster|info' command\r\n"
+    far, near = fed(nodes)
+    time.sleep(0.4)
+    assert near.told[-1] == "restored" and "lost" not in near.told[2:]
+    assert near.read("k") == "old"
+    far.close()
