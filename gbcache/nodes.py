@@ -6,7 +6,7 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from redis.crc import key_slot
@@ -79,12 +79,16 @@ class Nodes:
     def __init__(self, where: Place, timeout: float, retries: int) -> None:
         self.where, self.timeout, self._retries = where, timeout, retries
         self.closed = False
+        self.alarms: list[
+            Callable[[Address], None]
+        ] = []  # called where a node says that it is no primary
         self._reset()
         _all.add(self)
 
     def _reset(self) -> None:
         self._lock = Lock()
         self._idle: dict[Address, list[Wire]] = {}
+        self._dropped: dict[Address, float] = {}  # when: older connections are not kept
         self._slots: Slots | None = None
         self._epoch = 0  # of that map
         # When one was sent to a node for this once (ASK): it may be in no map yet, and has to be listened to.
@@ -152,14 +156,16 @@ class Nodes:
         """Back among the idle: all its answers have been read."""
         with self._lock:
             idle = self._idle.setdefault(wire.address, [])
-            if not self.closed and wire.pid == os.getpid() and len(idle) < IDLE_MAX:
+            sound = wire.pid == os.getpid() and wire.since >= self._dropped.get(wire.address, 0.0)
+            if sound and not self.closed and len(idle) < IDLE_MAX:
                 idle.append(wire)
                 return
         wire.close()
 
     def drop(self, address: Address) -> None:
-        """Closes the idle connections to a node: its name may lead elsewhere by now."""
+        """Closes the connections to a node, as they are idle: its name may lead elsewhere by now."""
         with self._lock:
+            self._dropped[address] = time.monotonic()
             idle = self._idle.pop(address, [])
         for wire in idle:
             wire.close()
@@ -309,6 +315,8 @@ class _Batch:
                 if isinstance(self.trouble, ReadOnlyError) and self.at == wire.address:
                     wire.close()
                     self.nodes.drop(wire.address)
+                    for alarm in self.nodes.alarms:
+                        alarm(wire.address)
                 else:
                     self.nodes.give(wire)
         return fatal

@@ -5,8 +5,9 @@ which tells of every key that begins with our prefix, whoever writes it. Without
 connection itself wrote, and ours never writes; were it all one connection, a key that another wrote and we wrote
 within one turn of the server's loop would go untold, and with it the other's value.
 
-How long a change may go untold. Each `heartbeat` seconds the server is asked (PING; in a cluster CLUSTER INFO and
-SLOTS, so that a primary nobody is listening to is seen, and a node that its cluster has lost). The answer comes behind
+How long a change may go untold. Each `heartbeat` seconds the server is asked (HELLO, which tells whether it
+is still the primary; in a cluster CLUSTER INFO and SLOTS, so that a primary nobody is listening to is seen, and a node
+that its cluster has lost). The answer comes behind
 all that was told before it, so it measures the way, the server and our own backlog at once: once it is here, all that
 was changed before the question has been told. 2 x `heartbeat` after a question that was answered the next answer has
 to be here, or the channel is broken.
@@ -39,12 +40,18 @@ PATIENCE = 1.9
 is for the thread to wake up in."""
 ASKED = 60.0
 """Seconds that a node is listened to after we were sent there by ASK, if it is in no map."""
+LASTS = 8
+"""Attempts, of some 3 s, after which a replica is not one that is about to be the primary, or to be left."""
 BATCH = 500
 """Keys told of in one call, about: what lies ready is told together, but the first does not wait for all."""
 
 
 class _Silent(redis.exceptions.TimeoutError):
     """A heartbeat was not answered in time."""
+
+
+class _Demoted(redis.exceptions.ConnectionError):
+    """It was a primary, or its name led to one, and may do so again."""
 
 
 class _Line:
@@ -67,6 +74,10 @@ class _Line:
     def cut(self) -> None:
         """It ends: at once where it listens, else when what it tries is over."""
         self._cut.open()
+        self.wake()
+
+    def wake(self) -> None:
+        """Where it listens, it begins anew."""
         wire = self._wire
         if wire is not None:
             wire.wake()
@@ -102,6 +113,7 @@ class _Line:
         if self._cut.opened:  # while there was no wire to wake
             return
         wire.ask("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self.channel.prefix, until=until)
+        nodes.drop(self.address)  # what was connected before may lead to another server than this
         self.channel._owed = True  # before it, all may have been missed, and none of that been told
         self._heard = time.monotonic()
         self._ask(wire, until)
@@ -133,7 +145,7 @@ class _Line:
 
     def _ask(self, wire: Wire, until: float) -> None:
         self._info_due = self.channel.nodes.where.cluster
-        asked = [("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")] if self._info_due else [("PING",)]
+        asked = [("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")] if self._info_due else [("HELLO", 3)]
         wire.send(asked, until)
 
     def _hear(self, wire: Wire, until: float) -> bool:
@@ -177,6 +189,8 @@ class _Line:
         if nodes.where.cluster:
             slots = slots_of(answer, self.address, nodes.where)
             self.view = {address for address in slots if address is not None}
+        elif isinstance(answer, dict) and answer.get(b"role") in (b"replica", b"slave"):
+            raise _Demoted("it is a replica, which may be behind and does not say so")
         self.channel._up(self, slots)
 
 
@@ -198,6 +212,7 @@ class Channel:
         self._owed = False  # a line begins anew, or the listener raised: it is told `restored`
         self._trusted = False  # `restored` was told, and no `lost` since
         self._begin()
+        nodes.alarms.append(self._alarm)
         _all.add(self)
 
     def _begin(self) -> None:
@@ -227,6 +242,12 @@ class Channel:
         if threading.current_thread() not in [line.thread for line in lines]:
             for line in lines:
                 line.thread.join(max(0.0, end - time.monotonic()))
+
+    def _alarm(self, address: Address) -> None:
+        """From a thread of a user's, so without the lock."""
+        line = self._lines.get(address)
+        if line is not None:
+            line.wake()
 
     # --- what the lines report ---------------------------------------------------------------
 
@@ -261,12 +282,13 @@ class Channel:
             self.nodes.asked.pop(line.address, None)  # if it is in no map either, that was all
             self.trouble = error
             self._settle()
-            first = is_refusal(error) and not self._warned
+            lasts = isinstance(error, _Demoted) and line._attempt >= LASTS
+            first = (lasts or is_refusal(error)) and not self._warned
             self._warned = self._warned or first
         if first:
             at = f"{line.address[0]}:{line.address[1]}"
-            _warn(f"{at} does not tell of changes, so nothing is kept near: {error}; it takes Redis 6, or any "
-                  "Valkey, and a user that may call CLIENT TRACKING")  # fmt: skip
+            _warn(f"{at} does not tell of changes, so nothing is kept near: {error}; it takes a primary, "
+                  "Redis 6 or any Valkey, and a user that may call CLIENT TRACKING")  # fmt: skip
 
     def _look_around(self, line: _Line) -> None:
         """Of a line that is down: where every line is, it finds out who has the keys now."""

@@ -97,9 +97,10 @@ class Valkey:
 
     at most, and a slow answer costs copies but never trust. Not in this bound: a listener that takes its time, since
     the next thing is told when it returns; a process of ours that stands still, threads and all; SWAPDB, of which
-    the server tells nobody.
+    the server tells nobody; a server that was replaced and still takes itself for the primary.
 
-    It takes a server with EVAL, SCAN and UNLINK; to be told of changes, CLIENT TRACKING: Redis 6, any Valkey.
+    It takes a server with EVAL, SCAN and UNLINK; to be told of changes, a primary with CLIENT TRACKING: Redis 6, any
+    Valkey.
 
     Threads: any may call. One thread of ours for each node that is listened to. After a fork, the child has its
     own connections, and its listener is told `lost` and, when the channel stands again, `restored`.
@@ -388,6 +389,7 @@ class Valkey:
 
 def _close(nodes: Nodes, channels: list[Channel]) -> None:
     nodes.close()
+    nodes.alarms.clear()
     for channel in channels:
         channel.close()
 

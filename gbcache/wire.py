@@ -257,7 +257,8 @@ class Wire:
     def __init__(self, where: Place, address: Address, until: float, protocol: int = 2) -> None:
         """Connects and logs in. `until`: on the monotonic clock. Finding the address of a name is the system's own,
         and has no time-out; each address that a name has may take what is left."""
-        left = until - time.monotonic()
+        self.since = time.monotonic()
+        left = until - self.since
         if left <= 0:
             raise redis.exceptions.TimeoutError("no time left to connect")
         at: dict[str, Any] = {"host": address[0], "port": address[1]}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 from near import Near
+from proxy import Proxy
 from servers import Server, shared_cluster, shared_server
 
 from gbcache import tracking
@@ -238,6 +239,7 @@ class Node:
             value = b"s" + self.value
             return b"*2\r\n$%d\r\n%b\r\n:-1\r\n" % (len(value), value)
         if words[0] == b"SET" and self.readonly:
+            self.readonly = False
             return b"-READONLY it\r\n"
         return b"+PONG\r\n" if words[0] == b"PING" else b"+OK\r\n"
 
@@ -309,4 +311,65 @@ def test_a_user_that_may_not_ask_for_the_state(nodes: list[Node]) -> None:
     time.sleep(0.4)
     assert near.told[-1] == "restored" and "lost" not in near.told[2:]
     assert near.read("k") == "old"
+    far.close()
+
+
+def test_a_name_that_leads_elsewhere() -> None:
+    """The server behind it is demoted, and lives: its connections stand, and what it says is old."""
+    first, second = Server(), Server()
+    proxy = Proxy(first.port)
+    far = Valkey(proxy.url, timeout=1, heartbeat=0.1)
+    near = Near(far)
+    far.feed(near)
+    until(lambda: near.trusted)
+    far.put_many([("k", "old", None)])
+    until(lambda: near.changes > 0)
+    assert near.read("k") == "old"
+    proxy._to = ("127.0.0.1", second.port)
+    with redis.Redis(port=first.port) as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+    other = Valkey(second.url)
+    other.put_many([("k", "new", None)])
+    until(lambda: near.read("k") == "new", 2)
+    other.put_many([("k", "newer", None)])
+    until(lambda: near.read("k") == "newer", 2)
+    for each in (other, far, proxy, first, second):
+        each.close()
+
+
+def test_a_connection_of_before_is_not_kept() -> None:
+    server = shared_server()
+    far = Valkey(server.url)
+    address = ("127.0.0.1", server.port)
+    wire = far._nodes.take(address, time.monotonic() + 5)
+    far._nodes.drop(address)
+    far._nodes.give(wire)
+    assert not far._nodes._idle.get(address) and wire._sock is None
+    far.sync()
+    assert len(far._nodes._idle[address]) == 1
+    far.close()
+
+
+def test_who_hears_readonly_has_the_line_look(nodes: list[Node]) -> None:
+    far = Valkey(f"redis://127.0.0.1:{nodes[0].port}", timeout=5, heartbeat=60)
+    near = Near(far)
+    far.feed(near)
+    until(lambda: near.trusted)
+    nodes[0].readonly = True
+    far.put_many([("k", 1, None)])
+    until(lambda: near.told == ["restored", "lost", "restored"], 2)
+    far.close()
+
+
+def test_a_replica_is_not_trusted(nodes: list[Node]) -> None:
+    """It may be behind, or cut off, and would not say so."""
+    nodes[0].role = "replica"
+    far = Valkey(f"redis://127.0.0.1:{nodes[0].port}", timeout=5, heartbeat=0.1)
+    near = Near(far)
+    with pytest.warns(RuntimeWarning, match="does not tell of changes.*replica") as warned:
+        far.feed(near)
+        until(lambda: len(warned) > 0, 10)
+    assert near.told == []
+    nodes[0].role = "master"
+    until(lambda: near.told == ["restored"])
     far.close()
