@@ -116,14 +116,14 @@ class Nodes:
 
     # --- batches -----------------------------------------------------------------------------
 
-    def run(self, jobs: Sequence[Job], again: bool) -> list[Any]:
-        """The answers, in the order of the jobs, within `timeout` seconds in all; one that is an error is returned
-        as one. No two jobs may be about the same key: their order is kept only where nothing is repeated.
+    def run(self, jobs: Sequence[Job], again: bool, until: float | None = None) -> list[Any]:
+        """The answers, in the order of the jobs, within `timeout` seconds in all, or `until`; one that is an error is
+        returned as one. No two jobs may be about the same key: their order is kept only where nothing is repeated.
 
         A job is sent again, after a pause, if it cannot have been done: the node was not reached, or said so. If
         `again`, also where it may have been: reading. Raises FarError, and ClosedError.
         """
-        until = time.monotonic() + self.timeout
+        until = time.monotonic() + self.timeout if until is None else until
         replies: list[Any] = [None] * len(jobs)
         batch = _Batch(self, jobs, replies, again, until)
         todo = list(range(len(jobs)))
@@ -184,20 +184,27 @@ class Nodes:
             raise FarError(f"slot {slot} of the cluster has no server")
         return address
 
-    def primaries(self, fresh: bool) -> list[Address]:
+    def primaries(self, fresh: bool, until: float) -> list[Address]:
         """Every node that has keys, in an order that stays; `fresh`: they are asked. Raises FarError."""
         if not self.where.cluster:
             return self.where.seeds[:1]
         if fresh or not self._known:
-            self.refresh(time.monotonic() + self.timeout)
+            self.refresh(until)
         return self._known
 
     def adopt(self, slots: Slots | None, epoch: int = 0) -> None:
         """Takes the map a node has just answered; None: it is out of date, ask before the next use."""
         self._slots = slots
-        if slots is not None:
-            self._epoch = epoch
-            self._known = sorted({address for address in slots if address is not None})
+        if slots is None:
+            return
+        self._epoch = epoch
+        self._known = sorted({address for address in slots if address is not None})
+        kept = {*self._known, *self.where.seeds, *list(self.asked)}
+        with self._lock:
+            left = [self._idle.pop(address) for address in set(self._idle) - kept]
+        for wires in left:
+            for wire in wires:
+                wire.close()
 
     def refresh(self, until: float) -> Slots:
         """Asks one node after another for the map, each for its share of what time is left. Raises FarError.

@@ -148,7 +148,12 @@ class _Tcp(_Timed, Connection):
 
 
 class _Tls(_Timed, SSLConnection):
-    pass
+    def _wrap_socket_with_ssl(self, sock: socket.socket) -> Any:
+        left = self.until - time.monotonic()  # of what connecting began with
+        if left <= 0.0:
+            raise TimeoutError("timed out")
+        sock.settimeout(left)
+        return super()._wrap_socket_with_ssl(sock)  # type: ignore[no-untyped-call]
 
 
 class _Unix(_Timed, UnixDomainSocketConnection):

@@ -19,7 +19,7 @@ from servers import Server, shared_cluster, shared_server
 from gbcache import tracking
 from gbcache.nodes import Job, is_refusal
 from gbcache.valkey import Valkey
-from gbcache.wire import Wire, place
+from gbcache.wire import BROKEN, Wire, place
 
 
 def until(met: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -107,7 +107,7 @@ def test_an_interrupt_closes_no_connection_of_anothers(monkeypatch: pytest.Monke
 
     far.sync()
     first: list[Any] = []
-    jobs = [Job(node, ("PING",)) for node in far._nodes.primaries(False)]
+    jobs = [Job(node, ("PING",)) for node in far._nodes.primaries(False, 0.0)]
     monkeypatch.setattr(Wire, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         far._nodes.run(jobs, True)
@@ -373,3 +373,59 @@ def test_a_replica_is_not_trusted(nodes: list[Node]) -> None:
     nodes[0].role = "master"
     until(lambda: near.told == ["restored"])
     far.close()
+
+
+# --- what is left open, and what takes longer than it may -----------------------------------------
+
+
+def test_connections_to_nodes_that_have_left_are_closed(nodes: list[Node]) -> None:
+    far = Valkey(f"redis://127.0.0.1:{nodes[0].port}", timeout=5, cluster=True)
+    far.sync()
+    (wire,) = far._nodes._idle[nodes[1].address]
+    for node in nodes:
+        node.owners = nodes[:1]
+    far._nodes.refresh(time.monotonic() + 5)
+    assert list(far._nodes._idle) == [nodes[0].address] and wire._sock is None
+    nodes[0].owners = nodes[1:]
+    for _ in range(2):
+        far._nodes.refresh(time.monotonic() + 5)
+    assert nodes[0].address in far._nodes._idle  # where it is asked who has what
+    far.close()
+
+
+def test_a_handshake_has_what_connecting_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = redis.Connection._connect
+
+    def slow(connection: Any) -> Any:
+        time.sleep(0.4)
+        return connect(connection)
+
+    monkeypatch.setattr(redis.Connection, "_connect", slow)
+    with socket.create_server(("127.0.0.1", 0)) as door:  # which never says a word
+        port = door.getsockname()[1]
+        began = time.monotonic()
+        with pytest.raises(BROKEN):
+            Wire(place(f"rediss://127.0.0.1:{port}", None), ("127.0.0.1", port), began + 0.6)
+        assert time.monotonic() - began < 0.9
+
+
+def test_a_page_has_one_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of others' keys, of which each takes longer: it ends with where to go on, or in time."""
+    own = Server()
+    with redis.Redis(port=own.port) as client:
+        client.mset({f"other{i}": "x" for i in range(1000)})
+    far = Valkey(own.url, timeout=0.5)
+    read, delay = Wire.read, [0.0]
+
+    def slow(wire: Wire, end: float) -> Any:
+        delay[0] += 0.12
+        time.sleep(min(delay[0], max(0.0, end - time.monotonic())))
+        return read(wire, end)
+
+    monkeypatch.setattr(Wire, "read", slow)
+    began = time.monotonic()
+    names, cursor = far.scan(count=1)
+    assert time.monotonic() - began < 0.6 and names == [] and cursor is not None
+    monkeypatch.undo()
+    far.close()
+    own.close()
