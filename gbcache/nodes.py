@@ -6,7 +6,7 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from redis.crc import key_slot
@@ -27,7 +27,7 @@ from .errors import ClosedError, FarError
 from .locks import Lock
 from .wire import BROKEN, Address, Place, Wire
 
-__all__ = ["Job", "Nodes", "Slots", "backoff", "slots_of"]
+__all__ = ["Job", "Nodes", "Slots", "backoff", "slots_of", "state_of"]
 
 IDLE_MAX = 16
 """Idle connections kept to a node; what more a burst of threads made is closed."""
@@ -64,19 +64,35 @@ def slots_of(reply: Any, asked: Address, where: Place) -> Slots:
     return slots
 
 
+def state_of(info: Any) -> tuple[bool, int]:
+    """What CLUSTER INFO answered: whether the node has a part in its cluster, and the epoch it knows of: who knows of
+    an older one has the older map. A user that may not ask: as if all were well."""
+    if not isinstance(info, bytes):
+        return True, 0
+    said = dict(line.split(b":", 1) for line in info.split() if b":" in line)
+    return said.get(b"cluster_state", b"ok") == b"ok", int(said.get(b"cluster_current_epoch", 0))
+
+
 class Nodes:
     """Connections, kept by node, and the map of slots. Any thread may call; a connection is one thread's at a time."""
 
     def __init__(self, where: Place, timeout: float, retries: int) -> None:
         self.where, self.timeout, self._retries = where, timeout, retries
         self.closed = False
+        self.alarms: list[
+            Callable[[Address], None]
+        ] = []  # called where a node says that it is no primary
         self._reset()
         _all.add(self)
 
     def _reset(self) -> None:
         self._lock = Lock()
         self._idle: dict[Address, list[Wire]] = {}
+        self._dropped: dict[Address, float] = {}  # when: older connections are not kept
         self._slots: Slots | None = None
+        self._epoch = 0  # of that map
+        # When one was sent to a node for this once (ASK): it may be in no map yet, and has to be listened to.
+        self.asked: dict[Address, float] = {}
         self._known: list[Address] = []  # who had keys when we last heard of it
 
     def in_child(self) -> None:
@@ -100,14 +116,14 @@ class Nodes:
 
     # --- batches -----------------------------------------------------------------------------
 
-    def run(self, jobs: Sequence[Job], again: bool) -> list[Any]:
-        """The answers, in the order of the jobs, within `timeout` seconds in all; one that is an error is returned
-        as one. No two jobs may be about the same key: their order is kept only where nothing is repeated.
+    def run(self, jobs: Sequence[Job], again: bool, until: float | None = None) -> list[Any]:
+        """The answers, in the order of the jobs, within `timeout` seconds in all, or `until`; one that is an error is
+        returned as one. No two jobs may be about the same key: their order is kept only where nothing is repeated.
 
         A job is sent again, after a pause, if it cannot have been done: the node was not reached, or said so. If
         `again`, also where it may have been: reading. Raises FarError, and ClosedError.
         """
-        until = time.monotonic() + self.timeout
+        until = time.monotonic() + self.timeout if until is None else until
         replies: list[Any] = [None] * len(jobs)
         batch = _Batch(self, jobs, replies, again, until)
         todo = list(range(len(jobs)))
@@ -140,14 +156,16 @@ class Nodes:
         """Back among the idle: all its answers have been read."""
         with self._lock:
             idle = self._idle.setdefault(wire.address, [])
-            if not self.closed and wire.pid == os.getpid() and len(idle) < IDLE_MAX:
+            sound = wire.pid == os.getpid() and wire.since >= self._dropped.get(wire.address, 0.0)
+            if sound and not self.closed and len(idle) < IDLE_MAX:
                 idle.append(wire)
                 return
         wire.close()
 
     def drop(self, address: Address) -> None:
-        """Closes the idle connections to a node: its name may lead elsewhere by now."""
+        """Closes the connections to a node, as they are idle: its name may lead elsewhere by now."""
         with self._lock:
+            self._dropped[address] = time.monotonic()
             idle = self._idle.pop(address, [])
         for wire in idle:
             wire.close()
@@ -166,38 +184,61 @@ class Nodes:
             raise FarError(f"slot {slot} of the cluster has no server")
         return address
 
-    def primaries(self, fresh: bool) -> list[Address]:
+    def primaries(self, fresh: bool, until: float) -> list[Address]:
         """Every node that has keys, in an order that stays; `fresh`: they are asked. Raises FarError."""
         if not self.where.cluster:
             return self.where.seeds[:1]
         if fresh or not self._known:
-            self.refresh(time.monotonic() + self.timeout)
+            self.refresh(until)
         return self._known
 
-    def adopt(self, slots: Slots | None) -> None:
+    def adopt(self, slots: Slots | None, epoch: int = 0) -> None:
         """Takes the map a node has just answered; None: it is out of date, ask before the next use."""
         self._slots = slots
-        if slots is not None:
-            self._known = sorted({address for address in slots if address is not None})
+        if slots is None:
+            return
+        self._epoch = epoch
+        self._known = sorted({address for address in slots if address is not None})
+        kept = {*self._known, *self.where.seeds, *list(self.asked)}
+        with self._lock:
+            left = [self._idle.pop(address) for address in set(self._idle) - kept]
+        for wires in left:
+            for wire in wires:
+                wire.close()
 
     def refresh(self, until: float) -> Slots:
-        """Asks one node after another for the map, each for its share of what time is left. Raises FarError."""
+        """Asks one node after another for the map, each for its share of what time is left. Raises FarError.
+
+        One that its cluster has lost may still answer, with a map of before: it is taken where there is no other.
+        """
         asked = list(dict.fromkeys(random.sample(self._known, len(self._known)) + self.where.seeds))
         trouble: Exception | None = None
+        second: tuple[bool, int, Slots] | None = None
         for n, address in enumerate(asked):
             now = time.monotonic()
             share = now + max(0.0, until - now) / (len(asked) - n)
             try:
                 wire = self.take(address, share)
-                slots = slots_of(wire.ask("CLUSTER", "SLOTS", until=share), address, self.where)
+                wire.send([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")], share)
+                sound, epoch = state_of(wire.read(share))
+                reply = wire.read(share)
+                if isinstance(reply, Exception):
+                    raise reply
+                slots = slots_of(reply, address, self.where)
             except BROKEN as error:
                 trouble = error
                 continue
             self.give(wire)
-            if any(slots):
-                self.adopt(slots)
+            if not any(slots):
+                trouble = ResponseError(f"{address[0]}:{address[1]} knows of no slots")
+            elif sound and epoch >= self._epoch:
+                self.adopt(slots, epoch)
                 return slots
-            trouble = ResponseError(f"{address[0]}:{address[1]} knows of no slots")
+            elif second is None or (sound, epoch) > second[:2]:
+                second = (sound, epoch, slots)
+        if second is not None:
+            self.adopt(second[2], second[1])
+            return second[2]
         raise FarError(f"no node of the cluster tells who has what: {trouble}") from trouble
 
 
@@ -258,21 +299,31 @@ class _Batch:
     def _receive(self, left: list[int], sent: list[tuple[Wire, list[int]]]) -> Exception | None:
         """All answers, of all nodes, so that their connections are good for more. As `_send`."""
         fatal: Exception | None = None
-        for wire, indices in sent:
+        while sent:
+            wire, indices = sent[0]
             read = 0
             try:
                 for i in indices:
-                    if self.sent_on.pop(i, (None, False))[1]:
+                    once = self.sent_on.pop(i, (None, False))[1]
+                    if once:
                         wire.read(self.until)  # ASKING's OK
                     if self._later(i, wire.read(self.until), wire.address):
                         left.append(i)
+                    if once:  # again: a line to it may have been given up since it was sent
+                        self.nodes.asked[wire.address] = time.monotonic()
                     read += 1
             except BROKEN as error:
                 fatal = self._broken(error, wire.address, indices[read:], left, wire) or fatal
+                del sent[0]
             else:
+                del sent[
+                    0
+                ]  # before it is given back: from then on it is another's, and not to be closed here
                 if isinstance(self.trouble, ReadOnlyError) and self.at == wire.address:
                     wire.close()
                     self.nodes.drop(wire.address)
+                    for alarm in self.nodes.alarms:
+                        alarm(wire.address)
                 else:
                     self.nodes.give(wire)
         return fatal
@@ -323,7 +374,10 @@ class _Batch:
             to = (reply.host or address[0], reply.port)
             remap = self.nodes.where.remap
             gone = isinstance(reply, MovedError)
-            self.sent_on[i] = (remap(to) if remap else to, not gone)
+            to = remap(to) if remap else to
+            self.sent_on[i] = (to, not gone)
+            if not gone:
+                self.nodes.asked[to] = time.monotonic()
             self.moved = True
             if gone:
                 self.nodes.adopt(None)
@@ -339,9 +393,9 @@ class _Batch:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether asking again cannot help until somebody changes the server or what we were given."""
-    return (
-        isinstance(error, (AuthenticationError, NoPermissionError)) or type(error) is ResponseError
-    )
+    if type(error) is ResponseError:
+        return not str(error).startswith("BUSY ")  # somebody's slow script
+    return isinstance(error, (AuthenticationError, NoPermissionError))
 
 
 _all: weakref.WeakSet[Nodes] = weakref.WeakSet()

@@ -5,10 +5,12 @@ which tells of every key that begins with our prefix, whoever writes it. Without
 connection itself wrote, and ours never writes; were it all one connection, a key that another wrote and we wrote
 within one turn of the server's loop would go untold, and with it the other's value.
 
-How long a change may go untold. Each `heartbeat` seconds the server is asked (PING; in a cluster CLUSTER SLOTS, so
-that a primary nobody is listening to is seen). The answer comes behind all that was told before it, so it measures
-the way, the server and our own backlog at once: once it is here, all that was changed before the question has been
-told. 2 x `heartbeat` after a question that was answered the next answer has to be here, or the channel is broken.
+How long a change may go untold. Each `heartbeat` seconds the server is asked (HELLO, which tells whether it
+is still the primary; in a cluster CLUSTER INFO and SLOTS, so that a primary nobody is listening to is seen, and a node
+that its cluster has lost). The answer comes behind
+all that was told before it, so it measures the way, the server and our own backlog at once: once it is here, all that
+was changed before the question has been told. 2 x `heartbeat` after a question that was answered the next answer has
+to be here, or the channel is broken.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
+from redis.exceptions import ClusterDownError, NoPermissionError
 
 from . import forks
 from .errors import ClosedError
 from .far import Listener
 from .locks import Latch, Lock, endure
-from .nodes import Nodes, backoff, is_refusal, slots_of
+from .nodes import Nodes, Slots, backoff, is_refusal, slots_of, state_of
 from .wire import BROKEN, Address, Wire
 
 __all__ = ["Channel"]
@@ -35,12 +38,20 @@ __all__ = ["Channel"]
 PATIENCE = 1.9
 """Heartbeats after a question that was answered, until the next answer has to be here. What is stated is 2: the rest
 is for the thread to wake up in."""
+ASKED = 60.0
+"""Seconds that a node is listened to after we were sent there by ASK, if it is in no map."""
+LASTS = 8
+"""Attempts, of some 3 s, after which a replica is not one that is about to be the primary, or to be left."""
 BATCH = 500
 """Keys told of in one call, about: what lies ready is told together, but the first does not wait for all."""
 
 
 class _Silent(redis.exceptions.TimeoutError):
     """A heartbeat was not answered in time."""
+
+
+class _Demoted(redis.exceptions.ConnectionError):
+    """It was a primary, or its name led to one, and may do so again."""
 
 
 class _Line:
@@ -53,6 +64,8 @@ class _Line:
         self._fault: Exception | None = None
         """Why it is down, as long as the channel has not been told."""
         self.view: set[Address] = set()
+        self.epoch = 0
+        self._info_due = False
         self._cut = Latch()
         self._wire: Wire | None = None
         name = f"gbcache-valkey-{address[0]}:{address[1]}"
@@ -61,6 +74,10 @@ class _Line:
     def cut(self) -> None:
         """It ends: at once where it listens, else when what it tries is over."""
         self._cut.open()
+        self.wake()
+
+    def wake(self) -> None:
+        """Where it listens, it begins anew."""
         wire = self._wire
         if wire is not None:
             wire.wake()
@@ -93,7 +110,10 @@ class _Line:
         nodes = self.channel.nodes
         until = time.monotonic() + nodes.timeout
         wire = self._wire = Wire(nodes.where, self.address, until, protocol=3)
+        if self._cut.opened:  # while there was no wire to wake
+            return
         wire.ask("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self.channel.prefix, until=until)
+        nodes.drop(self.address)  # what was connected before may lead to another server than this
         self.channel._owed = True  # before it, all may have been missed, and none of that been told
         self._heard = time.monotonic()
         self._ask(wire, until)
@@ -124,7 +144,9 @@ class _Line:
                 asked = now
 
     def _ask(self, wire: Wire, until: float) -> None:
-        wire.send([("CLUSTER", "SLOTS") if self.channel.nodes.where.cluster else ("PING",)], until)
+        self._info_due = self.channel.nodes.where.cluster
+        asked = [("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")] if self._info_due else [("HELLO", 3)]
+        wire.send(asked, until)
 
     def _hear(self, wire: Wire, until: float) -> bool:
         """Waits for what the server says, and tells of all of it that has come. Whether an answer was among it."""
@@ -134,9 +156,13 @@ class _Line:
             while answer is None and len(keys) < BATCH:
                 said = wire.read(until)
                 until = 0.0  # the rest only if it is here
-                if isinstance(said, Exception):
-                    raise said
                 if not isinstance(said, list) or not said or isinstance(said[0], list):
+                    if self._info_due:
+                        self._info_due = False
+                        self._informed(said)
+                        continue
+                    if isinstance(said, Exception):
+                        raise said
                     answer = said
                 elif said[0] == b"invalidate":
                     keys += said[1] or ()
@@ -150,14 +176,22 @@ class _Line:
             self._answered(answer)
         return answer is not None
 
+    def _informed(self, info: Any) -> None:
+        """A node that its cluster has lost does not hear of changes, and may still be read from."""
+        if isinstance(info, Exception) and not isinstance(info, NoPermissionError):
+            raise info
+        sound, self.epoch = state_of(info)
+        if not sound:
+            raise ClusterDownError("the node has no part in its cluster: cluster_state is not ok")
+
     def _answered(self, answer: Any) -> None:
-        nodes = self.channel.nodes
+        nodes, slots = self.channel.nodes, None
         if nodes.where.cluster:
             slots = slots_of(answer, self.address, nodes.where)
             self.view = {address for address in slots if address is not None}
-            if self.view:
-                nodes.adopt(slots)
-        self.channel._up(self)
+        elif isinstance(answer, dict) and answer.get(b"role") in (b"replica", b"slave"):
+            raise _Demoted("it is a replica, which may be behind and does not say so")
+        self.channel._up(self, slots)
 
 
 class Channel:
@@ -178,6 +212,7 @@ class Channel:
         self._owed = False  # a line begins anew, or the listener raised: it is told `restored`
         self._trusted = False  # `restored` was told, and no `lost` since
         self._begin()
+        nodes.alarms.append(self._alarm)
         _all.add(self)
 
     def _begin(self) -> None:
@@ -208,6 +243,12 @@ class Channel:
             for line in lines:
                 line.thread.join(max(0.0, end - time.monotonic()))
 
+    def _alarm(self, address: Address) -> None:
+        """From a thread of a user's, so without the lock."""
+        line = self._lines.get(address)
+        if line is not None:
+            line.wake()
+
     # --- what the lines report ---------------------------------------------------------------
 
     def _changed(self, keys: list[bytes] | None) -> None:
@@ -223,10 +264,13 @@ class Channel:
         if ours:
             self._tell(self._listener.changed, ours)
 
-    def _up(self, line: _Line) -> None:
+    def _up(self, line: _Line, slots: Slots | None) -> None:
         with self._turn:
             line.up = self._lines.get(line.address) is line
-            if line.view:
+            # One that was cut meanwhile has no say: it may be the only one that has answered yet.
+            if line.up and line.view:
+                if line.epoch >= max([each.epoch for each in self._lines.values() if each.up]):
+                    self.nodes.adopt(slots, line.epoch)
                 self._want(self._views())
             self._settle()
 
@@ -235,14 +279,16 @@ class Channel:
             if self._closed or self._lines.get(line.address) is not line:
                 return
             line.up = False
+            self.nodes.asked.pop(line.address, None)  # if it is in no map either, that was all
             self.trouble = error
             self._settle()
-            first = is_refusal(error) and not self._warned
+            lasts = isinstance(error, _Demoted) and line._attempt >= LASTS
+            first = (lasts or is_refusal(error)) and not self._warned
             self._warned = self._warned or first
         if first:
             at = f"{line.address[0]}:{line.address[1]}"
-            _warn(f"{at} does not tell of changes, so nothing is kept near: {error}; it takes Redis 6, or any "
-                  "Valkey, and a user that may call CLIENT TRACKING")  # fmt: skip
+            _warn(f"{at} does not tell of changes, so nothing is kept near: {error}; it takes a primary, "
+                  "Redis 6 or any Valkey, and a user that may call CLIENT TRACKING")  # fmt: skip
 
     def _look_around(self, line: _Line) -> None:
         """Of a line that is down: where every line is, it finds out who has the keys now."""
@@ -258,13 +304,20 @@ class Channel:
     # --- what follows ------------------------------------------------------------------------
 
     def _views(self) -> set[Address]:
-        return set().union(*[line.view for line in self._lines.values() if line.up])
+        """Who has keys by any map, and who was read from as it was about to have some."""
+        views = [line.view for line in self._lines.values() if line.up]
+        since = time.monotonic() - ASKED
+        return {a for a, at in list(self.nodes.asked.items()) if at > since}.union(*views)
 
     def _want(self, wanted: set[Address]) -> None:
-        """One line to each of these, and no other: a node that is new is one that is not heard yet."""
-        if self._closed:
+        """One line to each of these, and no other: a node that is new is one that is not heard yet. None at all is
+        never right: with the last line ends all that could begin another."""
+        if self._closed or not wanted:
             return
         for address in [a for a in self._lines if a not in wanted]:
+            self._owed = (
+                True  # what it has told may not have been read yet, and copies may be of its values
+            )
             self._lines.pop(address).cut()
         for address in wanted - set(self._lines):
             line = self._lines[address] = _Line(self, address)
@@ -360,7 +413,8 @@ class Channel:
 
 
 def _warn(text: str) -> None:
-    with contextlib.suppress(RuntimeWarning):  # a filter may make it an exception
+    # A filter may make it an exception, and where there is no standard error to be had, to warn raises what it likes.
+    with contextlib.suppress(Exception):
         warnings.warn(f"gbcache: {text}", RuntimeWarning, stacklevel=3)
 
 

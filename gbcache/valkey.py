@@ -97,9 +97,10 @@ class Valkey:
 
     at most, and a slow answer costs copies but never trust. Not in this bound: a listener that takes its time, since
     the next thing is told when it returns; a process of ours that stands still, threads and all; SWAPDB, of which
-    the server tells nobody.
+    the server tells nobody; a server that was replaced and still takes itself for the primary.
 
-    It takes a server with EVAL, SCAN and UNLINK; to be told of changes, CLIENT TRACKING: Redis 6, any Valkey.
+    It takes a server with EVAL, SCAN and UNLINK; to be told of changes, a primary with CLIENT TRACKING: Redis 6, any
+    Valkey.
 
     Threads: any may call. One thread of ours for each node that is listened to. After a fork, the child has its
     own connections, and its listener is told `lost` and, when the channel stands again, `restored`.
@@ -199,7 +200,9 @@ class Valkey:
     def sync(self) -> None:
         """Every node answers; that is all. What survives a power cut is decided by the servers' own settings
         (``appendonly yes`` with ``appendfsync always`` keeps all that was acknowledged)."""
-        self._run([Job(node, ("PING",)) for node in self._primaries()], again=True)
+        until = time.monotonic() + self._nodes.timeout
+        nodes = self._primaries(True, until)
+        self._run([Job(node, ("PING",)) for node in nodes], again=True, until=until)
 
     def close(self) -> None:
         """Ends the channels and their threads, and closes the connections; a call that is under way is finished."""
@@ -330,8 +333,8 @@ class Valkey:
 
     # --- the servers -------------------------------------------------------------------------------
 
-    def _run(self, jobs: list[Job], again: bool) -> list[Any]:
-        return [self._checked(reply) for reply in self._nodes.run(jobs, again)]
+    def _run(self, jobs: list[Job], again: bool, **until: float) -> list[Any]:
+        return [self._checked(reply) for reply in self._nodes.run(jobs, again, **until)]
 
     def _checked(self, reply: Any) -> Any:
         if isinstance(reply, (MovedError, ClusterCrossSlotError)) and not self._nodes.where.cluster:
@@ -349,14 +352,15 @@ class Valkey:
         replies = self._run([Job(name, ("UNLINK", name)) for name in names], again=False)
         return [reply == 1 for reply in replies]
 
-    def _primaries(self, fresh: bool = True) -> list[Address]:
+    def _primaries(self, fresh: bool, until: float) -> list[Address]:
         self._nodes.check_open()
-        return self._nodes.primaries(fresh)
+        return self._nodes.primaries(fresh, until)
 
     def _page(self, cursor: tuple[Address, int] | None, count: int) -> tuple[list[bytes], Any]:
-        """The next names, and where to go on. Pages without any of ours are passed over, for `timeout` seconds."""
-        end = time.monotonic() + self._nodes.timeout
-        nodes = self._primaries(fresh=cursor is None)
+        """The next names, and where to go on. Pages without any of ours are passed over, for half of `timeout`."""
+        end = time.monotonic() + self._nodes.timeout / 2  # so that the last has the other half
+        until = end + self._nodes.timeout / 2
+        nodes = self._primaries(cursor is None, until)
         address, at = cursor or (nodes[0], 0)
         if address not in nodes and not self._nodes.where.cluster:
             raise ValueError(f"cursor={(*address, at)} is of another server")
@@ -366,7 +370,7 @@ class Valkey:
         while True:
             if address in nodes:
                 job = Job(address, ("SCAN", at, "MATCH", match, "COUNT", count))
-                token, names = self._run([job], again=True)[0]
+                token, names = self._run([job], again=True, until=until)[0]
                 at = int(token)
             else:  # it has no keys any more
                 at, names = 0, []
@@ -388,6 +392,7 @@ class Valkey:
 
 def _close(nodes: Nodes, channels: list[Channel]) -> None:
     nodes.close()
+    nodes.alarms.clear()
     for channel in channels:
         channel.close()
 

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
@@ -56,8 +57,9 @@ class Place(NamedTuple):
 class _Socket:
     """A socket whose every wait ends at `owner.until`. The rest is the socket's own.
 
-    By SO_RCVTIMEO and SO_SNDTIMEO on a blocking socket: Python's own time-outs give the GIL away three times for one
-    `recv`, and where another thread computes, each time may take 5 ms to get it back. TLS needs Python's.
+    Python's own time-outs give the GIL away three times for one `recv`, and where another thread computes, each time
+    may take 5 ms to get it back. SO_RCVTIMEO on a blocking socket does so once, but each signal begins the wait anew:
+    Python tries again, with the whole time-out. Signals are the main thread's, which has to poll. TLS needs Python's.
     """
 
     def __init__(self, sock: socket.socket, owner: _Timed) -> None:
@@ -66,39 +68,52 @@ class _Socket:
         self._kernel = type(sock) is socket.socket
         if self._kernel:
             sock.settimeout(None)
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
 
-    def _arm(self, option: int) -> None:
+    def _left(self) -> float:
         left = self._owner.until - time.monotonic()
         if left <= 0.0:
             raise TimeoutError("timed out")
-        if not self._kernel:
-            self._sock.settimeout(left)
-            return
-        microseconds = max(1, int(min(left, 1e6) * 1e6))
-        self._sock.setsockopt(
-            socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
-        )
+        return left
 
     def sendall(self, data: Any) -> None:
         with memoryview(data) as view:
             sent = 0
             while sent < len(view):
-                self._arm(socket.SO_SNDTIMEO)
+                left = self._left()
                 try:
-                    sent += self._sock.send(view[sent:])
+                    if self._kernel:
+                        sent += self._sock.send(view[sent:], socket.MSG_DONTWAIT)
+                    else:
+                        self._sock.settimeout(left)
+                        sent += self._sock.send(view[sent:])
                 except BlockingIOError:
-                    continue  # it is over, or a rounding before
+                    room = select.poll()
+                    room.register(self._sock, select.POLLOUT)
+                    room.poll(min(left, 1e6) * 1000)
 
     def recv(self, size: int) -> bytes:
         while True:
-            self._arm(socket.SO_RCVTIMEO)
+            left = self._left()
             try:
-                data = self._sock.recv(size)
+                data = self._wait(size, min(left, 1e6))
             except BlockingIOError:
-                continue
+                continue  # it is over, or a rounding before
             if self._quick:  # the system forgets it
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             return data
+
+    def _wait(self, size: int, left: float) -> bytes:
+        if not self._kernel:
+            self._sock.settimeout(left)
+            return self._sock.recv(size)
+        if threading.get_ident() == threading.main_thread().ident:
+            self._poll.poll(left * 1000)
+            return self._sock.recv(size, socket.MSG_DONTWAIT)
+        timeval = _TIMEVAL.pack(*divmod(max(1, int(left * 1e6)), 1_000_000))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        return self._sock.recv(size)
 
     def recv_into(self, buffer: Any, size: int = 0) -> int:  # what hiredis calls
         data = self.recv(size or len(buffer))
@@ -133,7 +148,12 @@ class _Tcp(_Timed, Connection):
 
 
 class _Tls(_Timed, SSLConnection):
-    pass
+    def _wrap_socket_with_ssl(self, sock: socket.socket) -> Any:
+        left = self.until - time.monotonic()  # of what connecting began with
+        if left <= 0.0:
+            raise TimeoutError("timed out")
+        sock.settimeout(left)
+        return super()._wrap_socket_with_ssl(sock)  # type: ignore[no-untyped-call]
 
 
 class _Unix(_Timed, UnixDomainSocketConnection):
@@ -242,7 +262,8 @@ class Wire:
     def __init__(self, where: Place, address: Address, until: float, protocol: int = 2) -> None:
         """Connects and logs in. `until`: on the monotonic clock. Finding the address of a name is the system's own,
         and has no time-out; each address that a name has may take what is left."""
-        left = until - time.monotonic()
+        self.since = time.monotonic()
+        left = until - self.since
         if left <= 0:
             raise redis.exceptions.TimeoutError("no time left to connect")
         at: dict[str, Any] = {"host": address[0], "port": address[1]}

@@ -194,6 +194,29 @@ def test_a_new_primary_is_listened_to(cluster: Cluster, far: Valkey, near: Near)
     other.close()
 
 
+def test_what_was_read_by_ask_is_told_of(cluster: Cluster, far: Valkey, near: Near) -> None:
+    """From a node that has no slot yet: it is in no map, and only who was sent there knows of it."""
+    slot = key_slot(b"asked")
+    source = owner(cluster, slot)
+    target = cluster.add()
+    ask(target, "CLUSTER", "MEET", "127.0.0.1", source.port)
+    until(lambda: all_well(cluster))
+    far.put_many([("{asked}", 1, None)])
+    begin_move(source, target, slot)
+    move_keys(source, target, slot)
+    until(lambda: near.read("{asked}") == 1 and "{asked}" in near.copies)
+    time.sleep(2 * BEAT)  # the bound
+    until(lambda: near.read("{asked}") == 1 and "{asked}" in near.copies)
+    other = Valkey(cluster.urls[0], cluster=True, timeout=5)
+    other.put_many([("{asked}", 2, None)])
+    until(lambda: near.read("{asked}") == 2, 5)
+    end_move(cluster, target, slot)
+    until(lambda: owner(cluster, slot) is target)
+    other.put_many([("{asked}", 3, None)])
+    until(lambda: near.read("{asked}") == 3 and "{asked}" in near.copies)
+    other.close()
+
+
 def test_failover(cluster: Cluster, far: Valkey, near: Near) -> None:
     """A replica takes over, by order; then its old primary is killed, and nobody misses it."""
     primary = cluster.servers[0]
