@@ -137,6 +137,26 @@ def test_a_close_within_a_save(tmp_path: Path, how: str, live: bool) -> None:
 
 
 @isolated
+def test_a_close_within_a_save_that_waits_for_dead_long_values(tmp_path: Path) -> None:
+    """They are nobody's then: a file that is closed is opened without a walk over its blocks."""
+    cache = Cache("8MB", path=tmp_path / "a.gbc")
+    for i in range(190):
+        cache[i] = b"y" * 20_000
+    snapshot._TURN = 0  # type: ignore[misc]
+
+    def progress(done: int, total: int) -> None:
+        for i in range(190):
+            cache.pop(i, None)
+        cache.close()
+
+    with pytest.raises(ClosedError):
+        cache.sync(progress=progress)
+    with Cache.open(tmp_path / "a.gbc", "r+") as again:
+        assert again.recovery.how == "clean" and not len(again)  # type: ignore[union-attr]
+        again.check()
+
+
+@isolated
 def test_a_close_within_a_save_that_the_sync_waits_for(tmp_path: Path) -> None:
     cache = Cache("1MB", path=tmp_path / "a.gbc", sync_interval=0.01)
     cache["k"] = 1
