@@ -47,6 +47,7 @@ REMOVED = object()
 _SHORT = FarError("memory is short")
 """Made beforehand."""
 _ITSELF = "the write-behind thread cannot wait for itself"
+_MIDST = "this was called by a handler in the midst of a write of the same thread: it would wait for that"
 
 
 def _size(generation: dict[Any, Pending]) -> int:
@@ -192,12 +193,18 @@ class Behind:
         """Whether this is the thread: the collector may run a ``__del__`` in it."""
         return self._thread is threading.current_thread()
 
+    @property
+    def _nested(self) -> bool:
+        """Whether this thread was interrupted as it put something: to wait would give the lock up beneath it, and what
+        it has in its hand would go into a generation that was written meanwhile."""
+        return self._change._depth > 1
+
     def _wait_for_room(self, size: int) -> None:
         self._hurried += 1
         failed = self._failed
         try:
             while self._is_crowded(size, time.monotonic()):
-                if self._over or self._own:
+                if self._over or self._own or self._nested:  # a little too much, rather
                     return
                 if self._failed > failed and self.error is not None:
                     raise FarError(f"the write-behind buffer is full: {self.error}") from self.error
@@ -248,8 +255,8 @@ class Behind:
 
     def _drain(self) -> None:
         mark, failed = time.monotonic(), self._failed
-        if self._own and self._since <= mark:
-            raise FarError(_ITSELF)
+        if (self._own or self._nested) and self._since <= mark:
+            raise FarError(_ITSELF if self._own else _MIDST)
         self._hurried += 1
         try:
             while self._since <= mark:
@@ -329,9 +336,11 @@ class Behind:
             self._apart(generation, error)
         self.void()  # from here on others may be over it there, and nothing here tells
         with self._change:
-            self.error, self._row, rest = None, 0, self._bytes - _size(generation)
+            self.error, self._row = None, 0
             self._generations.popleft()
-            self._bytes = rest
+            self._bytes = sum(
+                map(_size, self._generations)
+            )  # anew: a handler may put between two steps of a put
             self._age()
             self._change.tell()
         self._word.answered()

@@ -92,6 +92,26 @@ def test_the_buffers_thread_never_waits_for_itself() -> None:
     tier.close()
 
 
+def test_a_handler_within_a_write_does_not_give_the_lock_up() -> None:
+    """Where there is no room: what was interrupted would store into a generation that was written meanwhile."""
+    tier = Tiered(Cache("1MB"), Full(), write="behind", behind_bytes=65536, behind_seconds=30)
+    far: Any = tier.far
+    tier["first"] = "x" * 30_000
+    behind: Any = tier._behind
+    with behind._change:  # as in the midst of a put
+        for i in range(20):
+            tier[i] = "y" * 20_000
+        assert not far.data
+        for call in (tier.sync, lambda: tier.incr("n")):
+            with pytest.raises(FarError, match="midst"):
+                tier["n"] = 1
+                call()
+        behind._bytes -= 100_000  # what a put that it came between would not have counted
+    tier.sync()
+    assert len(far.data) == 22 and tier.stats().at_risk.bytes == 0 == behind._bytes
+    tier.close()
+
+
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 def test_the_buffers_thread_outlives_whatever_the_far_side_raises(
     monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
