@@ -170,11 +170,11 @@ class Cache(Persistent, Common):
         try:
             forks.register(self)
             self._begin(max_bytes, ring)
+            if every is not None and self._file is not None:
+                self._file.keep_synced(self, every)
         except BaseException:
             self.close()  # a live file would be nobody's, and locked
             raise
-        if every is not None and self._file is not None:
-            self._file.keep_synced(self, every)
 
     def _begin(self, max_bytes: int | str | None, ring: int | None) -> None:
         if self._file is not None:

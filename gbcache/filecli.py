@@ -253,8 +253,10 @@ def _dump(args: argparse.Namespace) -> int:
         for at, key in enumerate(cache):
             if args.limit is not None and at >= args.limit:
                 break
-            value = None if args.keys else cache.peek(key)
-            left = cache.ttl(key) if key in cache else 0
+            try:
+                value, left = None if args.keys else cache.peek(key), cache.ttl(key)
+            except KeyError:  # its time has come meanwhile
+                continue
             if args.json:
                 line = {"key": _key_to_json(key), "value": _to_json(value, codec), "ttl": left}
                 print(json.dumps(line if not args.keys else {"key": line["key"]}))

@@ -287,10 +287,11 @@ class LiveFile:
         """Has a thread call `sync` each `interval` seconds, as long as the cache lives and is open."""
         assert self._stop is not None
         ref, stop = weakref.ref(cache), self._stop
-        self._syncing = threading.Thread(
+        thread = threading.Thread(
             target=endure, args=(_sync_on, ref, stop, interval), name="gbcache-sync", daemon=True
         )
-        self._syncing.start()
+        thread.start()
+        self._syncing = thread  # not before: one that did not start cannot be waited for
 
     def stop(self, wait: bool) -> None:
         """No further sync in the background; waits for one under way, if it may: one that waits for whoever closes

@@ -109,6 +109,22 @@ def test_dump_for_people(saved: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert out[0] == "'key 0'" and out[-1].startswith("'ttl'  (") and len(out) == 28
 
 
+def test_what_is_over_between_two_looks_is_left_out(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ttl = Cache.ttl
+
+    def looked(cache: Cache, key: object) -> float | None:
+        if key == "ttl":
+            cache.pop(key)
+        return ttl(cache, key)
+
+    monkeypatch.setattr(Cache, "ttl", looked)
+    assert main(["dump", str(saved), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 27 and all(line["ttl"] is None for line in lines)
+
+
 def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("info", "check", "dump"):
         assert main([verb, str(tmp_path / "nowhere")]) == 2

@@ -355,6 +355,18 @@ def test_closed_then_another_boot_is_clean(folder: Path, monkeypatch: pytest.Mon
         assert 98 < (cache.ttl("ttl") or 0) <= 100
 
 
+def test_no_thread_to_sync_in_the_background(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        with pytest.raises(RuntimeError, match="new thread") as told:
+            Cache("1MB", path=folder / "a.gbc", sync_interval=5)
+    with Cache("1MB", path=folder / "a.gbc"):  # though the frames are there: it is nobody's
+        assert told.value
+
+
 def test_background_sync(folder: Path) -> None:
     path = folder / "a.gbc"
     with Cache("1MB", path=path, sync_interval=0.05) as cache:
