@@ -88,7 +88,7 @@ class Save:
     """A save under way in a thread of its own. `wait` for it; what went wrong is raised there."""
 
     def __init__(self, cache: Persistent, path: str, progress: Progress | None) -> None:
-        self.path = path
+        self.path, self._process = path, os.getpid()
         self._done, self._stop = Latch(), False
         self._bytes = 0
         self._error: BaseException | None = None
@@ -116,7 +116,10 @@ class Save:
         self._stop = True
 
     def wait(self, timeout: float | None = None) -> int:
-        """Waits, at most `timeout` seconds (TimeoutError), and returns the file's bytes; raises what went wrong."""
+        """Waits, at most `timeout` seconds (TimeoutError), and returns the file's bytes; raises what went wrong.
+        RuntimeError in a forked child: its thread is the parent's."""
+        if not self.done and os.getpid() != self._process:
+            raise RuntimeError(f"the save to {self.path} is the parent process's")
         if not self._done.wait(-1.0 if timeout is None else max(0.0, timeout)):
             raise TimeoutError(f"the save to {self.path} is not done after {timeout} s")
         if self._error is not None:

@@ -225,6 +225,24 @@ def test_a_fork_within_a_save(tmp_path: Path, last: bool) -> None:
         assert len(again) == len(cache)
 
 
+@isolated
+def test_a_child_does_not_wait_for_its_parents_save(tmp_path: Path) -> None:
+    cache, go = crowded(), threading.Event()
+    save = cache.save(
+        tmp_path / "a.gbs", wait=False, progress=lambda done, total: go.wait(20) and None
+    )
+    pid = os.fork()
+    if not pid:
+        signal.alarm(10)
+        with contextlib.suppress(RuntimeError):
+            save.wait()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    go.set()
+    assert save.wait() > 0
+
+
 # --- of live files --------------------------------------------------------------------------------
 
 
