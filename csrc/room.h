@@ -105,8 +105,9 @@ enum gb_err gb_room_ring(struct gb_store *s, gb_ref granules);
 /* The number of the last event recorded, in whatever ring. */
 uint64_t gb_room_seq(const struct gb_store *s);
 /* Gives up all above `length` bytes in slices: GB_AGAIN until done, and until then nobody else moves
- * blocks. GB_BUSY if a pinned block is in the way, if more is promised to long writes than would be left, or while
- * a ring or another length is being made room for: all is as it was but for what was evicted. A `length` that is the image's own leaves a shrink
+ * blocks. GB_BUSY if a pinned block is in the way, if more is promised to long writes than would be left, or while a
+ * ring or another length is being made room for: all is as it was but for what was evicted. A `length` that is the
+ * image's own leaves a shrink
  * half done. Growing takes one call, after the image was mapped longer, and not while it is saved. */
 enum gb_err gb_room_shrink(struct gb_store *s, uint64_t length);
 void gb_room_grow(struct gb_store *s, uint64_t length);

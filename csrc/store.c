@@ -89,7 +89,7 @@ static inline enum gb_err admit(struct gb_store *s, uint64_t hash, gb_ref ref, g
     c->sets++;
     return GB_OK;
 }
-/* For the chains; a put has its own inside: the call would cost a set of a short value 1.6 %. */
+/* For the chains; a put has its own inside, without the call (make bench-events: the first row counts it). */
 enum gb_err gb_store_admit(struct gb_store *s, uint64_t hash, gb_ref ref, gb_ref old) {
     return admit(s, hash, ref, old);
 }

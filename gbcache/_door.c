@@ -86,7 +86,7 @@ bool gb_door_rest(void) {
 /* Holding the lock: whether what is pinned waits for this thread to go on. */
 static bool own_work(const struct gb_door *d) {
     unsigned long me = PyThread_get_thread_ident();
-    if (d->saver) return gb_save_by(d->saver, me);
+    if (d->saver) return gb_save_by(d->saver, me); /* while another saves, to wait may help: asked again after it */
     for (uint32_t i = 0; d->store.pins && i < GB_HEAD_PINS; i++)
         if (d->store.pin[i].used && d->store.pin[i].by == me) return true;
     return false;
@@ -188,13 +188,16 @@ static enum gb_err put_long(struct gb_door *d, const struct gb_put *p, uint64_t 
                             const char *mark) {
     struct gb_chain_write w;
     enum gb_err err = GB_AGAIN;
-    uint32_t forks = d->forks;
+    uint32_t forks = 0;
     bool far = gb_door_far(d, p->value_len) && !gb_door_heard(d);
     while (err == GB_AGAIN || err == GB_BUSY) {
         if (err == GB_BUSY && !gb_door_await(d)) return GB_GONE;
         if (!gb_door_enter(d)) return GB_GONE;
         err = waits(d, gb_chain_begin(&d->store, &w, p, now));
-        if (!err) d->store.pin[w.pin].by = PyThread_get_thread_ident();
+        if (!err) {
+            d->store.pin[w.pin].by = PyThread_get_thread_ident();
+            forks = d->forks;
+        }
         if (!err && far) gb_door_stay(d);
         gb_door_leave(d, GB_OP_LONG);
         if (err == GB_AGAIN) gb_door_inform(d);

@@ -338,9 +338,8 @@ class Behind:
         with self._change:
             self.error, self._row = None, 0
             self._generations.popleft()
-            self._bytes = sum(
-                map(_size, self._generations)
-            )  # anew: a handler may put between two steps of a put
+            # Anew: a handler may put something between two steps of a put.
+            self._bytes = sum(map(_size, self._generations))
             self._age()
             self._change.tell()
         self._word.answered()

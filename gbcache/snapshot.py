@@ -57,16 +57,16 @@ def write(
     cancelled: Callable[[], bool] | None = None,
 ) -> int:
     """Writes `cache` to `path`; the file's bytes. The work of `Cache.save`."""
+
+    def go_on() -> None:
+        if cancelled is not None and cancelled():
+            raise InterruptedError("the save was cancelled")
+
     with cache._alone("save"), files.replacing(path) as fd:
         name = name_of(cache._codec).encode()
         saver = Saver(
             cache, fd, max_bytes=cache.max_bytes, at=_wall(), id=os.urandom(16), codec=name
         )
-
-        def go_on() -> None:
-            if cancelled is not None and cancelled():
-                raise InterruptedError("the save was cancelled")
-
         try:
             memory = cache.memory()
             total = memory.key_bytes + memory.value_bytes + 18 * memory.entries + 4096

@@ -5,12 +5,11 @@ which tells of every key that begins with our prefix, whoever writes it. Without
 connection itself wrote, and ours never writes; were it all one connection, a key that another wrote and we wrote
 within one turn of the server's loop would go untold, and with it the other's value.
 
-How long a change may go untold. Each `heartbeat` seconds the server is asked (HELLO, which tells whether it
-is still the primary; in a cluster CLUSTER INFO and SLOTS, so that a primary nobody is listening to is seen, and a node
-that its cluster has lost). The answer comes behind
-all that was told before it, so it measures the way, the server and our own backlog at once: once it is here, all that
-was changed before the question has been told. 2 x `heartbeat` after a question that was answered the next answer has
-to be here, or the channel is broken.
+How long a change may go untold. Each `heartbeat` seconds the server is asked (HELLO, which tells whether it is still
+the primary; in a cluster CLUSTER INFO and SLOTS, so that a primary nobody is listening to is seen, and a node that its
+cluster has lost). The answer comes behind all that was told before it, so it measures the way, the server and our own
+backlog at once: once it is here, all that was changed before the question has been told. 2 x `heartbeat` after a
+question that was answered the next answer has to be here, or the channel is broken.
 """
 
 from __future__ import annotations
@@ -315,9 +314,8 @@ class Channel:
         if self._closed or not wanted:
             return
         for address in [a for a in self._lines if a not in wanted]:
-            self._owed = (
-                True  # what it has told may not have been read yet, and copies may be of its values
-            )
+            # What it has told may not have been read yet, and copies may be of its values.
+            self._owed = True
             self._lines.pop(address).cut()
         for address in wanted - set(self._lines):
             line = self._lines[address] = _Line(self, address)

@@ -107,6 +107,33 @@ def test_a_fork_within_a_long_write() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
 
 
+@isolated
+def test_a_fork_before_a_long_write_has_its_block() -> None:
+    """As room is made for its key: nothing of it was given up, and it goes on in the child, too."""
+    cache, pids, key, full = Cache("1MB"), list[int](), "k" * 3900, False
+
+    def forks(event: gbcache.Event) -> None:
+        if full and not pids:
+            pids.append(os.fork())
+            if not pids[0]:
+                signal.alarm(20)
+
+    cache.subscribe(forks, kinds="evict", delivery="inline")  # its log makes room: filled after it
+    for i in range(40_000):
+        cache[i] = i
+    full = True
+    try:
+        cache[key] = b"y" * BIG
+    except RuntimeError:
+        os._exit(1)
+    sound = cache[key] == b"y" * BIG
+    cache.clear()
+    cache.check()
+    if not pids[0]:
+        os._exit(0 if sound else 1)
+    assert sound and os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+
+
 # --- of a save ------------------------------------------------------------------------------------
 
 
