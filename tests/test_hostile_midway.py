@@ -110,7 +110,7 @@ def test_a_fork_within_a_long_write() -> None:
 @isolated
 def test_a_fork_before_a_long_write_has_its_block() -> None:
     """As room is made for its key: nothing of it was given up, and it goes on in the child, too."""
-    cache, pids, key, full = Cache("1MB"), list[int](), "k" * 3900, False
+    cache, pids, key, full = Cache("1MB"), list[int](), "k" * 900, False
 
     def forks(event: gbcache.Event) -> None:
         if full and not pids:
