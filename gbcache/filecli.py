@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import mmap
 import os
 import shutil
 import sys
@@ -30,6 +31,10 @@ _PLAIN = (str, int, float, bool, type(None))
 
 class Usage(Exception):
     """Something the user can mend; told in one line."""
+
+
+class InUse(Usage):
+    """A process has the live file open, or had while it was copied."""
 
 
 def add_verbs(verbs: Any) -> None:
@@ -108,8 +113,12 @@ def _live_info(path: Path, begins: bytes) -> dict[str, Any]:
     head = live_head(begins)
     if head is None:
         raise ImageError(str(path), 0, "a live file has a superblock")
-    whole = begins + bytes(max(0, path.stat().st_size - len(begins)))
-    verdict, reason = judge(whole, files.boot_id(), head["file_id"])
+    with mmap.mmap(
+        -1, max(1, path.stat().st_size)
+    ) as whole:  # nothing behind what begins it is touched
+        whole[: len(begins)] = begins
+        with memoryview(whole) as view:
+            verdict, reason = judge(view, files.boot_id(), head["file_id"])
     state = {"clean": "closed", "killed": "open, or its process was killed", "lost": reason}[
         verdict
     ]
@@ -139,6 +148,23 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
+def _copy(path: Path, copy: str) -> None:
+    """The lock keeps nobody out meanwhile; who has had it open has left something in the file's beginning."""
+    begins, told = (
+        _begins(path),
+        f"{path} is open in another process: let it save(), and look at that",
+    )
+    if _locked(path):
+        raise InUse(told)
+    shutil.copyfile(path, copy)
+    os.chmod(copy, 0o600)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copyfile(str(path) + live.CHECKPOINT, copy + live.CHECKPOINT)
+        os.chmod(copy + live.CHECKPOINT, 0o600)
+    if _locked(path) or _begins(path) != begins:
+        raise InUse(told)
+
+
 def _take_over(copy: str) -> None:
     """The copy counts as the file it is of: nobody had that open while it was copied."""
     with open(copy, "r+b") as file:
@@ -155,15 +181,9 @@ def _opened(
         with Cache.open(path, codec=codec, progress=progress) as cache:
             yield cache, "snapshot"
         return
-    if _locked(path):
-        raise Usage(f"{path} is open in another process: let it save(), and look at that")
     with tempfile.TemporaryDirectory(prefix="gbcache-") as folder:
         copy = os.path.join(folder, "copy.gbc")
-        shutil.copyfile(path, copy)
-        os.chmod(copy, 0o600)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(str(path) + live.CHECKPOINT, copy + live.CHECKPOINT)
-            os.chmod(copy + live.CHECKPOINT, 0o600)
+        _copy(path, copy)
         _take_over(copy)
         with Cache(None, path=copy, codec=codec, housekeeping=False) as cache:
             assert cache.recovery is not None
@@ -179,12 +199,7 @@ def _walk(path: Path, cache: Cache) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    if live.is_live(_begins(args.file)) and _locked(args.file):
-        print(
-            f"gbcache check: {args.file} is open in another process, which alone can check it",
-            file=sys.stderr,
-        )
-        return 3
+    _begins(args.file)  # what is no file at all is another error
     try:
         with _opened(args.file, args.codec, _progress(args.quiet, "check")) as (cache, how):
             entries = len(cache)
@@ -194,6 +209,12 @@ def _check(args: argparse.Namespace) -> int:
             "found": how,
             "entries": entries,
         }
+    except InUse:
+        print(
+            f"gbcache check: {args.file} is open in another process, which alone can check it",
+            file=sys.stderr,
+        )
+        return 3
     except ImageError as error:
         said = {"file": str(args.file), "sound": False, "offset": error.offset, "rule": error.rule}
     if args.json:

@@ -6,6 +6,7 @@ import datetime
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from decimal import Decimal
@@ -57,6 +58,38 @@ def test_a_live_file_open_and_closed(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert main([verb, str(path)]) == 0
         assert says in capsys.readouterr().out
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_live_file_that_is_opened_while_it_is_copied(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    closed: bool,
+) -> None:
+    """What was copied may be torn: nothing is said of it."""
+    path, copies = tmp_path / "a.gbc", list[Cache]()
+    Cache("1MB", path=path).close()
+
+    def copyfile(source: Path, copy: Path) -> None:
+        whole(source, copy)
+        if source == path:
+            copies.append(Cache("1MB", path=path))
+            copies[-1]["k"] = "v"
+            if closed:
+                copies[-1].close()
+
+    whole = shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    try:
+        assert main(["check", str(path)]) == 3 and len(copies) == 1
+        if not closed:
+            copies[0].close()
+        assert main(["dump", str(path)]) == 2 and len(copies) == 2
+    finally:
+        for cache in copies:
+            cache.close()
+    assert "open in another process" in capsys.readouterr().err
 
 
 def test_check_says_what_is_wrong(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
