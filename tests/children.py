@@ -1,16 +1,21 @@
-"""A call in a forked child, which must end by itself, and well."""
+"""A call in a forked child, which must end by itself, and well; a program of its own."""
 
 from __future__ import annotations
 
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-__all__ = ["isolated", "survives"]
+import gbcache
+
+__all__ = ["isolated", "run", "survives"]
 
 HANGS = 20
 """Seconds."""
@@ -57,3 +62,15 @@ def isolated(test: Callable[..., None]) -> Callable[..., None]:
         survives(lambda: test(*args, **kwargs))
 
     return outer
+
+
+def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """The code, with `sys.argv[1:]`, in an interpreter of its own."""
+    call = [
+        sys.executable,
+        "-c",
+        "import os, signal, sys\nimport gbcache\n" + code,
+        *map(str, args),
+    ]
+    env = {**os.environ, "PYTHONPATH": str(Path(gbcache.__file__).parent.parent)}  # this very build
+    return subprocess.run(call, env=env, cwd="/", capture_output=True, text=True, timeout=60)

@@ -27,7 +27,6 @@ def none_is_left() -> None:
     assert until(lambda: not dispatching(), 5), "another test left a cache with a subscriber"
 
 
-
 DELIVERIES = pytest.mark.parametrize("delivery", ["thread", "inline"])
 
 

@@ -1,37 +1,23 @@
-"""Snapshots and live files, as their users see them."""
+"""Snapshots, as their users see them."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from children import run
+from fillings import filled
 
 import gbcache
-from gbcache import Cache, ImageError, _packed, files, live, snapshot
+from gbcache import Cache, ImageError, _packed, snapshot
 
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
-
-
-def filled(cache: Cache, n: int = 2000) -> Cache:
-    for i in range(n):
-        cache[f"key{i}"] = b"x" * (i % 90)
-    cache.update(
-        text="ü" * 9, none=None, yes=True, real=0.5, many=[1, {"a": (2,)}], long="y" * 50_000
-    )
-    cache[(1, "a")] = 2**70
-    cache.set("ttl", "v", ttl=100)
-    for i in range(0, n, 7):
-        cache.get(f"key{i}")
-    return cache
 
 
 def test_what_is_saved_is_what_is_opened(folder: Path) -> None:
@@ -243,185 +229,6 @@ def test_the_index_of_a_file_goes_round(folder: Path) -> None:
             assert [found.get(i) for i in numbers] == numbers
 
 
-# --- live files --------------------------------------------------------------------------------------------
-
-
-def test_a_live_file_is_there_again(folder: Path) -> None:
-    path = folder / "a.gbc"
-    with filled(Cache("2MB", path=path, events="64KiB")) as cache:
-        assert cache.recovery == live.Recovery("new", 0, "", cache.recovery.seconds)  # type: ignore[union-attr]
-        content, seq = list(cache.items()), cache.last_seq
-        with pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
-            Cache("2MB", path=path)
-    with Cache("2MB", path=path, events="64KiB") as again:
-        assert again.recovery is not None and again.recovery.how == "clean"
-        with pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
-            Cache.open(path, "r+")  # one that was there has one writer, too
-        assert list(again.items()) == content and again.last_seq == seq
-        assert 98 < (again.ttl("ttl") or 0) <= 100
-        again.check()
-    with Cache.open(path, "r+") as third:
-        assert third.max_bytes == 2_000_000 and len(third) == len(content)
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_another_size_and_back(folder: Path) -> None:
-    path = folder / "a.gbc"
-    with Cache("1MB", path=path) as cache:
-        for i in range(5000):
-            cache[i] = b"v" * 100
-        kept = list(cache)
-    with Cache("3MB", path=path) as larger:
-        assert list(larger) == kept and path.stat().st_size == 3_000_000
-        larger.check()
-    with Cache("400kB", path=path) as smaller:
-        assert list(smaller) == kept[-len(smaller) :] and path.stat().st_size == 400_000
-        smaller.check()
-
-
-def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    call = [
-        sys.executable,
-        "-c",
-        "import os, signal, sys\nimport gbcache\n" + code,
-        *map(str, args),
-    ]
-    env = {**os.environ, "PYTHONPATH": str(Path(gbcache.__file__).parent.parent)}  # this very build
-    return subprocess.run(call, env=env, cwd="/", capture_output=True, text=True, timeout=60)
-
-
-KILLED = """
-cache = gbcache.Cache("2MB", path=sys.argv[1])
-for i in range(3000):
-    cache[i] = b"v" * (i % 300)
-del cache[7]
-if len(sys.argv) > 2:
-    cache.sync()
-    cache["after"] = 1
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_killed_process_loses_nothing(folder: Path) -> None:
-    path = folder / "a.gbc"
-    assert run(KILLED, path).returncode == -signal.SIGKILL
-    with Cache("2MB", path=path) as cache:
-        assert cache.recovery is not None and cache.recovery.how == "mended"
-        assert list(cache) == [i for i in range(3000) if i != 7]
-        assert all(cache[i] == b"v" * (i % 300) for i in range(3000) if i != 7)
-        cache.check()
-
-
-def test_a_power_cut_falls_back_to_the_checkpoint(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = folder / "a.gbc"
-    run(KILLED, path, "sync")
-    monkeypatch.setattr(files, "boot_id", lambda: b"another boot 123")
-    with Cache("2MB", path=path) as cache:
-        assert cache.recovery is not None and cache.recovery.how == "checkpoint"
-        assert "after" not in cache and list(cache) == [i for i in range(3000) if i != 7]
-        cache.check()
-    with Cache("2MB", path=path) as cache:
-        assert cache.recovery is not None and cache.recovery.how == "clean"
-
-
-def test_nothing_sound_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = folder / "a.gbc"
-    run(KILLED, path)
-    monkeypatch.setattr(files, "boot_id", lambda: b"another boot 123")
-    before = path.read_bytes()
-    with pytest.raises(ImageError, match="on_error='empty'"):
-        Cache("2MB", path=path)
-    assert path.read_bytes() == before and os.listdir(folder) == ["a.gbc"]
-    with Cache("2MB", path=path, on_error="empty", events="16KiB") as cache:
-        assert cache.recovery is not None and cache.recovery.how == "empty" and len(cache) == 0
-        assert [(e.kind, e.value) for e in cache.changes()] == [("recover", 0)]
-    damaged = Path(str(path) + live.CHECKPOINT)
-    damaged.write_bytes(b"GbSnap1\n" + bytes(9000))
-    path.unlink()
-    with pytest.raises(ImageError):
-        Cache("2MB", path=path)
-    with Cache("2MB", path=path, on_error="empty") as cache:
-        assert cache.recovery is not None and cache.recovery.how == "empty"
-
-
-def test_closed_then_another_boot_is_clean(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = folder / "a.gbc"
-    filled(Cache("2MB", path=path)).close()
-    monkeypatch.setattr(files, "boot_id", lambda: b"another boot 123")
-    with Cache("2MB", path=path) as cache:
-        assert cache.recovery is not None and cache.recovery.how == "clean"
-        assert 98 < (cache.ttl("ttl") or 0) <= 100
-
-
-def test_no_thread_to_sync_in_the_background(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", none)
-        with pytest.raises(RuntimeError, match="new thread") as told:
-            Cache("1MB", path=folder / "a.gbc", sync_interval=5)
-    with Cache("1MB", path=folder / "a.gbc"):  # though the frames are there: it is nobody's
-        assert told.value
-
-
-def test_background_sync(folder: Path) -> None:
-    path = folder / "a.gbc"
-    with Cache("1MB", path=path, sync_interval=0.05) as cache:
-        cache["k"] = 1
-        checkpoint = Path(cache._file.checkpoint)  # type: ignore[union-attr]
-        deadline = time.monotonic() + 10
-        found = None
-        while found is None and time.monotonic() < deadline:  # the first may come before the key
-            time.sleep(0.02)
-            found = Cache.open(checkpoint).get("k") if checkpoint.exists() else None
-        assert found == 1 and cache.sync_errors == 0
-    for bad, error in (({"sync_interval": 1}, ValueError), ({"on_error": "x"}, ValueError)):
-        with pytest.raises(error):
-            Cache("1MB", **bad)
-    with pytest.raises(ValueError, match="clock"):
-        Cache("1MB", path=path, clock=time.monotonic)
-    with pytest.raises(TypeError, match="path"):
-        Cache("1MB").sync()
-
-
-def test_a_forked_child_has_no_part_in_it(folder: Path) -> None:
-    path = folder / "a.gbc"
-    cache = Cache("1MB", path=path)
-    cache["k"] = 1
-    pid = os.fork()
-    if not pid:
-        try:
-            cache["k"] = 2
-        except gbcache.ClosedError as error:
-            os._exit(0 if "parent" in str(error) else 1)
-        os._exit(2)
-    assert os.waitpid(pid, 0)[1] == 0
-    assert cache["k"] == 1
-    cache.close()
-    Cache("1MB", path=path).close()
-
-
-def test_a_copy_of_an_open_live_file_is_not_believed(folder: Path) -> None:
-    path, copy = folder / "a.gbc", folder / "b.gbc"
-    with Cache("1MB", path=path) as cache:
-        cache["k"] = 1
-        copy.write_bytes(path.read_bytes())
-        os.chmod(copy, 0o600)
-        with pytest.raises(ImageError, match="copy of another"):
-            Cache("1MB", path=copy)
-    copy.write_bytes(path.read_bytes())  # of a closed one
-    with Cache("1MB", path=copy) as cache:
-        assert cache["k"] == 1
-    (folder / "text").write_text("not ours\n" * 9000)
-    os.chmod(folder / "text", 0o600)
-    with pytest.raises(ImageError, match="another file"):
-        Cache("1MB", path=folder / "text", on_error="empty")
-    assert (folder / "text").read_text() == "not ours\n" * 9000
-
-
 UNDECODABLE = """
 class Codec:
     def encode(self, value): return b"x"
@@ -442,13 +249,3 @@ for read in (lambda: found["k"], lambda: found.get("k"), lambda: list(found.item
 def test_a_value_that_cannot_be_decoded_raises(folder: Path) -> None:
     ran = run(UNDECODABLE, folder / "a.gbs")
     assert ran.returncode == 0, (ran.returncode, ran.stderr[-500:])
-
-
-def test_a_constructor_that_fails_leaves_the_file_to_others(tmp_path: Path) -> None:
-    path = tmp_path / "a.gbc"
-    with pytest.raises(ValueError, match="does not fit") as told:
-        Cache("60kB", path=path, events="50kB")
-    with Cache(
-        "60kB", path=path
-    ) as cache:  # while the exception, and so its frames, are still there
-        assert told.value and len(cache) == 0

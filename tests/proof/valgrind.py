@@ -26,7 +26,14 @@ NATIVE = ROOT / "tests" / "native"
 BUILD = ROOT / "build" / "valgrind"
 MEMCHECK = ["valgrind", "-q", "--fair-sched=yes", "--leak-check=full", "--show-leak-kinds=definite",
             "--errors-for-leak-kinds=definite"]  # fmt: skip
-SLICE = ["test_cache.py", "test_object.py", "test_persist.py", "test_disk.py", "test_pair.py"]
+SLICE = [
+    "test_cache.py",
+    "test_object.py",
+    "test_persist.py",
+    "test_persist_live.py",
+    "test_disk.py",
+    "test_pair.py",
+]
 MORE = ["test_memoize.py", "test_object_misbehaving.py", "test_events_subscribers.py"]
 """With --all; and then the C tests are run in the normal build too, and test_oom, which runs through each allocation."""
 LEFT_OUT = {"test_max_bytes": "fills a disk: a minute", "fork": "as slow, and forks are proof-fork's",
