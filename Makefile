@@ -105,7 +105,7 @@ proof-power: build ## what a power cut may leave: STATES states of files, half a
 	PYTHONPATH=. $(PY) tests/proof/power_disk.py --states $$(($(STATES) / 2)) --seed $(SEED)
 
 proof-corrupt: build/asan/.made ## every bit flip and truncation of a snapshot, under ASan and UBSan
-	PYTHONPATH=build/asan $(UNDER_ASAN) $(PY) tests/proof/corrupt.py
+	PYTHONPATH=build/asan $(UNDER_ASAN) $(PY) tests/proof/corrupt.py --seed $(SEED)
 
 proof-disk: build ## a Disk's writers killed KILLS times, and STORES damaged stores
 	PYTHONPATH=. $(PY) tests/proof/disk_kill.py --kills $(KILLS) --seed $(SEED)

@@ -2,6 +2,7 @@
 #include "_door.h"
 #include "_args.h"
 #include "_event.h"
+#include "_load.h"
 #include "_save.h"
 
 struct gb_door_names gb_door_names;
@@ -276,6 +277,24 @@ bool gb_door_work(struct gb_door *d, uint64_t now, uint32_t slices) {
     }
     gb_door_back(d, state);
     return more;
+}
+
+bool gb_door_fill(struct gb_door *d, struct gb_loader *l, uint32_t ms) {
+    bool good = true;
+    gb_door_stay(d);
+    PyThreadState *state = gb_door_out(d);
+    gb_lock_wait(&d->lock);
+    if (d->open) good = gb_load_run(l, ms);
+    gb_lock_free(&d->lock);
+    gb_door_back(d, state);
+    return good;
+}
+
+void gb_door_fill_end(struct gb_door *d, struct gb_loader *l) {
+    gb_door_hold(d);
+    if (!d->open) l->store = NULL;
+    gb_load_end(l);
+    gb_door_unlock(d);
 }
 
 void gb_door_fork_before(struct gb_door *d) {

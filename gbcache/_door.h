@@ -24,6 +24,8 @@
 #include "chain.h"
 #include "lock.h"
 
+struct gb_loader;
+
 struct gb_door {
     struct gb_store store;
     struct gb_lock lock;
@@ -144,6 +146,11 @@ void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p);
  * said where `mark` (may be NULL) is set when the value would be made visible. */
 bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, const char *mark,
                  enum gb_err *err);
+/* gb_load_run in a hold of its own, without the GIL: meanwhile nobody takes the image away, and no process forks. */
+bool gb_door_fill(struct gb_door *d, struct gb_loader *l, uint32_t ms);
+/* gb_load_end, also where the cache was closed. */
+void gb_door_fill_end(struct gb_door *d, struct gb_loader *l);
+
 /* Whether so long a value is copied out without the GIL. */
 static inline bool gb_door_far(struct gb_door *d, uint32_t len) {
     return len > GB_CHAIN_SLICE && !gb_door_mine(d);

@@ -118,8 +118,7 @@ def load(PackedImage store, int fd, uint64_t length, path, int64_t at, progress)
         raise MemoryError()
     try:
         while good and not loader.done:
-            with nogil:
-                good = gb_load_run(&loader, 50)
+            good = gb_door_fill(d, &loader, 50)
             PyErr_CheckSignals()
             if progress is not None and good:
                 progress(min(loader.frame, length), length)
@@ -128,11 +127,14 @@ def load(PackedImage store, int fd, uint64_t length, path, int64_t at, progress)
         if not good:
             raise text_of(&loader.fault, path)
     finally:
-        gb_load_end(&loader)
-    moves = d.store.head.counters.moves
-    d.store.head.counters = head.counters
-    d.store.head.counters.moves += moves
-    d.store.head.seq = max(d.store.head.seq, head.seq)
+        gb_door_fill_end(d, &loader)
+    gb_door_hold(d)
+    if d.open:
+        moves = d.store.head.counters.moves
+        d.store.head.counters = head.counters
+        d.store.head.counters.moves += moves
+        d.store.head.seq = max(d.store.head.seq, head.seq)
+    gb_door_unlock(d)
     return loader.dropped
 
 

@@ -164,8 +164,6 @@ cdef extern from "_load.h" nogil:
         uint64_t frame, records, dropped
         bint done
     bint gb_load_begin(gb_loader *l, int fd, const gb_snap_head *head, gb_store *store, uint64_t now, int64_t wall)
-    bint gb_load_run(gb_loader *l, uint32_t ms)
-    void gb_load_end(gb_loader *l)
 
 cdef extern from "_sealed.h" nogil:
     struct gb_sealed:
@@ -260,6 +258,8 @@ cdef extern from "_hot.h":
     void gb_door_wait(gb_door *d)
     void gb_door_unlock(gb_door *d)
     bint gb_door_rest() except 0
+    bint gb_door_fill(gb_door *d, gb_loader *l, uint32_t ms)
+    void gb_door_fill_end(gb_door *d, gb_loader *l)
     bint gb_door_await(gb_door *d) except 0
     void gb_door_hold(gb_door *d)
     bint gb_door_is_open(const gb_door *d)
@@ -329,5 +329,5 @@ cdef extern from "_news.h":
     object gb_news_key(const gb_batch *b, Py_ssize_t i)
     void gb_news_drop(gb_batch *b)
     bint gb_news_finish(gb_door *d, gb_news *n) except 0
-    int gb_news_pending(gb_door *d, const gb_news *n) except -1
+    bint gb_news_pending(gb_door *d, const gb_news *n)
     void gb_news_close(gb_news *n)

@@ -65,8 +65,12 @@ cdef class PackedImage:
         gb_door_unlock(d)
         if not was: return
         if own != NULL: gb_save_leave(own)  # called back by it: it could not come to its end
+        late = None
         while d.outsiders:
-            gb_door_rest()
+            try:
+                gb_door_rest()
+            except BaseException as error:  # a signal's handler raised: once it is closed
+                late = error
         try:
             if d.store.live:
                 gb_chain_orphans(&d.store)  # nobody will: a file that is closed is opened without a walk
@@ -75,6 +79,8 @@ cdef class PackedImage:
             PyBuffer_Release(&self.view)
             map, self.map = self.map, None
             map.close()
+        if late is not None:
+            raise late
 
     @property
     def closed(self):
@@ -423,6 +429,8 @@ cdef gb_err adopt(PackedImage self, bint mend, boot) except *:
     cdef gb_err err = gb_room_attach(&d.store, self.view.buf, self.view.len)
     cdef gb_head *h = d.store.head
     if err:
+        self.scratch = ("the image is as long as its superblock says", 0, (<gb_head *>self.view.buf).length,
+                        self.view.len)
         return err
     if mend:
         d.store.live = True

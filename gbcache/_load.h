@@ -47,7 +47,7 @@ struct gb_loader {
     int fd;
     struct gb_snap_head head;
     struct gb_load_fault fault;
-    struct gb_store *store;
+    struct gb_store *store; /* NULL: it is gone, and gb_load_end is all that follows */
     uint64_t now;
     int64_t wall;
     uint8_t *buffer; /* of `room` bytes; [at, at + used) of the file lies in it */

@@ -53,12 +53,19 @@ static void gap(struct gb_news *n, size_t before, uint64_t last, uint64_t lost) 
     n->lost_last = last;
 }
 
-/* One hold's worth into the buffer. 1: there may be more, 0: that was all, -1: exception. */
-static int fetch(struct gb_door *d, struct gb_news *n) {
+/* Entered; not where the cache is closed, maybe while this waited: what was left is then in the buffer (`finish`). */
+static bool entered(struct gb_door *d) {
+    gb_door_hold(d);
+    if (d->open) gb_door_begin(d);
+    else gb_door_unlock(d);
+    return d->open;
+}
+
+/* One hold's worth into the buffer; whether there may be more. */
+static bool fetch(struct gb_door *d, struct gb_news *n) {
     uint64_t lost = 0, wanted = n->at.wanted;
     bool more = false;
-    if (n->none) return 0;
-    if (!gb_door_enter(d)) return -1;
+    if (n->none || !entered(d)) return false;
     size_t room = n->room - n->used, before = n->used;
     n->used += gb_ring_pull(&d->store.ring, &n->at, &n->filter, n->buffer + n->used,
                             room < GB_NEWS_BUFFER ? (uint32_t)room : GB_NEWS_BUFFER,
@@ -69,17 +76,17 @@ static int fetch(struct gb_door *d, struct gb_news *n) {
 }
 
 bool gb_news_finish(struct gb_door *d, struct gb_news *n) {
-    for (int more = 1; more > 0;) {
+    do {
         if (!make_room(n, GB_NEWS_BUFFER)) return false;
-        if ((more = fetch(d, n)) < 0) return false;
-    }
+    } while (fetch(d, n));
     return true;
 }
 
-int gb_news_pending(struct gb_door *d, const struct gb_news *n) {
-    if (n->done < n->used || n->lost) return 1;
-    if (n->none || !gb_door_is_open(d)) return 0;
-    if (!gb_door_enter(d)) return -1;
+static bool holds_some(const struct gb_news *n) { return n->done < n->used || n->lost; }
+
+bool gb_news_pending(struct gb_door *d, const struct gb_news *n) {
+    if (holds_some(n)) return true;
+    if (n->none || !entered(d)) return holds_some(n); /* another thread may have copied them while this waited */
     bool pending = gb_ring_pending(&d->store.ring, &n->at);
     gb_door_leave(d, GB_OP_GET);
     return pending;
@@ -165,13 +172,12 @@ static bool hand_over(struct gb_news *n, struct gb_batch *b, size_t end, Py_ssiz
 bool gb_news_take(struct gb_door *d, struct gb_news *n, Py_ssize_t most, struct gb_batch *b) {
     size_t end;
     memset(b, 0, sizeof *b);
-    while (n->done == n->used && !n->lost) {
+    while (!holds_some(n)) {
         if (!gb_door_is_open(d)) return true;
         n->done = n->used = n->lost_at = 0;
         if (!make_room(n, GB_NEWS_BUFFER)) return false;
-        int more = fetch(d, n);
-        if (more < 0) return false;
-        if (!n->used && !n->lost && !more) return true;
+        bool more = fetch(d, n);
+        if (!holds_some(n) && !more) return true;
     }
     Py_ssize_t records = some_of(n, most - (n->lost && n->lost_at == n->done), &end);
     return hand_over(n, b, end, records);

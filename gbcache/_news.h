@@ -49,8 +49,8 @@ PyObject *gb_news_key(const struct gb_batch *b, Py_ssize_t i);
 void gb_news_drop(struct gb_batch *b);
 /* Copies out all there is: the cache is about to be closed. */
 bool gb_news_finish(struct gb_door *d, struct gb_news *n);
-/* 1 if a pull would find something to look at, 0, -1 with an exception. */
-int gb_news_pending(struct gb_door *d, const struct gb_news *n);
+/* Whether a pull would find something to look at. */
+bool gb_news_pending(struct gb_door *d, const struct gb_news *n);
 void gb_news_close(struct gb_news *n);
 
 #endif

@@ -117,7 +117,7 @@ static bool look(const struct gb_pair *p, struct part *w) {
 static void huge(const struct gb_loader *l, bool yes) {
 #ifdef MADV_HUGEPAGE
     const struct gb_store *s = l->store;
-    if (s->live || l->head.index_at <= WORTH) return;
+    if (!s || s->live || l->head.index_at <= WORTH) return;
     (void)madvise(s->base, s->head->length, yes ? MADV_HUGEPAGE : MADV_NOHUGEPAGE); /* no more than a help */
 #else
     (void)l, (void)yes;

@@ -44,6 +44,7 @@ cdef class PackedCursor:
     cdef PackedImage store
     cdef gb_news news
     cdef bint busy  # a thread is within pull: it may wait there without the GIL
+    cdef bint finishing  # or within finish
     cdef object __weakref__
 
     def __dealloc__(self):
@@ -54,6 +55,8 @@ cdef class PackedCursor:
         """A Batch of the next events, `most` at most; empty if there are none."""
         cdef Batch batch = Batch.__new__(Batch)
         batch.store = self.store
+        while self.finishing:
+            gb_door_rest()
         if self.busy:
             raise RuntimeError("another thread is reading these events: give each its own watch")
         self.busy = True
@@ -66,18 +69,18 @@ cdef class PackedCursor:
     @cython.critical_section
     def pending(self):
         """Whether a pull would find something to look at."""
-        return gb_news_pending(&self.store.door, &self.news) == 1
+        return gb_news_pending(&self.store.door, &self.news)
 
     @cython.critical_section
     def finish(self):
         """Copies out what is left: the cache is about to be closed."""
-        while self.busy:
+        while self.busy or self.finishing:
             gb_door_rest()
-        self.busy = True
+        self.finishing = True
         try:
             gb_news_finish(&self.store.door, &self.news)
         finally:
-            self.busy = False
+            self.finishing = False
 
 
 cdef class Batch:

@@ -207,6 +207,8 @@ class Cache(Persistent, Common):
         finally:
             if self._file is not None:
                 self._file.release()
+            if self._hub is not None:
+                self._hub.closing()  # of those who came meanwhile
 
     @property
     def max_bytes(self) -> int:
@@ -372,6 +374,8 @@ class ObjectCache(ObjectStore, Common):
         if not self.closed and self._hub is not None:
             self._hub.closing()
         super().close()
+        if self._hub is not None:
+            self._hub.closing()  # of those who came meanwhile
 
     @property
     def max_weight(self) -> int | None:

@@ -6,10 +6,12 @@ import atexit
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from .locks import Lock, endure
+from ._packed import report
+from .locks import SHORT, Lock, endure
 from .watch import Wake
 
 __all__ = ["Dispatcher", "reborn", "the"]
@@ -39,20 +41,24 @@ class Dispatcher:
         with self._lock:
             if self._wake is None:
                 self._wake = Wake()
+            self._begin()  # first: where it cannot, nobody is left to be served
             if id(hub) not in self._hubs:
                 key = id(hub)
                 cache._bells(self._wake.bell.address, True)
                 self._hubs[key] = weakref.ref(hub, partial(self._gone, key))
-            if self._thread is None and not self._over:
-                self._thread = threading.Thread(
-                    target=endure, args=(self._run,), name="gbcache-events", daemon=True
-                )
-                try:
-                    self._thread.start()
-                except BaseException:
-                    self._thread = None
-                    raise
             self._wake.ring()
+
+    def _begin(self) -> None:
+        if self._over or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._thread = threading.Thread(
+            target=endure, args=(self._run,), name="gbcache-events", daemon=True
+        )
+        try:
+            self._thread.start()
+        except BaseException:
+            self._thread = None
+            raise
 
     def _gone(self, key: int, _: object) -> None:
         self._hubs.pop(key, None)
@@ -80,16 +86,28 @@ class Dispatcher:
     def _all(self) -> list[Served]:
         return [hub for ref in list(self._hubs.values()) if (hub := ref()) is not None]
 
+    def _asked(self, ask: Callable[..., bool], hub: Served, *args: Any) -> bool:
+        """What the hub says. One that fails is left out from now on: the thread is everybody's."""
+        try:
+            return ask(*args)
+        except SHORT:
+            raise
+        except BaseException as error:
+            report(error, ask)
+            self._hubs.pop(id(hub), None)
+            hub.over("thread")
+            return False
+
     def _round(self) -> bool:
-        more = sum([hub.turn() for hub in self._all()]) > 0
-        for hub in [hub for hub in self._ending if not hub.pending("thread")]:
+        more = sum([self._asked(hub.turn, hub) for hub in self._all()]) > 0
+        for hub in [h for h in self._ending if not self._asked(h.pending, h, "thread")]:
             self._ending.remove(hub)
             self._hubs.pop(id(hub), None)
             hub.over("thread")
         return more
 
     def _quiet(self) -> bool:
-        return not any([hub.pending("thread") for hub in self._all()])
+        return not any([self._asked(hub.pending, hub, "thread") for hub in self._all()])
 
     def _run(self) -> None:
         wake = self._wake

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import dispatch, forks
+from .errors import ClosedError
 from .events import ALL, Event, bits_of, check_prefix
 from .subscribers import OnLoop, Subscription
 from .watch import Cursor, Wake, Watch, drain
@@ -37,6 +38,8 @@ class Hub:
         """Whether one that is called inline was interrupted."""
         self._changing = threading.RLock()
         self._draining = threading.Lock()
+        self._ending = False
+        """Whether the cache is being closed: who read it has been told."""
         self._watches: dict[int, weakref.ref[Watch]] = {}
         """By id: a dict can be gone through while the collector takes out of it."""
         self._subscribers: tuple[
@@ -97,11 +100,18 @@ class Hub:
         try:  # the ring first: a cursor belongs to one
             if since is not None:
                 self._check_since(since)
+            self._still_open()
             self._listen(mask, values)
             cursor: Cursor = cache._cursor(since, mask, prefix, bool(values))
         finally:
             changing.release()
         return cursor
+
+    def _still_open(self) -> None:
+        """Who came later would never be told of its end."""
+        cache = self._cache()
+        if self._ending or cache is None or cache.closed:
+            raise ClosedError("the cache is closed")
 
     def _readers(self) -> list[Watch | Subscription]:
         alive = [watch for ref in list(self._watches.values()) if (watch := ref()) is not None]
@@ -115,13 +125,17 @@ class Hub:
         for reader in self._readers():
             mask |= reader.kinds
             values = values or reader.values
-        cache._listen(mask | self._reserved, bool(values), self._room)
+        try:
+            cache._listen(mask | self._reserved, bool(values), self._room)
+        except ClosedError:  # meanwhile
+            return
 
     def join(self, reader: Watch | Subscription, wake: Wake | None) -> None:
         cache = self._cache()
         changing = self._changing  # another one in a forked child
         changing.acquire()
         try:
+            self._still_open()
             if wake is not None and cache is not None:
                 cache._bells(wake.bell.address, True)
             if isinstance(reader, Watch):
@@ -133,6 +147,7 @@ class Hub:
                     self._hear()
                 except BaseException:
                     self._without(reader)
+                    self._listen()
                     raise
             self._listen()
         finally:
@@ -208,8 +223,14 @@ class Hub:
         changing = self._changing  # another one in a forked child
         changing.acquire()
         try:
+            if self._ending:
+                return
+            self._ending = True
             for reader in self._readers():
                 reader.end()
+        except BaseException:
+            self._ending = False  # it is not closed
+            raise
         finally:
             changing.release()
         if self.inline():
@@ -230,6 +251,7 @@ class Hub:
         """In a forked child: readers, and the dispatcher's bell, are the parent's."""
         self._changing, self._draining = threading.RLock(), threading.Lock()
         self.counting = threading.RLock()
+        self._ending = False
         cache = self._cache()
         if dead is not None:
             self.silence(dead)

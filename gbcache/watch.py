@@ -98,6 +98,7 @@ class Watch:
         try:
             hub.join(self, self._wake)
         except BaseException:
+            hub.silence(self._wake)
             self._wake.close()
             raise
 
