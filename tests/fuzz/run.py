@@ -2,8 +2,9 @@
 
     python tests/fuzz/run.py [--seconds N | --runs N] [--only load --only mend] [--variant tiny] [--seed S] [--jobs J]
 
-`--seconds` are shared by all of it, `--runs` are of each target in each variant. The input that shows a failure is
-kept in build/proof, and the program that replays it is named.
+`--seconds` are shared by all of it, `--runs` are of each target in each variant. Each run begins with the committed
+inputs (corpus_*) alone, in a directory of its own: what an earlier run came across would make the same seed another
+run. The input that shows a failure is kept in build/proof, and the program that replays it is named.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,13 +63,11 @@ def build(target: str, variant: str, clang: str | None) -> Path:
 
 
 def command_of(
-    program: Path, clang: bool, target: str, limit: Limit, seed: int, case: Path
+    program: Path, clang: bool, target: str, limit: Limit, seed: int, case: Path, corpus: str
 ) -> list[str]:
     if not clang:
         much = ["--runs", str(limit.runs)] if limit.runs else ["--seconds", str(limit.seconds)]
         return [str(program), *much, "--seed", str(seed), "--case", str(case)]
-    corpus = OUT / f"corpus_{program.name}_{seed}"
-    corpus.mkdir(exist_ok=True)
     much = [f"-runs={limit.runs}"] if limit.runs else [f"-max_total_time={limit.seconds}"]
     limits = [
         *much,
@@ -75,23 +75,25 @@ def command_of(
         f"-seed={seed}",
         f"-max_len={LONGEST.get(target, 4096)}",
         f"-timeout={STUCK}",
+        "-reload=0",  # else it looks each second for what others put there, as the clock has it
     ]
     kept = [str(HERE / f"corpus_{target}")] if (HERE / f"corpus_{target}").is_dir() else []
     said_ = ["-print_final_stats=1", f"-exact_artifact_path={case}"]
-    return [str(program), *limits, *said_, str(corpus), *kept]
+    return [str(program), *limits, *said_, corpus, *kept]
 
 
 def run(target: str, variant: str, clang: str | None, limit: Limit, seed: int) -> tuple[int, float]:
     """One target in one variant: how many inputs ran, in how many seconds; -1: something was found."""
     program = build(target, variant, clang)
     case = said.kept(f"fuzz-{target}-{variant}-{seed}")
-    command = command_of(program, clang is not None, target, limit, seed, case)
     begun, stuck = time.monotonic(), None if limit.runs else limit.seconds + 120
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=stuck)
-        text, failed = ran.stdout + ran.stderr, ran.returncode != 0
-    except subprocess.TimeoutExpired:
-        text, failed = "an input does not come to an end", True
+    with tempfile.TemporaryDirectory(dir=OUT, prefix=f"corpus_{program.name}_") as corpus:
+        command = command_of(program, clang is not None, target, limit, seed, case, corpus)
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=stuck)
+            text, failed = ran.stdout + ran.stderr, ran.returncode != 0
+        except subprocess.TimeoutExpired:
+            text, failed = "an input does not come to an end", True
     found = re.search(r"number_of_executed_units:\s*(\d+)", text) or re.search(
         r"(\d+) runs, ", text
     )

@@ -109,12 +109,14 @@ def main() -> int:
     programs("imported again", hostile_cases.again(), options, sys.executable, str(ROOT))
     there = pythons.found()
     for version in options.versions.split(","):
+        titles = {kind: f"sub-interpreters, {version}, {kind}" for kind in ("legacy", "isolated")}
         if version not in there:
-            print(f"Python {version} is not here")
+            for title in titles.values():
+                said.skipped(title, f"no Python {version} on PATH or under pyenv")
             continue
         python, site = pythons.built(version, there[version])
-        for kind in ("legacy", "isolated"):
-            programs(f"sub-interpreters, {version}, {kind}", hostile_cases.subs(), options, python, site, kind)  # fmt: skip
+        for kind, title in titles.items():
+            programs(title, hostile_cases.subs(), options, python, site, kind)
     return said.verdict()
 
 

@@ -6,6 +6,11 @@ EIO, ENOSPC, EINTR, half of what was asked for, and a failure that stays: in eve
 (save, sync, open in all modes, create, close, resize of a live file) and in the life of a Disk
 (tests/test_disk_faults.py; of its turns each N-th, as a life takes long). The disk that is full is a tmpfs of 2 MB,
 mounted where this runs as root.
+
+It takes no seed, as nothing of it is drawn: the works and the lives are the same each time, and all their turns (of a
+life each N-th) are tried in order. What is bad is named by work, call, error, way and turn, and the same command tries
+it again; of a life alone: test_disk_faults.fail(folder, shim, ["CALL:TURN:ERRNO:WAY"]). Where a thread of the library
+works beside (SaveInThread, a Disk's), the turn may be another call's than last time.
 """
 
 from __future__ import annotations
@@ -44,7 +49,10 @@ DISK_CALLS = (
     "unlink",
     "close",
 )
+TURNS = 199
+"""The last turn test_files_faults.py tries."""
 MOST = 400
+"""The last turn, nearly, that is tried of a call in a Disk's life."""
 
 
 def of_files(shim: Path) -> None:
@@ -60,6 +68,8 @@ def of_files(shim: Path) -> None:
         points += sum(told["turns"].values())
         bad += [f"{work}: {what}" for what in told["bad"]]
         bad += [f"{work}: {call} never failed: nothing was proved" for call in missing]
+        more = [call for call, turns in told["turns"].items() if turns >= TURNS]
+        bad += [f"{work}: {call} has {TURNS} turns or more: not all failed" for call in more]
         print(f"{work}: {told['tried']} faults, {len(told['bad'])} bad", flush=True)
     print("\n".join(bad[:20]), end="\n" if bad else "")
     said.row(
@@ -78,7 +88,7 @@ def faults_of(call: str, turns: range) -> list[str]:
 
 def of_disk(shim: Path, stride: int) -> None:
     """All faults of a Disk's life, some turns of one call in a process."""
-    tried, reached, bad = 0, list[str](), list[str]()
+    tried, reached, cut, bad = 0, list[str](), list[str](), list[str]()
     for call in DISK_CALLS:
         last, struck_here = 1, 0
         while last < MOST:
@@ -93,13 +103,17 @@ def of_disk(shim: Path, stride: int) -> None:
             last += 4 * stride
             if not struck:
                 break
+        else:
+            cut.append(call)
         tried += struck_here
         reached += [call] if struck_here else []
         print(f"a Disk's {call}: {struck_here} faults", flush=True)
     print("\n".join(bad[:10]), end="\n" if bad else "")
+    which = "each of its turns" if stride == 1 else f"1 of {stride} of its turns"
     said.row(
-        "a Disk: each call fails in each way: memory and disk agree, what was acknowledged is there",
-        f"{tried:,} faults at {', '.join(reached)}; {len(bad)} bad",
+        f"a Disk: each call fails in each way, at {which}: memory and disk agree, what was acknowledged is there",
+        f"{tried:,} faults at {', '.join(reached)}; {len(bad)} bad"
+        + (f"; no turn after some {MOST} was tried of {', '.join(cut)}" if cut else ""),
         not bad and {"pwrite", "fsync", "open"} <= set(reached),
     )
 

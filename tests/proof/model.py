@@ -5,7 +5,9 @@
 The machines are those of `tests/test_model.py` and `tests/test_events_model.py`, longer: N runs of up to S operations
 each, after each of which all invariants are looked at. A run that fails is made small by hypothesis, printed and kept.
 The keys are of families that share bits, K of each: what a look-up and a set of them take is counted in steps, beside
-those of keys drawn at random.
+those of keys drawn at random. One family is apart: keys whose hash() is equal. A Cache hashes their bytes; an
+ObjectCache has nothing but that hash, and compares with all of them, as a dict does: its comparisons are counted beside
+a dict's.
 """
 
 from __future__ import annotations
@@ -96,10 +98,68 @@ def against_models(options: Any) -> None:
         )
 
 
-def families(n: int, seed: int) -> dict[str, list[Any]]:
-    """Keys at random, and keys that would collide in a table that took some of their bits."""
+EQUAL = 1500
+"""Keys with one hash: what filling takes grows with the square of it."""
+TO_A_DICT = 1.1
+PRIME: int = sys.hash_info.modulus
+"""Its multiples have the hash 0."""
+
+
+class Same:
+    """A key that has the hash of all others, and counts what it is compared with."""
+
+    compared = 0
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __hash__(self) -> int:
+        return 7
+
+    def __eq__(self, other: object) -> bool:
+        Same.compared += 1
+        return isinstance(other, Same) and other.number == self.number
+
+
+def comparisons(into: Any, n: int) -> int:
+    """Of n keys with one hash: each is set, found, set again, not found (another one), and half are deleted."""
+    Same.compared = 0
+    for i in range(n):
+        into[Same(i)] = i
+    for i in range(n):
+        assert into[Same(i)] == i
+        into[Same(i)] = -i
+        assert Same(n + i) not in into
+    for i in range(0, n, 2):
+        del into[Same(i)]
+    assert len(into) == n // 2
+    return Same.compared
+
+
+def equal_hashes() -> None:
+    """Of an ObjectCache: it cannot tell them apart without ==, as a dict cannot."""
+    plain = comparisons({}, EQUAL)
+    with ObjectCache() as cache:
+        ours = comparisons(cache, EQUAL)
+    with ObjectCache() as cache:
+        for i in range(EQUAL):
+            cache[i * PRIME] = i
+        assert all(cache[i * PRIME] == i for i in range(EQUAL))
+        most = max(cache.stats().max_steps.values())
+    said.row(
+        "keys whose hash() is equal, ObjectCache: an operation compares with all of them, as a dict's does: "
+        f"at most {TO_A_DICT:g} times its comparisons",
+        f"{EQUAL:,} keys: {ours:,} comparisons, a dict's {plain:,}: ratio {ours / plain:.2f}; "
+        f"{EQUAL:,} multiples of {PRIME}: an operation took {most:,} steps at most",
+        ours <= TO_A_DICT * plain,
+    )
+
+
+def families(n: int, seed: int, kind: str) -> dict[str, list[Any]]:
+    """Keys at random, and keys that would collide in a table that took some of their bits, or Python's hash."""
     rng = random.Random(seed)
-    return {
+    by_hash = {"equal hash()": [i * PRIME for i in range(n)]} if kind == "Cache" else {}
+    return by_hash | {
         "random": [rng.getrandbits(60) for _ in range(n)],
         "low bits equal": [i << 32 for i in range(n)],
         "high bits equal": [(1 << 62) + i for i in range(n)],
@@ -113,7 +173,7 @@ def made_to_collide(options: Any) -> None:
     made: dict[str, Any] = {"Cache": lambda: Cache("256MB"), "ObjectCache": ObjectCache}
     for kind, make in made.items():
         most: dict[str, int] = {}
-        for name, keys in families(options.keys, options.seed).items():
+        for name, keys in families(options.keys, options.seed, kind).items():
             with make() as cache:
                 for key in keys:
                     cache[key] = 1
@@ -121,7 +181,7 @@ def made_to_collide(options: Any) -> None:
                 most[name] = max(cache.stats().max_steps.values())
         worst = max(most, key=lambda name: most[name])
         said.row(
-            f"keys made to collide, {kind}",
+            f"keys made to collide, {kind}{'' if kind == 'Cache' else ', of hashes that differ'}",
             f"{options.keys:,} of each of {len(most) - 1} families: an operation took {most[worst]} steps at most "
             f"({worst}), {most['random']} with keys at random",
             most[worst] <= 5 * most["random"],
@@ -140,6 +200,7 @@ def main() -> int:
     options = parser.parse_args()
     against_models(options)
     made_to_collide(options)
+    equal_hashes()
     return said.verdict()
 
 
