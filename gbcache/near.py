@@ -63,6 +63,8 @@ class NearSide:
         """Whether what is in memory is as the far side has it."""
         self.told = True
         """Whether the far side tells of changes, if others make them."""
+        self.fed = False
+        """Whether the far side may tell of changes."""
         self.doubted = False
         """Whether something may be in memory that should have been taken out."""
         self._anew, self._settling = False, Lock()
@@ -302,6 +304,11 @@ _sides: weakref.WeakSet[NearSide] = weakref.WeakSet()
 def _forked() -> None:
     for side in list(_sides):
         side._begin_anew()
+        if (
+            side.fed
+        ):  # by threads that are the parent's: nothing is believed until they have followers
+            side.told = False
+            side.believe()
 
 
 forks.in_child(_forked)

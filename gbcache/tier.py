@@ -158,6 +158,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             )
         self._face(near, FRONT if isinstance(near, ObjectCache) else None)
         if isinstance(far, Feed):
+            self._side.fed = True
             self._believe(False)
             far.feed(_Listener(self))
 

@@ -7,6 +7,7 @@ it. Here the socket itself knows the instant at which all is over.
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401, of host names: a child forked while a thread imports it could never import it
 import math
 import os
 import select
