@@ -20,7 +20,7 @@ from . import files, live, snapshot
 from ._packed import FILE_ID_AT, judge, live_head
 from .cache import Cache
 from .codec import TypedCodec, decode_key, encode_key
-from .errors import ImageError
+from .errors import BudgetError, ImageError
 from .live import LiveFile
 
 __all__ = ["VERBS", "add_verbs", "run"]
@@ -238,6 +238,10 @@ def _is_plain(value: Any) -> bool:
         return "$" not in value and all(type(k) is str and _is_plain(v) for k, v in value.items())
     if type(value) is float:
         return value - value == 0.0  # neither infinite nor NaN
+    if type(value) is int:
+        return (
+            -(2**63) <= value < 2**64
+        )  # Python refuses to write very long ones, and other programs to read longer
     return type(value) in _PLAIN
 
 
@@ -254,6 +258,13 @@ def _of_json(value: Any, codec: TypedCodec) -> Any:
         data = bytes.fromhex(value["hex"])
         return data if value["$"] == "bytes" else codec.decode(data)
     return value
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError) as error:  # a very long int, a very deep list
+        return f"<{type(value).__name__}, which dump --json has: {error}>"
 
 
 def _key_to_json(key: Any) -> Any:
@@ -282,7 +293,7 @@ def _dump(args: argparse.Namespace) -> int:
                 line = {"key": _key_to_json(key), "value": _to_json(value, codec), "ttl": left}
                 print(json.dumps(line if not args.keys else {"key": line["key"]}))
             else:
-                text = repr(key) if args.keys else f"{key!r}: {value!r}"
+                text = _shown(key) if args.keys else f"{_shown(key)}: {_shown(value)}"
                 tail = "" if left is None else f"  ({left:,.0f} s left)"
                 print(
                     text
@@ -308,7 +319,9 @@ def _load(args: argparse.Namespace, lines: TextIO) -> int:
                 cache.set(
                     _key_of_json(item["key"]), _of_json(item["value"], codec), ttl=item.get("ttl")
                 )
-            except (ValueError, KeyError, TypeError) as error:
+            except BudgetError as error:
+                raise Usage(f"line {number}: {error} (--max-bytes): nothing was written") from None
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 what = f"{type(error).__name__}: {error}"
                 raise Usage(
                     f"line {number} is not one of dump --json ({what}): nothing was written"

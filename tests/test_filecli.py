@@ -158,6 +158,43 @@ def test_what_is_over_between_two_looks_is_left_out(
     assert len(lines) == 27 and all(line["ttl"] is None for line in lines)
 
 
+def test_what_python_would_not_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An int of more digits than it converts: the others are dumped, and it is, too."""
+    with Cache("1MB") as cache:
+        cache["long"], cache["nested"], cache["last"] = 10**5000, [2**64, -(2**63) - 1], 2**64 - 1
+        cache.save(tmp_path / "a.gbs")
+    assert main(["dump", str(tmp_path / "a.gbs")]) == 0
+    assert "'last': 18446744073709551615" in capsys.readouterr().out
+    assert main(["dump", str(tmp_path / "a.gbs"), "--json"]) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO(capsys.readouterr().out))
+    assert main(["load", str(tmp_path / "b.gbs")]) == 0
+    with Cache.open(tmp_path / "b.gbs") as again:
+        assert again["long"] == 10**5000 and again["nested"] == [2**64, -(2**63) - 1]
+        assert again["last"] == 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ('"' + "x" * 300_000 + '"', "line 1: a value of 300,000 bytes"),
+        ("[" * 20_000, "line 1 is not one"),
+    ],
+    ids=["long", "deep"],
+)
+def test_a_line_that_is_not_to_be_had(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    value: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f'{{"key": "k", "value": {value}}}\n'))
+    assert main(["load", str(tmp_path / "b.gbs"), "--max-bytes", "100kB"]) == 2
+    assert said.replace(",", "") in capsys.readouterr().err and not (tmp_path / "b.gbs").exists()
+
+
 def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("info", "check", "dump"):
         assert main([verb, str(tmp_path / "nowhere")]) == 2
