@@ -108,7 +108,7 @@ overwrite, 100,000 keys |
 insert + evict, 100,000 full; dict
     objects: insert + evict, set + del of the oldest / dict
     objects: insert + evict, set + del of the oldest / dict > cachebox.LRUCache
-`set` / `get` with a TTL of its own
+`set` / `get` with the cache's TTL
     objects: set with a TTL, 100,000 / dict
     objects: get with a TTL, 100,000 / dict
 `get_many` of 256 among 1,000,000, to a loop
@@ -153,7 +153,7 @@ their lateness, p99 / max
     events: async for: from a set to its event, p99 @p50
     events: async for: from a set to its event, p99
 a stalled subscriber
-    events: stalled subscriber: lost + delivered, to emitted
+    events: stalled subscriber: lost + delivered, to emitted > events that are neither
 writers' time beside it
     events: stalled subscriber: lost + delivered, to emitted > writers' time to without it
 4 threads x 250,000 on 16 keys

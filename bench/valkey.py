@@ -145,6 +145,8 @@ def absorbed(report: Report, url: str, writes: int) -> None:
     tier = Tiered(Cache("64MB"), Valkey(url, timeout=10, heartbeat=30))
     while not tier.trusts:
         time.sleep(0.01)
+    for i in range(writes):  # each change takes a copy out
+        tier.near[f"key{i:09d}"] = 1
     before = time.process_time()
     subprocess.run([sys.executable, "-c", FLOOD, url, str(writes)], check=True)
     while tier.stats().invalidations < writes:
