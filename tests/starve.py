@@ -442,12 +442,18 @@ def main() -> int:
     parser.add_argument(
         "--planted", action="store_true", help="with cases that are to be found out"
     )
+    parser.add_argument("--end", action="store_true", help="a last line: how many cases were told")
     options = parser.parse_args()
     if options.planted:
         starving.plant()
     with contextlib.suppress(AttributeError):  # not behind the shim
         ctypes.CDLL(None).shim_crashes()
-    bad, own, every = 0, Own(), argparse.Namespace(**{**vars(options), "step": 1, "start": 0})
+    bad, cases, own, every = (
+        0,
+        0,
+        Own(),
+        argparse.Namespace(**{**vars(options), "step": 1, "start": 0}),
+    )
     chosen = [case for case in starving.CASES if case.startswith(tuple(options.only.split("|")))]
     loops = any("aget_or_set" in case for case in chosen)  # a crowd takes half a minute
     for case in sorted(starving.CASES, key=lambda case: not case.startswith(ALONE)):
@@ -459,8 +465,10 @@ def main() -> int:
             if control:
                 own.learn(told)
                 told["theirs"], told["bad"] = [*told["theirs"], *told["bad"]], []
-            bad += len(told["bad"])
+            bad, cases = bad + len(told["bad"]), cases + 1
             print(json.dumps(told), flush=True)
+    if options.end:  # a sweep that was cut off has none
+        print(json.dumps({"end": cases}), flush=True)
     return 1 if bad else 0
 
 

@@ -100,7 +100,10 @@ class Reader:
             self.wrong.append(f"{self.name}: {what}")
 
 
-def work(cache: Any, thread: int, ops: int, seed: int, readers: list[Reader]) -> None:
+def work(
+    cache: Any, thread: int, ops: int, seed: int, readers: list[Reader], done: list[int]
+) -> None:
+    """A writer; `done[thread]` counts what returned."""
     dice, count = random.Random(f"{seed}:{thread}"), 0
     for n in range(ops):
         roll, count = dice.random(), count + 1
@@ -129,6 +132,9 @@ def work(cache: Any, thread: int, ops: int, seed: int, readers: list[Reader]) ->
             ):
                 time.sleep(0.001)
                 waits += 1
+            if waits == 20_000:
+                raise TimeoutError("a reader follows no more")
+        done[thread] = n + 1
 
 
 def read_on(watch: Any, reader: Reader, over: threading.Event) -> None:
@@ -152,6 +158,14 @@ class Round:
         self.readers = [Reader(name, plant) for name in ("thread", "inline", "watch", "asyncio")]
         self.stalled, self.over = Reader("stalled"), threading.Event()
         self.wrong: list[str] = []
+        self.done = [0] * THREADS
+
+    def write(self, thread: int) -> None:
+        ops = self.ops // THREADS + (thread < self.ops % THREADS)
+        try:
+            work(self.cache, thread, ops, self.seed, self.readers, self.done)
+        except BaseException as error:
+            self.wrong.append(f"writer {thread} died: {error!r}")
 
     def run(self) -> None:
         cache, over = self.cache, self.over
@@ -168,16 +182,13 @@ class Round:
                 target=lambda: asyncio.run(aread_on(watches[1], asynced)), daemon=True
             ),
         ]
-        writers = [
-            threading.Thread(
-                target=work, args=(cache, n, self.ops // THREADS, self.seed, self.readers)
-            )
-            for n in range(THREADS)
-        ]
+        writers = [threading.Thread(target=self.write, args=(n,)) for n in range(THREADS)]
         for each in follow + writers:
             each.start()
         for each in writers:
             each.join()
+        if sum(self.done) != self.ops:
+            self.wrong.append(f"{sum(self.done)} operations of {self.ops} were done: {self.done}")
         time.sleep(0.2)  # what expires
         cache.set(THE_END, 1, ttl=None)
         end = time.monotonic() + 30
@@ -223,9 +234,10 @@ def main() -> int:
     parser.add_argument("--plant", choices=["drop", "swap"], default="")
     args = parser.parse_args()
     rounds = []
-    for kind in ("Cache", "ObjectCache"):
+    half = args.ops // 2
+    for kind, ops in (("Cache", half), ("ObjectCache", args.ops - half)):
         begun = time.monotonic()
-        made = Round(kind, args.ops // 2, args.seed, args.plant)
+        made = Round(kind, ops, args.seed, args.plant)
         made.run()
         rounds.append(made)
         emitted = made.readers[0].delivered
@@ -240,11 +252,12 @@ def main() -> int:
     wrong = [what for made in rounds for what in made.wrong]
     if args.plant:
         return int(not wrong)
+    done = sum(sum(made.done) for made in rounds)
     events = sum(made.readers[0].delivered for made in rounds)
     said.row(
         "events: each once and in order to four kinds of readers, played back they are the content; both classes",
-        f"{args.ops:,} operations of {THREADS} threads, {events:,} events each, {len(wrong)} wrong",
-        not wrong,
+        f"{done:,} operations of {THREADS} threads, {events:,} events each, {len(wrong)} wrong",
+        not wrong and done == args.ops,
     )
     lost = sum(made.stalled.lost for made in rounds)
     told = sum(made.stalled.delivered for made in rounds)

@@ -22,6 +22,8 @@ import said
 
 VERSIONS = ("3.11", "3.12", "3.13")
 """Not 3.10: there each call of a Python function takes memory, so that no `with` and no `finally` can be relied on."""
+MAY_END_AT_ONCE = "interpreter:"
+"""Cases that may have tried nothing: an interpreter that crashes at the first places has shown what it does."""
 TESTS = Path(__file__).resolve().parent.parent
 
 
@@ -47,24 +49,40 @@ def sweep(
         str(options.step),
         "--start",
         str(start),
+        "--end",
     ]
     cases = said.kept(f"oom-{version}-{way}.cases")  # those to come are seen as they end
     with cases.open("w") as out:
         ran = subprocess.run(
             [*call, "--only", options.only], env=env, stdout=out, stderr=subprocess.PIPE, text=True, check=False
         )  # fmt: skip
-    told = [json.loads(line) for line in cases.read_text().splitlines()]
-    if ran.returncode not in (0, 1) or not told:
-        told.append(
-            {
-                "case": "the sweep",
-                "tried": 0,
-                "failed": 0,
-                "given up": True,
-                "bad": [ran.stderr[-2000:]],
-                "theirs": [],
-            }
-        )
+    return judged(cases.read_text().splitlines(), ran.returncode, ran.stderr)
+
+
+def judged(lines: list[str], status: int, errors: str) -> list[dict[str, Any]]:
+    """The cases that were told, and one more if that was not all, or not as the sweep's end has it."""
+    told, odd, end = list[dict[str, Any]](), list[str](), None
+    for line in lines:
+        try:
+            one = json.loads(line)
+        except ValueError:
+            odd.append(f"a line that is cut off: {line[:200]}")
+            continue
+        if "end" in one:
+            end = one["end"]
+        else:
+            told.append(one)
+    for one in told:
+        if not one["tried"] and not one["case"].startswith(MAY_END_AT_ONCE):
+            one["bad"].append("no place was tried")
+    if end != len(told):
+        odd.append(f"{len(told)} cases were told, the end says {end}")
+    # a traceback ends with 1 as well
+    if status not in (0, 1) or (status == 1 and not any(one["bad"] for one in told)):
+        odd.append(f"exit status {status}")
+    if odd:
+        more = {"tried": 0, "failed": 0, "given up": True, "theirs": []}
+        told.append({"case": "the sweep", "bad": [*odd, errors[-2000:]], **more})
     return told
 
 

@@ -4,21 +4,25 @@
 
 Each part is a target of the Makefile, `proof-NAME`, which prints rows (said.py). A part that ends in an error, or that
 ends without a row, is a row that says NO. Parts that only count share the machine's two cores; those that look at a
-clock, or want both cores, have the machine to themselves, afterwards. The table is printed at the end, and kept in
+clock, or want both cores, have the machine to themselves, afterwards. A part that takes far longer than it should is
+interrupted, then killed with all of its group, and is a row that says NO. The table is printed at the end, and kept in
 build/proof/table.md with what each part said beside it. Exits with 1 if any row says NO.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn, TextIO
 
 import said
 
@@ -28,13 +32,19 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 class Part(NamedTuple):
     """`short` and `long`: variables of the Makefile. `minutes` the short form took on a slow machine; None: a part
     of the long form alone. `counts`: it needs one core, and looks at no clock. Of `threads`: once its two interpreters
-    are there; to build them took 9 and 14 minutes on one busy core."""
+    are there; to build them, `first`, took 9 and 14 minutes on one busy core."""
 
     name: str
     minutes: float | None
     short: str = ""
     long: str = ""
     counts: bool = False
+    first: float = 0
+
+    def limit(self, is_long: bool) -> float:
+        """Seconds after which it hangs. Of the long form it is not known how long each takes: a day."""
+        minutes = 24 * 60 if is_long else 10 + 3 * ((self.minutes or 20) + self.first)
+        return 60 * minutes
 
 
 PARTS = [
@@ -50,7 +60,7 @@ PARTS = [
     Part("fork", 3.5),
     Part("clock", 1, "", "STOPPED=90"),
     Part("fuzz", 4, "FUZZ_SECONDS=120", "FUZZ_RUNS=10000000", counts=True),
-    Part("threads", 3),
+    Part("threads", 3, first=25),
     Part("leak", 4, "OPERATIONS=4000000", "OPERATIONS=10000000", counts=True),
     Part("soak", 2.2, "MINUTES=2", "MINUTES=120"),
     Part("hostile", 2),
@@ -62,6 +72,11 @@ PARTS = [
     Part("valgrind", 7, "VALGRIND=--jobs=1", "VALGRIND=--all", counts=True),
 ]
 LANES = 2
+GRACE = 10
+"""Seconds that a part has to say where it was when it is interrupted."""
+RUNNING: set[int] = set()
+"""The groups of the parts that run: the terminal does not reach them."""
+ENDING = threading.Event()
 BUILDS = ["build/asan/.made", "build/tiny/.made"]
 
 
@@ -82,11 +97,16 @@ def command_of(part: Part, is_long: bool, seed: int) -> list[str]:
     return ["make", "--no-print-directory", f"proof-{part.name}", *given.split(), f"SEED={seed}"]
 
 
-def rows_of(part: Part, text: str, status: int, command: str, seconds: float) -> list[Row]:
+def rows_of(
+    part: Part, text: str, status: int, hung: bool, command: str, seconds: float
+) -> list[Row]:
     """Its rows; and what it did not say itself, as one that says NO."""
     lines = [line.split("|") for line in text.splitlines() if line.startswith(said.MARK)]
     rows = [Row(*line[1:4], command, seconds) for line in lines if len(line) == 4]
-    if not rows:
+    if hung:
+        ended = f"it was killed after {seconds / 60:.0f} minutes"
+        rows.append(Row(f"{part.name}: comes to its end", ended, "NO", command, seconds))
+    elif not rows:
         rows = [
             Row(f"{part.name}: all of it", f"no row; exit status {status}", "NO", command, seconds)
         ]
@@ -100,33 +120,68 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
 
 
+def signalled(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def stopped(number: int, _: object) -> NoReturn:
+    """We are to end: so are the parts."""
+    ENDING.set()
+    for group in list(RUNNING):
+        signalled(group, signal.SIGKILL)
+    raise KeyboardInterrupt(number)
+
+
 def run(part: Part, is_long: bool, seed: int) -> list[Row]:
     """One part. What it says goes to a file beside the table, and its rows to the terminal as they come."""
-    command, begun, lines = command_of(part, is_long, seed), time.monotonic(), []
+    if ENDING.is_set():
+        raise KeyboardInterrupt
+    command, begun = command_of(part, is_long, seed), time.monotonic()
     print(f"--- {' '.join(command)}", flush=True)
-    with (said.KEPT / f"{part.name}.txt").open("w") as kept:
+    path = said.KEPT / f"{part.name}.txt"
+    # not a pipe: what a killed part leaves behind might hold that open for ever
+    with path.open("w") as kept, path.open(errors="replace") as told:
         ran = subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment(),
-            text=True,
-            stdout=subprocess.PIPE,
+            stdout=kept,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-        assert ran.stdout is not None
-        for line in ran.stdout:
-            kept.write(line)
-            kept.flush()
-            lines.append(line)
-            if line.startswith(said.MARK):
-                print(line, end="", flush=True)
-        status = ran.wait()
+        RUNNING.add(ran.pid)
+        try:
+            text, hung = followed(ran, told, begun + part.limit(is_long))
+        finally:
+            signalled(ran.pid, signal.SIGKILL)
+            RUNNING.discard(ran.pid)
     seconds = time.monotonic() - begun
-    rows = rows_of(part, "".join(lines), status, " ".join(command[2:]), seconds)
+    status = ran.wait()
+    rows = rows_of(part, text, status, hung, " ".join(command[2:]), seconds)
     if any(row.good == "NO" for row in rows):
-        print("".join(lines[-40:]), flush=True)
+        print("\n".join(text.splitlines()[-40:]), flush=True)
     print(f"    {part.name}: {seconds:.0f} s, status {status}", flush=True)
     return rows
+
+
+def followed(ran: subprocess.Popen[bytes], told: TextIO, until: float) -> tuple[str, bool]:
+    """What a part says until it ends, and whether it had to be ended."""
+    text, shown, hung = "", 0, False
+    while True:
+        status = ran.poll()
+        text += told.read()
+        whole = text.rfind("\n") + 1
+        for line in text[shown:whole].splitlines():
+            if line.startswith(said.MARK):
+                print(line, flush=True)
+        shown = whole
+        if status is not None:
+            return text, hung
+        if time.monotonic() > until:
+            signalled(ran.pid, signal.SIGKILL if hung else signal.SIGINT)
+            hung, until = True, time.monotonic() + GRACE
+        time.sleep(0.1)
 
 
 def run_all(parts: list[Part], known: set[str], is_long: bool, seed: int) -> dict[str, list[Row]]:
@@ -170,6 +225,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=[part.name for part in PARTS])
     args = parser.parse_args()
     known, begun = known_targets(), time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stopped)
     said.KEPT.mkdir(parents=True, exist_ok=True)
     left = [part.name for part in PARTS if part.minutes is None and not args.long]
     chosen = [p for p in PARTS if (p.name in args.only if args.only else p.name not in left)]

@@ -38,7 +38,7 @@ from servers import Server  # noqa: E402
 from gbcache import FarError, ObjectCache, Tiered  # noqa: E402
 from gbcache.valkey import Valkey  # noqa: E402
 
-KEYS = 1000
+KEYS, CALLERS = 1000, 8
 LIMIT = 0.050
 """Seconds: of a channel that is whole, no copy is older than that."""
 HEARTBEAT = 0.1
@@ -111,6 +111,20 @@ def start_writer(
         str(seed),
     ]
     return subprocess.Popen([sys.executable, str(HERE), *words])
+
+
+class Noted(threading.Thread):
+    """A thread that notes in `died` what ended it before it was told to end."""
+
+    def __init__(self, call: Any, died: list[str], *args: Any) -> None:
+        super().__init__(daemon=True)
+        self.call, self.died, self.args = call, died, args
+
+    def run(self) -> None:
+        try:
+            self.call(*self.args)
+        except BaseException as error:
+            self.died.append(f"a thread died of {error!r}")
 
 
 class Metronome(threading.Thread):
@@ -207,15 +221,15 @@ def do_fault(kind: str, proxy: Proxy, server: Server, rng: random.Random) -> Non
         proxy.let()
 
 
-class Peeks(threading.Thread):
+class Peeks(Noted):
     """Looks at copies all the time, and at nothing else: a miss would wait for the server."""
 
-    def __init__(self, tier: Tiered, ledger: Ledger, seed: int) -> None:
-        super().__init__(daemon=True)
+    def __init__(self, tier: Tiered, ledger: Ledger, seed: int, died: list[str]) -> None:
+        super().__init__(self.look, died)
         self.tier, self.ledger, self.rng = tier, ledger, random.Random(seed)
         self.over, self.seen, self.worst = False, 0, 0.0
 
-    def run(self) -> None:
+    def look(self) -> None:
         tier, age = self.tier, self.ledger.age
         while not self.over:
             for _ in range(200):
@@ -242,7 +256,8 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
     tier = Tiered(ObjectCache(10 * KEYS), far)
     until(lambda: tier.trusts)
     process = start_writer(server.url, path, writes, 0.001, seed)
-    peeks = Peeks(tier, ledger, seed)
+    died: list[str] = []
+    peeks = Peeks(tier, ledger, seed, died)
     peeks.start()
     stop = threading.Event()
 
@@ -251,7 +266,7 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
             with contextlib.suppress(FarError):
                 tier.get(NAMES[int(rng.random() * KEYS)])
 
-    filler = threading.Thread(target=fill, daemon=True)
+    filler = Noted(fill, died)
     filler.start()
     metronome = Metronome()
     kinds: Counter[str] = Counter()
@@ -266,6 +281,7 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
         do_fault(kind, proxy, server, rng)
         slowest = max(slowest, until(lambda: tier.trusts, 10))
     machine = metronome.end()
+    lived = filler.is_alive() and peeks.is_alive()
     stop.set()
     peeks.over = True
     running = process.poll() is None
@@ -273,6 +289,8 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
     process.wait()
     for thread in (filler, peeks):
         thread.join(10)
+        if thread.is_alive():
+            died.append("a thread is stuck")
     bound = 2 * HEARTBEAT + max_staleness
     print(
         f"cuts: {dict(kinds)}, max_staleness {max_staleness}: {peeks.seen} looks at copies, the oldest "
@@ -283,8 +301,8 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
     tier.close()
     proxy.close()
     server.close()
-    faults = []
-    if not running or peeks.seen < count * 10:
+    faults = [f"cuts: {what}" for what in died]
+    if not lived or not running or peeks.seen < count * 10:
         faults.append("cuts: nothing was proved")
     if peeks.worst > bound + 2 * machine:
         faults.append(f"cuts: a copy was {peeks.worst:.3f} s behind, the bound is {bound} s")
@@ -309,6 +327,7 @@ def down(seconds: float, seed: int) -> list[str]:
     metronome = Metronome()
     longest: list[float] = []
     done: Counter[str] = Counter()
+    died: list[str] = []
 
     def work(n: int) -> None:
         rng, mine = random.Random(seed + n), 0.0
@@ -329,7 +348,7 @@ def down(seconds: float, seed: int) -> list[str]:
             mine = max(mine, time.monotonic() - began)
         longest.append(mine)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    threads = [Noted(work, died, n) for n in range(CALLERS)]
     for thread in threads:
         thread.start()
     back = []
@@ -345,9 +364,10 @@ def down(seconds: float, seed: int) -> list[str]:
     for thread in threads:
         thread.join(10)
     stuck = sum(thread.is_alive() for thread in threads)
+    most = max(longest, default=0.0)
     print(
         f"down: {seconds} s stopped, {seconds} s killed: {dict(done)}; the longest call "
-        f"{max(longest) * 1000:.0f} ms of {timeout * 1000:.0f} ms; well again after "
+        f"{most * 1000:.0f} ms of {timeout * 1000:.0f} ms; well again after "
         f"{back[0] * 1000:.0f} and {back[1] * 1000:.0f} ms; "
         f"the machine itself {machine * 1000:.1f} ms late",
         flush=True,
@@ -355,16 +375,18 @@ def down(seconds: float, seed: int) -> list[str]:
     tier.close()
     server.close()
     own = 0.05  # what a call does beside waiting, and how late the machine wakes it
-    bad = bool(stuck) or max(longest) > timeout + own + 2 * machine
+    faults = [f"down: {what}" for what in died]
+    if stuck or most > timeout + own + 2 * machine:
+        faults.append(f"down: a call took {most:.3f} s, {stuck} threads are stuck")
+    if len(longest) != CALLERS:
+        faults.append(f"down: {len(longest)} threads of {CALLERS} came to their end")
     said.row(
         "no server: no call takes longer than its timeout and 50 ms, and it is well again after",
-        f"{seconds:g} s stopped, {seconds:g} s killed: {max(longest) * 1000:.0f} ms of "
+        f"{seconds:g} s stopped, {seconds:g} s killed: {most * 1000:.0f} ms of "
         f"{(timeout + own) * 1000:.0f} ms (the machine itself {machine * 1000:.1f} ms late)",
-        not bad,
+        not faults,
     )
-    if bad:
-        return [f"down: a call took {max(longest):.3f} s, {stuck} threads are stuck"]
-    return []
+    return faults
 
 
 def main() -> int:
