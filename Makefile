@@ -210,6 +210,9 @@ bench-events: build/silent/.made
 bench-%: build $(VENV)/.peers ## one bench: ops outside objects memo events memory budget traces latency expire persist far valkey tier
 	$(PY) -m bench $*
 
+readme-proof: ## the table that `make proof` printed last, into the README
+	$(PY) tests/proof/table.py --paste
+
 readme: build ## whether the README shows what bench/results/ has
 	$(PY) -m bench.readme
 

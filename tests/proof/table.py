@@ -1,12 +1,12 @@
 """Runs the parts of the proof, and makes one table of their rows.
 
-    python tests/proof/table.py [--long] [--seed S] [--only kill --only power]
+    python tests/proof/table.py [--long] [--seed S] [--only kill --only power] [--paste]
 
 Each part is a target of the Makefile, `proof-NAME`, which prints rows (said.py). A part that ends in an error, or that
 ends without a row, is a row that says NO. Parts that only count share the machine's two cores; those that look at a
 clock, or want both cores, have the machine to themselves, afterwards. A part that takes far longer than it should is
 interrupted, then killed with all of its group, and is a row that says NO. The table is printed at the end, and kept in
-build/proof/table.md with what each part said beside it. Exits with 1 if any row says NO.
+build/proof/table.md (of --only: some.md) with what each part said beside it. Exits with 1 if any row says NO.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from typing import NamedTuple, NoReturn, TextIO
 import said
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+SHOWN = ("<!-- begin: what make proof printed -->", "<!-- end: what make proof printed -->")
 
 
 class Part(NamedTuple):
@@ -216,6 +219,17 @@ def table(rows: list[Row], seconds: float) -> str:
     return "\n".join([*head, *body, "", last, ""])
 
 
+def paste() -> int:
+    """The whole table as it was printed last, into the README."""
+    readme, text = ROOT / "README.md", (said.KEPT / "table.md").read_text()
+    before, begin, rest = readme.read_text().partition(SHOWN[0])
+    _, end, after = rest.partition(SHOWN[1])
+    if not begin or not end:
+        raise SystemExit(f"README.md has no {SHOWN[0]} ... {SHOWN[1]}")
+    readme.write_text(f"{before}{begin}\n\n{text.rstrip()}\n\n{end}{after}")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -223,7 +237,10 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="hours")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", choices=[part.name for part in PARTS])
+    parser.add_argument("--paste", action="store_true", help="the last whole table, into README.md")
     args = parser.parse_args()
+    if args.paste:
+        return paste()
     known, begun = known_targets(), time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stopped)
@@ -245,7 +262,7 @@ def main() -> int:
     text = table(rows, time.monotonic() - begun)
     if left and not args.only:
         text += f"Of the long form alone (make proof-long): {', '.join(left)}\n"
-    (said.KEPT / "table.md").write_text(text)
+    (said.KEPT / ("some.md" if args.only else "table.md")).write_text(text)
     print(f"\n{text}", end="")
     return int(any(row.good == "NO" for row in rows))
 
