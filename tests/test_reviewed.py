@@ -1,0 +1,157 @@
+"""What reviewers found: each test failed before its fault was mended."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from gbcache.codec import DEPTH_MAX, PickleCodec, TypedCodec
+
+# --- extensions within extensions ------------------------------------------------------------------
+
+IN_LITTLE_STACK = """
+import sys, threading
+from datetime import datetime
+import gbcache
+from gbcache.codec import TypedCodec
+
+WRAPS = [
+    lambda v, i: (v,),
+    lambda v, i: {1.5: v},
+    lambda v, i: frozenset([v]),
+    lambda v, i: ([v], (v,))[i % 2],
+    lambda v, i: ([v], (v,), {"a": v}, {None: v})[i % 4],
+    lambda v, i: {v: 0} if i == -1 else (v,),
+    lambda v, i: {frozenset([v])} if i == -1 else frozenset([v]),
+    lambda v, i: [v],
+]
+said = []
+
+def run():
+    codec = TypedCodec()
+    with gbcache.Cache("4MB") as cache:
+        for wrap in WRAPS:
+            for innermost in (1, datetime(2026, 1, 1), 2**70):
+                value, most = innermost, 199 if type(innermost) is datetime else 200
+                most -= wrap(1, -1) == {frozenset([1])}  # two in one
+                for i in range(most):
+                    value = wrap(value, i - most)
+                assert codec.decode(codec.encode(value)) == value
+                cache["k"] = value
+                assert cache["k"] == value
+    said.append("all came back")
+
+threading.stack_size(512 * 1024)
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+print(*said)
+"""
+
+
+def test_what_is_deepest_comes_back_in_little_stack() -> None:
+    ran = subprocess.run([sys.executable, "-c", IN_LITTLE_STACK], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "all came back\n"), ran.stderr[-2000:]
+
+
+HOSTILE = """
+import msgpack, sys
+from gbcache.codec import TypedCodec
+
+codec = TypedCodec()
+
+def nested(depth, code, before, innermost=b"\\x01"):
+    data = innermost
+    for _ in range(depth):
+        data = msgpack.packb(msgpack.ExtType(code, before + data))
+    return data
+
+lists = b"\\x91" * 1000
+for code in (1, 2, 3, 4, 9, 13, 14, 77):
+    for before in (b"", b"\\x91", b"\\x91\\x92\\x02", b"\\x81\\x05", b"\\x81", lists):
+        for depth in (199, 200, 201, 250, 600):
+            for tail in (b"", b"\\x05"):
+                for innermost in (b"\\x01", b"", b"\\xc1"):
+                    try:
+                        codec.decode(nested(depth, code, before, innermost) + tail)
+                    except ValueError as error:
+                        assert str(error).startswith("not an encoded value"), error
+                    else:
+                        plain = depth <= 200 and innermost == b"\\x01"
+                        assert not tail and (plain or code in (4, 14))  # an int's, a str's bytes: any
+print("done")
+"""
+
+
+def test_hostile_extensions_are_an_error_not_a_crash() -> None:
+    ran = subprocess.run([sys.executable, "-c", HOSTILE], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "done\n"), ran.stderr[-2000:]
+
+
+def test_extensions_within_extensions_are_strict() -> None:
+    import msgpack
+
+    codec, ext = TypedCodec(), msgpack.ExtType
+
+    def packed(code: int, *held: bytes) -> bytes:
+        return bytes(msgpack.packb(ext(code, b"".join(held))))
+
+    inner = packed(1, b"\x91\x05")
+    assert codec.decode(packed(1, b"\x92\x01", inner)) == (1, (5,))
+    for held, says in [
+        (packed(1, b"\x91\x05\x06"), "ExtraData"),
+        (packed(1, b"\x92\x05"), "incomplete"),
+        (packed(1, b""), "incomplete"),
+        (packed(77, b"\x91\x05"), "unknown extension 77"),
+        (packed(10, b"\x93\x01\x01", inner), "no extension|can be none"),
+        (packed(1, b"\x81", inner, b"\x01"), "unhashable"),
+    ]:
+        for whole in (held, packed(1, b"\x92\x01", held), packed(1, b"\x91", inner, held)):
+            with pytest.raises(ValueError, match=r"not an encoded value"):
+                codec.decode(whole)
+        with pytest.raises(ValueError, match=says):
+            codec.decode(packed(1, b"\x91", held))
+
+
+def test_a_recursion_error_is_an_error_of_the_bytes() -> None:
+    codec = TypedCodec()
+    data = codec.encode(((1,),))
+
+    def deep(n: int) -> Any:
+        return deep(n - 1) if n else codec.decode(data)
+
+    seen = set()
+    for n in range(sys.getrecursionlimit()):
+        try:
+            assert deep(n) == ((1,),)
+        except (RecursionError, ValueError) as error:
+            seen.add(type(error))
+            if type(error) is RecursionError:
+                break
+    assert RecursionError in seen  # `deep` itself
+
+
+def test_files_that_were_written_before_are_read() -> None:
+    """The bytes of the first release: the format did not change."""
+    value = {"t": (1, (datetime(2026, 1, 2, 3, 4, 5, 6), {2.5: {frozenset([(1,)])}})), "l": [(2,)]}
+    data = TypedCodec().encode(value)
+    assert data == bytes.fromhex(BEFORE)
+    assert TypedCodec().decode(data) == value
+
+
+BEFORE = (
+    "82a174c72f019201c72a0192c70c0999cd07ea01020304050600c0c7170d9192cb4004000000000000c7090291"
+    "c7050391d5019101a16c91d5019102"
+)
+
+
+def test_pickle_knows_no_such_depth() -> None:
+    value: Any = 0
+    for _ in range(DEPTH_MAX + 20):
+        value = (value,)
+    codec = PickleCodec()
+    assert codec.decode(codec.encode(value)) == value
