@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import threading
+from abc import ABC, abstractmethod
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+import gbcache
 from gbcache.codec import DEPTH_MAX, PickleCodec, TypedCodec
 
 # --- extensions within extensions ------------------------------------------------------------------
@@ -155,3 +159,143 @@ def test_pickle_knows_no_such_depth() -> None:
         value = (value,)
     codec = PickleCodec()
     assert codec.decode(codec.encode(value)) == value
+
+
+# --- memoized methods ------------------------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    """Cannot be referred to weakly."""
+
+    x: int
+
+    @gbcache.memoize
+    def plus(self, n: int) -> list[int]:
+        return [self.x + n]
+
+
+class Slotted:
+    __slots__ = ("v",)
+
+    def __init__(self, v: int) -> None:
+        self.v = v
+
+    @gbcache.memoize
+    def get(self) -> int:
+        return self.v
+
+    @gbcache.memoize
+    def slow(self, go: threading.Event, on: threading.Event) -> int:
+        seen = self.v
+        on.set()
+        go.wait(10)
+        return seen
+
+
+def test_results_of_what_has_no_weak_reference_can_be_forgotten() -> None:
+    point = Point(1)
+    first = point.plus(2)
+    assert point.plus(2) is first
+    assert Point.plus.cache_key(point, 2) == point.plus.cache_key(2) == (point, 2)
+    assert point.plus.cache.peek(point.plus.cache_key(2)) is first
+    assert point.plus.cache_invalidate(2) and not Point.plus.cache_invalidate(point, 2)
+    assert point.plus(2) is not first and Point.plus.cache_invalidate(point, 2)
+    slotted = Slotted(1)
+    assert slotted.get() == 1
+    slotted.v = 2
+    assert slotted.get.cache_invalidate() and slotted.get() == 2
+
+
+def test_a_call_under_way_of_such_an_instance_is_not_stored() -> None:
+    slotted, go, on, seen = Slotted(1), threading.Event(), threading.Event(), []
+    thread = threading.Thread(target=lambda: seen.append(slotted.slow(go, on)))
+    thread.start()
+    assert on.wait(10)
+    slotted.v = 2
+    slotted.slow.cache_invalidate(go, on)
+    go.set()
+    thread.join()
+    assert seen == [1] and slotted.slow(go, on) == 2
+
+
+def test_what_is_abstract_stays_so() -> None:
+    class Base(ABC):
+        @gbcache.memoize
+        @classmethod
+        @abstractmethod
+        def of_class(cls) -> int: ...
+
+        @gbcache.memoize
+        @staticmethod
+        @abstractmethod
+        def static() -> int: ...
+
+        @gbcache.memoize
+        @abstractmethod
+        def plain(self) -> int: ...
+
+        @property
+        @gbcache.memoize
+        @abstractmethod
+        def attribute(self) -> int: ...
+
+        @gbcache.memoize
+        @classmethod
+        def there(cls) -> int:
+            return 1
+
+    names = {"of_class", "static", "plain", "attribute"}
+    assert Base.__abstractmethods__ == names
+
+    class Still(Base):
+        pass
+
+    assert Still.__abstractmethods__ == names
+    with pytest.raises(TypeError, match="abstract"):
+        Still()  # type: ignore[abstract]
+
+    class Whole(Still):
+        @gbcache.memoize
+        @classmethod
+        def of_class(cls) -> int:
+            return 2
+
+        static = plain = attribute = None  # type: ignore[assignment]
+
+    assert Whole().of_class() == 2 and Whole.there() == 1
+
+
+def test_a_property_called_dict_is_not_where_results_lie() -> None:
+    class Fresh:
+        calls = 0
+        kept: dict[str, Any] = {}
+
+        @property
+        def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+            return {"x": 1}
+
+        @gbcache.memoize
+        def get(self) -> int:
+            Fresh.calls += 1
+            return Fresh.calls
+
+    class One(Fresh):
+        @property
+        def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+            return Fresh.kept
+
+    class Bare:
+        __slots__ = ("__weakref__",)
+        __dict__ = Fresh.__dict__["__dict__"]
+        get = gbcache.memoize(lambda self: Fresh.get.__wrapped__(self))
+
+    for kind in (Fresh, One, Bare):
+        a, b = kind(), kind()
+        assert a.get() == a.get() == a.get() != b.get() == b.get(), kind
+        assert a.get.cache_info().currsize == 1 and a.get.cache_info().hits >= 2
+        assert a.get.cache_invalidate() and a.get() not in (b.get(), 1)
+        held = vars(kind)["get"] if kind is Bare else Fresh.get
+        assert len(held._holders) == 2
+        del a, b
+        gc.collect()
+    assert not Fresh.kept
