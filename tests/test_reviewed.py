@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import pytest
@@ -299,3 +299,87 @@ def test_a_property_called_dict_is_not_where_results_lie() -> None:
         del a, b
         gc.collect()
     assert not Fresh.kept
+
+
+# --- stale= and weigh= -----------------------------------------------------------------------------
+
+
+def test_stale_may_be_a_timedelta_of_nothing() -> None:
+    with gbcache.ObjectCache(ttl=1) as cache:
+        assert cache.get_or_set("k", lambda: 1, stale=timedelta(0)) == 1
+        with pytest.raises(ValueError, match="stale="):
+            cache.get_or_set("k", lambda: 1, stale=timedelta(-1))
+        with pytest.raises(ValueError, match="stale="):
+            cache.get_or_set("k", lambda: 1, stale=-1)
+    assert gbcache.memoize(stale=timedelta(0))(lambda x: x)(3) == 3
+
+
+def test_a_sum_is_weighed() -> None:
+    told = [0.0]
+    with gbcache.ObjectCache(
+        max_weight=100, weigh=lambda k, v: v, clock=lambda: told[0], idle=50
+    ) as cache:
+        cache.set("a", 1, ttl=80)
+        cache.incr("b", 60)
+        assert cache.incr("a", 39) == 40 and cache.stats().weight == 100
+        with pytest.raises(gbcache.BudgetError):
+            cache.incr("a", 61)
+        assert cache["a"] == 40 and cache.stats().weight == 100 and cache.stats().rejects == 1
+        told[0] = 40
+        assert cache.incr("a") == 41 and "b" not in cache and cache.stats().weight == 41
+        assert (
+            cache.ttl("a") == 40 and cache.entry("a").weight == 41
+        )  # ends at 80, whatever is used
+        assert cache.incr("a", -41) == 0 and cache.stats().weight == 0
+        told[0] = 80
+        assert cache.incr("a", 7) == 7 and cache.stats().weight == 7
+        assert cache.ttl("a") == 50
+        with pytest.raises(ValueError, match="weigh returned"):
+            cache.incr("a", -8)
+        assert cache["a"] == 7
+        cache.check()
+
+
+def test_weigh_may_do_anything_to_what_is_summed() -> None:
+    what: list[Any] = []
+
+    def weigh(key: Any, value: Any) -> int:
+        if what:
+            what.pop()()
+        return 1
+
+    cache = gbcache.ObjectCache(max_weight=9, weigh=weigh, ttl=100)
+    cache["n"] = 1000
+    what.append(lambda: cache.set("n", 2000, ttl=None))
+    assert cache.incr("n") == 2001 and cache.ttl("n") is None
+    what.append(lambda: cache.pop("n"))
+    assert cache.incr("n", 5) == 5 and cache.ttl("n") is not None
+    what.append(lambda: cache.touch("n", ttl=7))
+    assert cache.incr("n", 5) == 10 and cache.ttl("n") <= 7
+    what.append(lambda: cache.set("n", "text"))
+    with pytest.raises(TypeError, match="not an int"):
+        cache.incr("n")
+    cache["n"] = 1
+    what.append(lambda: cache.clear())
+    assert cache.incr("n", 5) == 5 and len(cache) == 1
+    cache.check()
+    what.append(cache.close)
+    with pytest.raises(gbcache.ClosedError):
+        cache.incr("n")
+
+
+def test_a_bound_that_is_lowered_while_room_is_made() -> None:
+    class Lowers:
+        def __del__(self) -> None:
+            if not cache.closed:
+                cache.resize(5, max_weight=6)
+
+    weights = {"heavy": 8}
+    with gbcache.ObjectCache(5, max_weight=10, weigh=lambda k, v: weights.get(k, 2)) as cache:
+        for i in range(5):
+            cache[i] = Lowers() if i == 0 else i
+        with pytest.raises(gbcache.BudgetError, match="8 can never fit max_weight=6"):
+            cache["heavy"] = 1
+        assert "heavy" not in cache and cache.max_weight == 6 and cache.stats().rejects == 1
+        assert list(cache)[-1] == 4
+        cache.check()
