@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import gbcache
+from gbcache.__main__ import main
 from gbcache.codec import DEPTH_MAX, PickleCodec, TypedCodec
+from gbcache.replay import Request, Source, bytes_lru, compare, read_trace, replay, sample
 
 # --- extensions within extensions ------------------------------------------------------------------
 
@@ -383,3 +385,47 @@ def test_a_bound_that_is_lowered_while_room_is_made() -> None:
         assert "heavy" not in cache and cache.max_weight == 6 and cache.stats().rejects == 1
         assert list(cache)[-1] == 4
         cache.check()
+
+
+# --- replays ---------------------------------------------------------------------------------------
+
+
+def forever(request: Request) -> None:
+    """No TTL."""
+
+
+def test_a_replay_goes_on_where_the_cache_refuses() -> None:
+    requests = [Request(key, size) for key, size in (
+        ("a", 100), ("b", 9_000_000), ("a", 100), ("k" * 5000, 10), ("b", 9_000_000), ("a", 100)
+    )]  # fmt: skip
+    with gbcache.Cache("1MB") as cache:
+        report = replay(requests, cache, Source(rounds=1), ttl=forever)
+    assert (report.requests, report.hits, report.rejects) == (6, 2, 3)
+    assert len(report.load_ns) == 4 and report.peak_payload == 101
+    assert compare(requests, Source(rounds=1), 10)[0][1] == 0.5
+
+
+def test_the_peak_is_sampled_where_a_hit_falls_on_it_too() -> None:
+    requests = [Request("a", 60_000), *[Request("b", 60_000)] * 9000]
+    with gbcache.Cache("1MB") as cache:
+
+        def show(at: int) -> None:
+            if at == 8192:
+                cache.clear()
+
+        report = replay(requests, cache, Source(rounds=1), ttl=forever, show=show)
+        assert report.memory.value_bytes == 60_000
+    assert report.peak_payload == 120_002
+
+
+def test_what_can_never_fit_leaves_the_reference_as_it_is() -> None:
+    requests = [Request("a", 10), Request("b", 1000), Request("a", 10)]
+    assert bytes_lru(requests, Source(), 100) == 1
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_of_no_request(limit: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="limit="):
+        read_trace(sample(), limit)
+    assert main(["demo", "--limit", str(limit)]) == 2
+    assert f"limit={limit}" in capsys.readouterr().err
