@@ -20,14 +20,25 @@ static bool is_of(const gb_holder *held, PyObject *self) {
     return referent == self;
 }
 
-gb_holder *gb_bound_held(const gb_memo *m, PyObject *self) {
+/* A new reference to the dict a holder can lie in. NULL, without an exception: there is none. */
+static inline PyObject *dict_of(PyObject *self) {
     if (PyType_Check(self) || !Py_TYPE(self)->tp_dictoffset) return NULL;
     PyObject *dict = PyObject_GenericGetDict(self, NULL);
-    if (!dict) {
-        PyErr_Clear();
-        return NULL;
-    }
-    PyObject *held = PyDict_CheckExact(dict) ? gb_alone_item(dict, m->slot) : NULL;
+    if (!dict) PyErr_Clear();
+    else if (!PyDict_CheckExact(dict)) Py_CLEAR(dict);
+    return dict;
+}
+
+PyObject *gb_bound_dict(PyObject *memo, PyObject *self) {
+    (void)memo;
+    PyObject *dict = dict_of(self);
+    return dict ? dict : Py_NewRef(Py_None);
+}
+
+gb_holder *gb_bound_held(const gb_memo *m, PyObject *self) {
+    PyObject *dict = dict_of(self);
+    if (!dict) return NULL;
+    PyObject *held = gb_alone_item(dict, m->slot);
     Py_DECREF(dict); /* the instance holds it */
     if (held && (Py_TYPE(held) != &gb_holder_type || !is_of((gb_holder *)held, self))) Py_CLEAR(held);
     return (gb_holder *)held;

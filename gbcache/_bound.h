@@ -27,5 +27,7 @@ PyObject *gb_bound_new(PyObject *memo, PyObject *self);
 PyObject *gb_bound_referent(PyObject *weak);
 /* The instance's holder in its __dict__, a new reference; NULL if it is not there, or has no __dict__. */
 gb_holder *gb_bound_held(const gb_memo *m, PyObject *self);
+/* A method of a memo: the dict in which it would lie, or None. */
+PyObject *gb_bound_dict(PyObject *memo, PyObject *self);
 
 #endif

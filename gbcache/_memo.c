@@ -314,6 +314,7 @@ static PyMethodDef memo_methods[] = {
     {"__set_name__", memo_set_name, METH_VARARGS, NULL},
     GB_ARGS_FAST(_key, memo_key, "The key of a call."),
     {"_held", memo_held, METH_O, "The holder in the instance's __dict__, or None."},
+    {"_dict", gb_bound_dict, METH_O, "The instance's __dict__, whatever its class calls by that name; or None."},
     {"_owns", memo_owns, METH_O, "Whether it lies in a class of this instance."},
     {"_quicken", memo_quicken, METH_O | METH_STATIC, "Has instances of a subclass called directly."},
     {NULL, NULL, 0, NULL},

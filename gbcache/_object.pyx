@@ -224,8 +224,8 @@ cdef class ObjectStore:
     def incr(self, key, delta=1, initial=0):
         """Adds `delta` to the int at `key` and returns the sum; an absent key counts from `initial`.
 
-        Atomic. Keeps the deadline; a new entry gets the cache's own TTL. TypeError if the value is not
-        an int (a bool is not), which stays as it was.
+        Atomic. Keeps the deadline; a new entry gets the cache's own TTL. The sum is weighed as what is set.
+        TypeError if the value is not an int (a bool is not), which stays as it was.
         """
         for name, number in (("delta", delta), ("initial", initial)):
             if type(number) is not int:

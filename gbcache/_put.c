@@ -238,7 +238,8 @@ void gb_put_swap(struct gb_refs *r, gb_ref ref, PyObject *value) {
 static int overwrite(struct gb_refs *r, gb_ref ref, const struct gb_put *p,
                      struct gb_refs_aside *aside) {
     uint8_t *base = r->index.base;
-    if (retime(r, ref, &p->life)) return NO_ROOM;
+    if (p->add && p->over) gb_refs_use(r, ref, p->now);
+    else if (retime(r, ref, &p->life)) return NO_ROOM;
     ref = GB_ENTRY_OF_LRU(r->index.root->lru.next); /* it was used: wherever it lies now */
     r->weight += p->weight - gb_refs_weight(r, ref);
     set_weight(base, ref, p->weight);
@@ -279,6 +280,14 @@ static int exchange_victim(struct gb_refs *r, const struct gb_put *p, struct gb_
     return insert(r, p, fits ? victim : 0, aside);
 }
 
+/* Of an add: whether what is there has it left alone. */
+static bool is_off(const struct gb_refs *r, gb_ref ref, const struct gb_put *p) {
+    PyObject *pair[2];
+    bool there = ref && !gb_refs_is_past(r, ref, p->now);
+    if (there && p->over) return gb_refs_pair(r->index.base, ref, pair)[1] != p->over;
+    return there != (p->over != NULL);
+}
+
 int gb_put(struct gb_refs *r, const struct gb_put *p) {
     struct gb_refs_aside aside;
     gb_refs_begin(&aside);
@@ -295,7 +304,7 @@ int gb_put(struct gb_refs *r, const struct gb_put *p) {
             gb_refs_remove(r, ref, GB_CAUSE_EXPIRE, &aside);
             ref = 0;
         }
-        if ((ref && p->add && !gb_refs_is_past(r, ref, p->now)) || (p->mark && gb_args_is_void(p->mark))) {
+        if ((p->add && is_off(r, ref, p)) || (p->mark && gb_args_is_void(p->mark))) {
             done = 0;
             break;
         }
@@ -318,6 +327,7 @@ int gb_put(struct gb_refs *r, const struct gb_put *p) {
         gb_refs_leave(r);
         gb_refs_release(r, &aside);
         if (!gb_refs_opened(r)) return -1;
+        if (r->max_weight && p->weight > r->max_weight) return too_heavy(r, p); /* a destructor lowered it */
         (void)make_room(r, p->now, !ref, weight);
         if (!gb_refs_opened(r) || stubborn(r, &patience)) return -1;
     }

@@ -19,10 +19,11 @@ struct gb_put {
     uint64_t hash, now, weight;
     struct gb_life life;
     bool add;
+    PyObject *over; /* of an add, may be NULL: only over this very value, whose life goes on */
     const char *mark; /* may be NULL: set, nothing is written */
 };
 
-/* 1 written, 0 there already (add), -1 exception. */
+/* 1 written, 0 there already (add) or not there (over), -1 exception. */
 int gb_put(struct gb_refs *r, const struct gb_put *p);
 /* Another value in an entry's place; its life, its weight and its rank stay. Releases the old one. */
 void gb_put_swap(struct gb_refs *r, gb_ref ref, PyObject *value);

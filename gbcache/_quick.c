@@ -243,7 +243,7 @@ int gb_quick_touch(struct gb_refs *r, PyObject *key, PyObject *ttl) {
 
 PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObject *initial) {
     GB_ALONE(gb_quick_self(r));
-    struct gb_put p = {.key = key};
+    struct gb_put p = {.key = key, .add = true};
     gb_ref ref;
     if (!gb_args_void(r->flights, key)) return NULL;
     for (uint32_t i = 0; i < 1000u; i++) {
@@ -251,26 +251,26 @@ PyObject *gb_quick_incr(struct gb_refs *r, PyObject *key, PyObject *delta, PyObj
         if (gb_refs_find(r, key, p.hash, &ref) < 0) return NULL;
         PyObject *pair[2], *held = initial;
         if (!p.now) p.now = gb_clock_exact(&r->clock);
-        p.add = !ref || gb_clock_due(&r->clock, &r->index, ref, &p.now);
-        if (!p.add) held = gb_refs_pair(r->index.base, ref, pair)[1];
+        bool fresh = !ref || gb_clock_due(&r->clock, &r->index, ref, &p.now);
+        if (!fresh) held = gb_refs_pair(r->index.base, ref, pair)[1];
         if (!PyLong_CheckExact(held)) {
             PyErr_Format(PyExc_TypeError, "incr: the value of %R is not an int", key);
             return NULL;
         }
         PyObject *sum = PyNumber_Add(held, delta); /* exact ints: runs nothing */
         if (!sum) return NULL;
-        int done = 1;
-        if (!p.add) {
+        if (!fresh && !r->weigh) {
             gb_refs_use(r, ref, p.now);
             gb_put_swap(r, ref, sum);
-        } else if (weigh(r, key, sum, &p.weight)) {
-            p.value = sum;
-            p.life = gb_clock_life(&r->clock, p.now, r->clock.ttl);
-            done = gb_refs_opened(r) ? gb_put(r, &p) : -1;
-            if (done > 0 && timed(r, p.life.due)) done = -1;
-        } else {
-            done = -1;
+            return sum;
         }
+        p.value = sum;
+        p.over = fresh ? NULL : Py_NewRef(held); /* weigh may do anything to it */
+        bool fine = weigh(r, key, sum, &p.weight) && gb_refs_opened(r);
+        if (fine) p.life = gb_clock_life(&r->clock, p.now, r->clock.ttl);
+        int done = fine ? gb_put(r, &p) : -1;
+        if (done > 0 && fresh && timed(r, p.life.due)) done = -1;
+        Py_XDECREF(p.over);
         if (done > 0) return sum;
         Py_DECREF(sum);
         if (done < 0) return NULL; /* 0: another was first */

@@ -15,8 +15,12 @@ import struct
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
+
+from . import extensions as ext
+from .extensions import DEPTH_MAX, revive
 
 __all__ = [
     "KT_BYTES",
@@ -33,8 +37,6 @@ __all__ = [
     "unpack_value",
 ]
 
-DEPTH_MAX = 200
-"""Containers within containers, at most: a clear error long before the C stack ends."""
 _WAY_OUT = 'store it as something else, or choose codec="pickle" or your own Codec'
 
 
@@ -49,12 +51,6 @@ class Codec(Protocol):
 
     def decode(self, data: bytes) -> Any:
         """A new object equal to what was encoded; ValueError if `data` is none of its encodings."""
-
-
-# --- values: extension codes of msgpack ----------------------------------------------------------
-
-_TUPLE, _SET, _FROZENSET, _BIGINT, _DECIMAL, _UUID, _BYTEARRAY, _COMPLEX = range(1, 9)
-_DATETIME, _DATE, _TIME, _DELTA, _DICT, _SURROGATE = range(9, 15)
 
 
 class TypedCodec:
@@ -74,6 +70,8 @@ class TypedCodec:
     def _load(self) -> None:
         import msgpack  # where it is used: `import gbcache` stays light
 
+        self._parse = partial(msgpack.unpackb, raw=False, use_list=True, strict_map_key=False)
+
         def unpack(data: bytes) -> Any:
             return msgpack.unpackb(
                 data, raw=False, use_list=True, strict_map_key=False, ext_hook=self._revive
@@ -82,6 +80,9 @@ class TypedCodec:
         packer = msgpack.Packer
         self._unpack = unpack
         self._pack = lambda value: bytes(packer(use_bin_type=True, strict_types=True).pack(value))
+
+    def _revive(self, code: int, data: bytes) -> Any:
+        return revive(code, data, self._parse)
 
     def encode(self, value: Any) -> bytes:
         """The bytes of `value`.
@@ -105,31 +106,6 @@ class TypedCodec:
             raise
         except Exception as error:  # hostile bytes may trip anything below; it is all one verdict
             raise ValueError(f"not an encoded value: {type(error).__name__}: {error}") from None
-
-    def _revive(self, code: int, data: bytes) -> Any:
-        assert self._unpack is not None
-        if code in (_UUID, _BYTEARRAY, _BIGINT, _SURROGATE):
-            if code == _UUID:
-                return UUID(bytes=data)
-            if code == _BYTEARRAY:
-                return bytearray(data)
-            if code == _BIGINT:
-                return int.from_bytes(data, "little", signed=True)
-            return data.decode("utf-8", "surrogatepass")
-        held = self._unpack(data)
-        if code in _BUILDERS:
-            return _BUILDERS[code](held)
-        raise ValueError(f"unknown extension {code}")
-
-
-def _zone_of(zone: Any) -> tzinfo | None:
-    if zone is None:
-        return None
-    if isinstance(zone, str):
-        from zoneinfo import ZoneInfo
-
-        return ZoneInfo(zone)
-    return timezone(timedelta(*zone[:3]), *zone[3:])
 
 
 _Where = tuple[Any, str, Any] | None
@@ -158,26 +134,6 @@ def _lower_zone(zone: tzinfo | None, where: _Where) -> Any:
     )
 
 
-def _datetime(p: Any) -> datetime:
-    return datetime(*p[:7], fold=p[7]).replace(tzinfo=_zone_of(p[8]))
-
-
-def _time(p: Any) -> time:
-    return time(*p[:4], fold=p[4]).replace(tzinfo=_zone_of(p[5]))
-
-
-_BUILDERS: dict[int, Callable[[Any], Any]] = {
-    _TUPLE: tuple,
-    _SET: set,
-    _FROZENSET: frozenset,
-    _DECIMAL: Decimal,
-    _COMPLEX: lambda p: complex(p[0], p[1]),
-    _DATETIME: _datetime,
-    _DATE: lambda p: date(*p),
-    _TIME: _time,
-    _DELTA: lambda p: timedelta(*p),
-    _DICT: lambda pairs: dict(pairs),  # keys msgpack's own map cannot hold
-}
 _PLAIN = frozenset({bool, float, bytes, type(None)})
 
 
@@ -194,12 +150,14 @@ def _lower(value: Any, pack: Callable[[Any], bytes], where: _Where, depth: int) 
         return value
     if kind is str:
         return (
-            value if _is_clean(value) else _ext(_SURROGATE, value.encode("utf-8", "surrogatepass"))
+            value
+            if _is_clean(value)
+            else _ext(ext.SURROGATE, value.encode("utf-8", "surrogatepass"))
         )
     if kind is int:
         if -(2**63) <= value < 2**64:
             return value
-        return _ext(_BIGINT, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+        return _ext(ext.BIGINT, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
     if depth >= DEPTH_MAX:
         raise ValueError(
             f"the value is nested deeper than {DEPTH_MAX} (or contains itself): {_place(where)[:60]}..."
@@ -209,7 +167,7 @@ def _lower(value: Any, pack: Callable[[Any], bytes], where: _Where, depth: int) 
     if kind is dict:
         return _lower_dict(value, pack, where, depth)
     if kind in (tuple, set, frozenset):
-        code = _TUPLE if kind is tuple else _SET if kind is set else _FROZENSET
+        code = ext.TUPLE if kind is tuple else ext.SET if kind is set else ext.FROZENSET
         parts = [_lower(v, pack, (where, "[{}]", i), depth + 1) for i, v in enumerate(value)]
         return _ext(code, pack(parts))
     return _lower_standard(value, kind, pack, where)
@@ -244,7 +202,7 @@ def _lower_dict(
     for k, v in value.items():
         key = _lower(k, pack, (where, " key {!r:.40}", k), depth + 1)
         pairs.append([key, _lower(v, pack, (where, "[{!r:.40}]", k), depth + 1)])
-    return _ext(_DICT, pack(pairs))
+    return _ext(ext.DICT, pack(pairs))
 
 
 def _lower_standard(value: Any, kind: type, pack: Callable[[Any], bytes], where: _Where) -> Any:
@@ -252,23 +210,23 @@ def _lower_standard(value: Any, kind: type, pack: Callable[[Any], bytes], where:
         zone = _lower_zone(value.tzinfo, where)
         v = value
         parts = [v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond, v.fold, zone]
-        return _ext(_DATETIME, pack(parts))
+        return _ext(ext.DATETIME, pack(parts))
     if kind is date:
-        return _ext(_DATE, pack([value.year, value.month, value.day]))
+        return _ext(ext.DATE, pack([value.year, value.month, value.day]))
     if kind is time:
         zone = _lower_zone(value.tzinfo, where)
         parts = [value.hour, value.minute, value.second, value.microsecond, value.fold, zone]
-        return _ext(_TIME, pack(parts))
+        return _ext(ext.TIME, pack(parts))
     if kind is timedelta:
-        return _ext(_DELTA, pack([value.days, value.seconds, value.microseconds]))
+        return _ext(ext.DELTA, pack([value.days, value.seconds, value.microseconds]))
     if kind is Decimal:
-        return _ext(_DECIMAL, pack(str(value)))
+        return _ext(ext.DECIMAL, pack(str(value)))
     if kind is UUID:
-        return _ext(_UUID, value.bytes)
+        return _ext(ext.UUID_, value.bytes)
     if kind is bytearray:
-        return _ext(_BYTEARRAY, bytes(value))
+        return _ext(ext.BYTEARRAY, bytes(value))
     if kind is complex:
-        return _ext(_COMPLEX, pack([value.real, value.imag]))
+        return _ext(ext.COMPLEX, pack([value.real, value.imag]))
     raise TypeError(
         f"{_place(where)} is a {kind.__module__}.{kind.__qualname__}, which would not come back as it is: "
         f"{_WAY_OUT}"

@@ -65,7 +65,7 @@ _making = Lock()
 
 def stale_ms(stale: float | timedelta) -> int:
     """`stale=` in ms; 0 for none."""
-    if isinstance(stale, (int, float)) and not isinstance(stale, bool) and stale == 0:
+    if isinstance(stale, (int, float, timedelta)) and not isinstance(stale, bool) and not stale:
         return 0
     if stale is None or (isinstance(stale, (int, float)) and stale < 0):
         raise ValueError(f"stale={stale!r} is not seconds from 0, or a timedelta")

@@ -35,6 +35,7 @@ _PASSED_ON = (
     "__module__",
     "__annotations__",
     "__defaults__",
+    "__isabstractmethod__",
 )
 
 
@@ -118,6 +119,7 @@ class Memoized(Memo, Generic[P, R]):
     if TYPE_CHECKING:
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def _dict(self, obj: Any) -> dict[str, Any] | None: ...
 
     def __new__(
         cls,
@@ -182,10 +184,9 @@ class Memoized(Memo, Generic[P, R]):
             TypeError
         ):  # nothing tells it from one that is at its place later, with its __dict__'s copy
             return None
-        content: Any = getattr(obj, "__dict__", None)
-        own = type(content) is dict and not isinstance(obj, type)
+        content = self._dict(obj)  # where C looks, whatever the class calls its __dict__
         holder = Holder(self._store_of(self._maxsize, self._given_ttl, self._store.name), owner)
-        if own:
+        if content is not None:
             held = content.setdefault(self._slot, holder)
             if held is not holder and self._held(obj) is not held:
                 content[self._slot] = held = holder  # it came along with a copied __dict__
@@ -286,7 +287,10 @@ class Memoized(Memo, Generic[P, R]):
     def cache_key(self, *args: Any, **kwargs: Any) -> Any:
         """The key under which the result of such a call lies in `cache`."""
         key = self._key(*args, **kwargs)
-        return key if self._store is not None or self.cache is None else self._full(key)
+        if self._store is None:
+            return key if self.cache is None else self._full(key)
+        alone = args and self._owns(args[0]) and self._instance(args[0]) is None
+        return (args[0], key) if alone else key  # as C keeps it where there can be no holder
 
     def cache_invalidate(self, *args: Any, **kwargs: Any) -> bool:
         """Forgets the result of such a call; whether there was one. A call under way is not stored."""
@@ -335,6 +339,10 @@ class OfClass:
 
     def __init__(self, memo: Memoized[..., Any]) -> None:
         self.__func__ = self.__wrapped__ = memo
+
+    @property
+    def __isabstractmethod__(self) -> bool:
+        return getattr(self.__func__, "__isabstractmethod__", False)
 
     def __get__(self, obj: Any, owner: type | None = None) -> Any:
         return self.__func__.__get__(type(obj) if owner is None else owner)

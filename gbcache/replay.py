@@ -6,6 +6,7 @@ A request is a look-up; on a miss the source makes the value and the cache store
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import importlib
@@ -69,8 +70,10 @@ def read_trace(path: Path, limit: int | None = None) -> list[Request]:
     """The requests of a file: a key a line, or the columns key size ttl time (header ``# fields: ...``).
 
     .xz and .gz are opened as they are. Raises TraceError naming the line for anything that is not such
-    a file, or holds no request.
+    a file, or holds no request; ValueError for a `limit` below 1.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} is no number of requests from 1")
     requests: list[Request] = []
     columns: tuple[str, ...] = _COLUMNS
     number = 0
@@ -162,6 +165,8 @@ class Report:
     hit_ns: array[int]
     load_ns: array[int]
     peak_payload: int
+    rejects: int
+    """Values, or keys, that the cache refused: misses, every time."""
 
 
 def rss() -> int:
@@ -199,20 +204,26 @@ def replay(
     ttl: Callable[[Request], float | None],
     show: Callable[[int], None] = lambda at: None,
 ) -> Report:
-    """Runs the requests through `cache`, in order; on a miss the source's value is stored with `ttl`."""
+    """Runs the requests through `cache`, in order; on a miss the source's value is stored with `ttl`.
+
+    What the cache refuses (BudgetError, KeyLengthError) is counted, and the replay goes on.
+    """
     spent = array("q", bytes(8 * len(requests)))  # made beforehand, so that growth is the cache's
     before = rss()
-    clock, start, peak = time.perf_counter_ns, time.perf_counter(), 0
+    clock, start, peak, rejects = time.perf_counter_ns, time.perf_counter(), 0, 0
     for at, request in enumerate(_progress(requests, 4096, show)):
+        if at % 4096 == 0:
+            memory = cache.memory()
+            peak = max(peak, memory.key_bytes + memory.value_bytes)
         began = clock()
         if cache.get(request.key) is not None:
             spent[at] = clock() - began
             continue
-        cache.set(request.key, source.load(request), ttl=ttl(request))
+        try:
+            cache.set(request.key, source.load(request), ttl=ttl(request))
+        except (gbcache.BudgetError, gbcache.KeyLengthError):
+            rejects += 1
         spent[at] = began - clock()  # a miss: negative
-        if at % 4096 == 0:
-            memory = cache.memory()
-            peak = max(peak, memory.key_bytes + memory.value_bytes)
     seconds, after, memory = time.perf_counter() - start, rss(), cache.memory()
     hit_ns = array("q", sorted(ns for ns in spent if ns >= 0))
     return Report(
@@ -226,6 +237,7 @@ def replay(
         hit_ns=hit_ns,
         load_ns=array("q", sorted(-ns for ns in spent if ns < 0)),
         peak_payload=max(peak, memory.key_bytes + memory.value_bytes),
+        rejects=rejects,
     )
 
 
@@ -253,7 +265,10 @@ def bytes_lru(requests: list[Request], source: Source, payload: int) -> int:
             hits += 1
             held.move_to_end(request.key)
             continue
-        held[request.key] = size = len(request.key) + source.size(request)
+        size = len(request.key) + source.size(request)
+        if size > payload:  # it can never fit
+            continue
+        held[request.key] = size
         used += size
         while used > payload:
             used -= held.popitem(last=False)[1]
@@ -315,5 +330,6 @@ def _time(
     for key in keys:
         if get(key) is None:
             misses += 1
-            put(key, values[key])
+            with contextlib.suppress(gbcache.KeyLengthError):  # the peers take any
+                put(key, values[key])
     return 1 - misses / len(keys), (time.perf_counter() - start) / len(keys) * 1e9
