@@ -131,7 +131,9 @@ def pauses(report: Report, folder: Path, entries: int, rounds: int) -> None:
     report.row(f"longest pause a save adds, best of {rounds}", added / 1000, "ms", at_most=1,
                during_us=min(b[1] for b in busy),
                idle_us=min(i[1] for i in idle))  # fmt: skip
-    report.row(f"    the call of save(wait=False) itself, best of {rounds}", min(calls) / 1000, "ms")
+    report.row(
+        f"    the call of save(wait=False) itself, best of {rounds}", min(calls) / 1000, "ms"
+    )
     cache.close()
 
 

@@ -107,6 +107,8 @@ def _tell(report: engine.Report, uncached_ns: float, reference: float) -> None:
     print(f"  misses               {s.misses_absent:,} absent, {s.misses_expired:,} expired")
     print(f"  strict LRU, no TTL   {reference:.4f}   (as many bytes of keys and values, simulated)")
     print(f"  evictions, expiries  {s.evictions:,}, {s.expirations:,}")
+    if report.rejects:
+        print(f"  refused, too long    {report.rejects:,}")
     print("\nlatency          p50          p99        p99.9          max")
     for name, figures in (("hit", report.hit_ns), ("miss + load", report.load_ns)):
         marks = [engine.percentile(figures, p) for p in (0.5, 0.99, 0.999)]
@@ -191,6 +193,7 @@ def _json(
         {
             "requests": report.requests,
             "hits": report.hits,
+            "rejects": report.rejects,
             "seconds": report.seconds,
             "reference_hit_ratio": reference,
             "uncached_ns": uncached_ns,

@@ -377,9 +377,7 @@ def test_a_cache_that_is_closed_while_it_is_filled(tmp_path: Path) -> None:
 @isolated
 def test_an_interrupt_while_room_is_made_for_a_ring() -> None:
     """What was begun is left: blocks go on being moved together, and nobody is evicted for want of that."""
-    cache, cut, inside = Cache("8MB"), 0, False
-    for i in range(80_000):
-        cache[i] = b"x" * 40
+    cut, inside = 0, False
 
     class Stop(Exception):
         pass
@@ -389,8 +387,11 @@ def test_an_interrupt_while_room_is_made_for_a_ring() -> None:
             raise Stop
 
     signal.signal(signal.SIGVTALRM, stop)
-    for n in range(1, 20):
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0005 * n)
+    for n in range(40):
+        cache = Cache("8MB")  # a ring that is there is not made again
+        for i in range(80_000):
+            cache[i] = b"x" * 40
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0005 * (1 + n % 10))
         try:
             inside = True
             cache._listen(1, False, 4_000_000)
