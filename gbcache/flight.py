@@ -318,9 +318,6 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
             raise flight.error
         if flight.value is not _AGAIN:
             return cache._arrived(key, flight.value)
-        value = cache.get(key, MISS)
-        if value is not MISS:
-            return value
 
 
 def fill_many(
@@ -436,9 +433,6 @@ async def afill(
             raise flight.error
         if flight.value is not _AGAIN:
             return cache._arrived(key, flight.value)
-        value = cache.get(key, MISS)
-        if value is not MISS:
-            return value
 
 
 async def _awaited(value: Any) -> Any:
