@@ -21,7 +21,9 @@ static void once_dealloc(PyObject *self) {
 static Py_hash_t once_hash(PyObject *self) { return ((gb_once *)self)->hash; }
 static PyObject *once_compare(PyObject *a, PyObject *b, int op) {
     if (op != Py_EQ && op != Py_NE) Py_RETURN_NOTIMPLEMENTED;
-    return PyObject_RichCompare(gb_once_inner(a), gb_once_inner(b), op);
+    PyObject *x = gb_once_inner(a), *y = gb_once_inner(b);
+    if (x == y) return PyBool_FromLong(op == Py_EQ); /* as a dict has it: a NaN is itself */
+    return PyObject_RichCompare(x, y, op);
 }
 PyTypeObject gb_once_type = {
     PyVarObject_HEAD_INIT(NULL, 0)

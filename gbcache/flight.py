@@ -2,9 +2,9 @@
 """One flight per key: whoever misses first loads, the others wait for what comes.
 
 A flight belongs to one cache and one key. Its leader runs the user's function with no lock held; followers
-wait in their thread or their task, on any loop. A follower whose waiting would close a cycle computes for
-itself instead. Whatever changes the key meanwhile voids the flight: those who wait get what was loaded, it
-is not stored, and who comes later starts anew.
+wait in their thread or their task, on any loop. A follower whose waiting would close a cycle computes for itself
+instead; so does one that finds the leader's loop not run, as it may be his to run. Whatever changes the key meanwhile
+voids the flight: those who wait get what was loaded, it is not stored, and who comes later starts anew.
 
 After singleflight (Go, golang.org/x/sync), made safe for re-entrance, loops and cancellation.
 """
@@ -16,7 +16,6 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar, Token
-from datetime import timedelta
 from inspect import isawaitable
 from types import CoroutineType
 from typing import Any, Protocol
@@ -26,11 +25,12 @@ from .locks import gate
 
 __all__ = ["MISS", "Flight", "afill", "aload", "fill", "fill_many", "load"]
 
-Waiters = dict[Any, asyncio.AbstractEventLoop | None]
-"""A future for each task, with its loop; a held lock for each thread."""
+Loader = Callable[[], Awaitable[Any]]
 MISS = object()
 _AGAIN = object()
-"""What followers are told when the leader was cancelled or interrupted: one of them leads now."""
+"""What followers are told when the leader was cancelled, interrupted or left by its loop: one of them leads now."""
+_LOOK = 0.1
+"""Seconds between two looks at a leader's loop, by who waits elsewhere."""
 
 
 class Loadable(Protocol):
@@ -46,20 +46,31 @@ class Loadable(Protocol):
     def _arrived(self, key: Any, value: Any) -> Any: ...
 
 
+class Waiters:
+    """Who is told at a flight's end, and what: theirs alone, as a context may keep the flight for long."""
+
+    __slots__ = ("all", "error", "value")
+
+    all: dict[Any, asyncio.AbstractEventLoop | None]
+    """A future for each task, with its loop; a held lock for each thread; in order."""
+    value: Any
+    """What came of it: MISS while it is under way, or where it raised."""
+    error: Exception | None
+
+
 class Flight(bytearray):
     """One load under way. Its only byte is set by whoever changes the key (C does): then it is void."""
 
-    __slots__ = ("error", "led", "loop", "process", "seen", "value", "waiters", "waits")
+    __slots__ = ("ended", "led", "loop", "process", "seen", "waiters", "waits")
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
 
     loop: asyncio.AbstractEventLoop | None
+    """What its leader runs on, until the end."""
     process: int
-    value: Any
-    """What came of it: MISS while it is under way, or where it raised."""
-    error: Exception | None
+    ended: bool
     waiters: Waiters | None
-    """Who is told at its end, in order. None: nobody waits yet, or it is over."""
+    """None: nobody waits yet, or it is over."""
     waits: list[Flight]
     """What its leader, or tasks of its leader, wait for."""
     seen: int
@@ -92,10 +103,9 @@ def _start() -> tuple[Flight, Token[Any]]:
     """A flight that this thread or task leads, if the key has none."""
     mine = Flight(1)
     mine.loop, mine.process = asyncio._get_running_loop(), _process
-    mine.value, mine.error, mine.waiters = MISS, None, None
-    mine.waits, mine.seen, mine.led = [], 0, 0
+    mine.ended, mine.waiters, mine.waits, mine.seen, mine.led = False, None, [], 0, 0
     before = _leading.get()
-    while before is not None and _has_ended(before[0]):  # left there where memory was short
+    while before is not None and before[0].ended:  # left there where memory was short
         before = before[1]
     try:
         return mine, _leading.set((mine, before))
@@ -104,14 +114,22 @@ def _start() -> tuple[Flight, Token[Any]]:
         raise
 
 
-def _has_ended(flight: Flight) -> bool:
-    return flight.value is not MISS or flight.error is not None
+def _is_left(flight: Flight) -> bool:
+    """Whether its leader's loop is not run: by nobody any more, which ends it, or perhaps by whoever asks."""
+    loop = flight.loop
+    if loop is None or loop.is_running():
+        return False
+    if loop.is_closed():
+        flight[0] = 1  # nobody tells it of changes from here on
+        _settle(flight, _AGAIN)
+    return True
 
 
 def _over(flight: Flight) -> bool:
     """Whether a flight is nothing to join: voided, or ended and not taken off the list because its key
-    raised or changed; or its leader did not come along when we were forked."""
-    return bool(flight[0]) or _has_ended(flight) or flight.process != _process
+    raised or changed; or its leader did not come along when we were forked, or its loop was closed."""
+    gone = bool(flight[0]) or flight.ended or flight.process != _process
+    return gone or (_is_left(flight) and flight.ended)
 
 
 def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
@@ -122,24 +140,7 @@ def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
     return flight
 
 
-def _enlist(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None) -> bool:
-    """Has a follower told; False: there is nothing to wait for. Each has a waiter of its own, so that to give up takes
-    nothing from others. No `wrap_future`, no `shield`: they make functions, whose code CPython 3.12 and 3.13 let go of
-    twice where memory is short."""
-    fresh: Waiters = {}
-    _graph.acquire()
-    try:
-        if _has_ended(flight):
-            return False
-        if flight.waiters is None:
-            flight.waiters = fresh
-        flight.waiters[waiter] = loop
-    finally:
-        _graph.release()
-    return True
-
-
-def _tell(waiters: Waiters, patience: int = 2) -> None:
+def _tell(waiters: dict[Any, Any], patience: int = 2) -> None:
     """The flight is over; in the thread of whoever ended it. Whatever comes of one, the others are told, and all again:
     memory was short, or a signal's handler raised. To be told twice is nothing."""
     raised = None
@@ -163,27 +164,49 @@ def _told(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
+def _look(flight: Flight, waiter: asyncio.Future[None], loop: asyncio.AbstractEventLoop) -> None:
+    """Wakes a task that waits for one of another loop's, if that is not run: now, or found so later."""
+    try:
+        if waiter.done() or flight.loop is None or flight.loop is loop:
+            return
+        if not _is_left(flight):
+            loop.call_later(_LOOK, _look, flight, waiter, loop)
+            return
+    except MemoryError:  # nobody would look again: it computes
+        pass
+    _told(waiter)
+
+
 def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
     """The leader's last word; only the first counts."""
     _graph.acquire()
     try:
-        if _has_ended(flight):
+        if flight.ended:
             return
-        flight.value, flight.error = value, error
+        flight.ended = True
         waiters, flight.waiters = flight.waiters, None  # from here on they are ours alone
+        if waiters is not None:
+            waiters.value, waiters.error = value, error
     finally:
         _graph.release()
+    flight.loop = None  # not above: where it is the last, a __del__ runs
     if waiters is not None:
-        _tell(waiters)
+        _tell(waiters.all)
 
 
-def _wait_for(flight: Flight, blocking: bool) -> bool:
-    """Notes that the flights we lead wait for `flight`; False if that would close a cycle."""
+def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None) -> Waiters:
+    """Has a follower told, and notes that the flights we lead wait for `flight`. Nobody in it: that would close a
+    cycle, or it is over. Each has a waiter of its own, so that to give up takes nothing from others. No `wrap_future`,
+    no `shield`: they make functions, whose code CPython 3.12 and 3.13 let go of twice where memory is short."""
     global _walks
-    ours = _leading.get()
-    loop = asyncio._get_running_loop() if blocking else None
+    told, ours = Waiters(), _leading.get()
+    told.all, told.value, told.error = {}, MISS, None
+    blocked = asyncio._get_running_loop() if loop is None else None
     _graph.acquire()
     try:
+        if flight.ended:
+            told.value = _AGAIN
+            return told
         _walks += 1
         up = ours
         while up is not None:
@@ -192,29 +215,32 @@ def _wait_for(flight: Flight, blocking: bool) -> bool:
         _open.append(flight)
         while _open:
             at = _open.pop()
-            if at.led == _walks or (loop is not None and at.loop is loop):
-                return False
+            if at.led == _walks or (blocked is not None and at.loop is blocked):
+                return told
             if at.seen != _walks:
                 at.seen = _walks
                 _open.extend(at.waits)
         while ours is not None:
             ours[0].waits.append(flight)
             ours = ours[1]
+        if flight.waiters is None:
+            flight.waiters = told
+        flight.waiters.all[waiter] = loop
+        return flight.waiters
     except MemoryError:
-        _waited(flight)
+        _waited(flight, waiter)
         raise
     finally:
         _open.clear()
         _graph.release()
-    return True
 
 
-def _waited(flight: Flight, waiter: Any = None) -> None:
+def _waited(flight: Flight, waiter: Any) -> None:
     ours = _leading.get()
     _graph.acquire()
     try:
         if flight.waiters is not None:
-            flight.waiters.pop(waiter, None)
+            flight.waiters.all.pop(waiter, None)
         while ours is not None:
             if flight in ours[0].waits:
                 ours[0].waits.remove(flight)
@@ -243,9 +269,7 @@ def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, sta
             _settle(flight, value)
 
 
-def _failed(
-    cache: Loadable, key: Any, flight: Flight, error: BaseException | None, loaded: bool
-) -> None:
+def _failed(cache: Loadable, key: Any, flight: Flight, error: Any, loaded: bool) -> None:
     """The leader raised, or was cancelled or interrupted, which is its own affair: another leads then.
 
     No error: an interpreter that lacks memory can lose that of a function it ran, so that no handler of ours runs."""
@@ -256,13 +280,7 @@ def _failed(
         _settle(flight, _AGAIN if said is None else MISS, said)
 
 
-def load(
-    cache: Loadable,
-    key: Any,
-    fn: Callable[[], Any],
-    ttl: float | timedelta | object | None,
-    stale: int,
-) -> Any:
+def load(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int) -> Any:
     """`cache.get_or_set`; `stale` in ms."""
     value = cache.get(key, MISS)
     return value if value is not MISS else fill(cache, key, fn, ttl, stale)
@@ -305,22 +323,21 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
                 _ended(token)
         if old is not MISS:
             return cache._stale(key, old, True)
-        if not _wait_for(flight, blocking=True):
+        waiter = gate()
+        told = _follow(flight, waiter, None)
+        if told.all:
+            try:
+                while not _is_left(flight):
+                    if waiter.acquire(True, -1.0 if flight.loop is None else _LOOK):
+                        break
+            finally:
+                _waited(flight, waiter)
+        if told.error is not None:
+            raise told.error
+        if told.value is MISS:
             return fn()
-        waiter = None
-        try:
-            waiter = gate()
-            if _enlist(flight, waiter, None):
-                waiter.acquire()
-        finally:
-            _waited(flight, waiter)
-        if flight.error is not None:
-            raise flight.error
-        if flight.value is not _AGAIN:
-            return cache._arrived(key, flight.value)
-        value = cache.get(key, MISS)
-        if value is not MISS:
-            return value
+        if told.value is not _AGAIN:
+            return cache._arrived(key, told.value)
 
 
 def fill_many(
@@ -331,9 +348,7 @@ def fill_many(
     led: list[tuple[Any, Flight]] = []
     found: dict[Any, Any] = {}
     others = []
-    before = _leading.set(
-        _leading.get()
-    )  # what is led here is let go of at once, whatever its order
+    before = _leading.set(_leading.get())  # all led here is let go of at once, in any order
     try:
         for key in keys:
             mine, token = _start()
@@ -368,27 +383,19 @@ def fill_many(
 def _forsaken(cache: Loadable, led: list[tuple[Any, Flight]], error: BaseException | None) -> None:
     for pair in led:  # nothing is popped: a list that shrinks asks for memory
         try:
-            if not _has_ended(pair[1]):
+            if not pair[1].ended:
                 _failed(cache, pair[0], pair[1], error, False)
         except MemoryError:
             pass
 
 
-async def aload(
-    cache: Loadable,
-    key: Any,
-    fn: Callable[[], Awaitable[Any]],
-    ttl: float | timedelta | object | None,
-    stale: int,
-) -> Any:
+async def aload(cache: Loadable, key: Any, fn: Loader, ttl: Any, stale: int) -> Any:
     """`cache.aget_or_set`; `stale` in ms."""
     value = cache.get(key, MISS)
     return value if value is not MISS else await afill(cache, key, fn, ttl, stale)
 
 
-async def afill(
-    cache: Loadable, key: Any, fn: Callable[[], Awaitable[Any]], ttl: Any, stale: int
-) -> Any:
+async def afill(cache: Loadable, key: Any, fn: Loader, ttl: Any, stale: int) -> Any:
     """`fill` for coroutines."""
     key = cache._once(key)
     while True:
@@ -422,23 +429,21 @@ async def afill(
                 _ended(token)
         if old is not MISS:
             return cache._stale(key, old, True)
-        if not _wait_for(flight, blocking=False):
-            return await _awaited(fn())
-        waiter = None
-        try:
-            loop = asyncio.get_running_loop()
-            waiter = loop.create_future()
-            if _enlist(flight, waiter, loop):
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        told = _follow(flight, waiter, loop)
+        if told.all:
+            try:
+                _look(flight, waiter, loop)
                 await waiter
-        finally:
-            _waited(flight, waiter)
-        if flight.error is not None:
-            raise flight.error
-        if flight.value is not _AGAIN:
-            return cache._arrived(key, flight.value)
-        value = cache.get(key, MISS)
-        if value is not MISS:
-            return value
+            finally:
+                _waited(flight, waiter)
+        if told.error is not None:
+            raise told.error
+        if told.value is MISS:
+            return await _awaited(fn())
+        if told.value is not _AGAIN:
+            return cache._arrived(key, told.value)
 
 
 async def _awaited(value: Any) -> Any:
