@@ -199,10 +199,14 @@ class Disk:
     synced, whatever `sync` says. Deadlines are by the wall clock, which is not followed while it is open.
 
     Raises BlockingIOError where another process (or another Disk) has it open, ImageError for what is no sound
-    store, FarError where the disk fails: it stays usable, and what failed is not there. RuntimeError where a signal's
-    handler or a ``__del__`` writes to the Disk that its own thread is writing to; to read from it they may. A call
-    that is interrupted, as its handler raises, is over by then: all of it is there, or nothing. After a fork the
-    child's is closed.
+    store, FarError where the disk fails: it stays usable, and what failed is not there. After a fork the child's is
+    closed.
+
+    A signal's handler, or a ``__del__``, that comes in the midst of a call of the same Disk may read from it, and
+    ``sync``. All that writes is a RuntimeError there: also `close`, and a scan's beginning where something waits. They
+    would wait for their own thread; so would a handler that waits for another thread which writes. Between two calls,
+    as in the body of a loop over keys, it may do anything. A call that is interrupted, as its handler raises, is over
+    by then: all of it is there, or nothing.
     """
 
     def __init__(

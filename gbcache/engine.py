@@ -27,7 +27,7 @@ from . import files, forks
 from ._disk import Records, append, digest_of, pay
 from .codec import Codec, name_of
 from .errors import ClosedError, FarError, ImageError
-from .groups import Groups, Request
+from .groups import COME_BACK, Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
 from .lmdbstore import LMDBError, MapFullError, Store, failed
 from .locks import Latch, Lock, aside, endure
@@ -62,7 +62,7 @@ class Engine:
         self._frozen_journal: Journal | None = None
         self._lmdb, self._files = Lock(), Lock()
         self._offset = time.time() - running()
-        self.groups, self.refused = Groups(self._commit), partial(refused, path=path)
+        self.refused = partial(refused, path=path)
         with contextlib.suppress(FileExistsError):
             os.makedirs(path, 0o700)
         files.check_directory(path)
@@ -71,6 +71,7 @@ class Engine:
         self.owner = Owner(path, self.now)
         self.store = Store(path, name_of(codec), self.most)
         self.reading = self.store.reading()  # the leader's
+        self.groups = Groups(self._commit, self.reading)
         try:
             if self.owner.mark is not None:
                 self._offset = max(time.time(), self.owner.mark.at / 1000) - running()
@@ -138,18 +139,18 @@ class Engine:
 
     def run(self, request: Request) -> Any:
         self.check_open()
+        self._check_outside()
         return self.groups.run(request)
 
+    def _check_outside(self) -> None:
+        """RuntimeError where this thread is within a read or the background's work: a write may wait for its end."""
+        if self.store.gate.has_me() or self._lmdb.mine or self._files.mine:
+            raise RuntimeError(COME_BACK)
+
     def count(self) -> int:
-        """What is in LMDB, and what waits and is not in it yet; less what is to go."""
         self.check_open()
         active, frozen = self.layers
-        waits = {**frozen, **active}
-        with self.store.reading() as txn:
-            entries = int(txn.stat(self.store.entries_db)["entries"])
-            for name, record in waits.items():
-                entries += (record is not None) - (txn.get(name) is not None)
-        return entries
+        return self.store.count({**frozen, **active})
 
     def flush(self) -> None:
         if any(self.layers) or self.owed is not None:
@@ -172,6 +173,7 @@ class Engine:
     def close(self) -> None:
         if self.closed:
             return
+        self._check_outside()
         self.groups.check()
         self._stopping = True
         self._wake.open()
@@ -185,8 +187,7 @@ class Engine:
     # --- the leader --------------------------------------------------------------------------
 
     def _commit(self, batch: Sequence[Request]) -> None:
-        self.reading.close()  # of a leader that was interrupted
-        pay(self)
+        pay(self)  # of a leader that was interrupted
         group: list[Request] = []
         for request in batch:
             if not request.alone:

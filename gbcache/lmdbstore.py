@@ -183,6 +183,14 @@ class Store:
                 more = cursor.next()
         return found
 
+    def count(self, waits: Changes) -> int:
+        """What is in LMDB, and what waits and is not in it yet; less what is to go."""
+        with self.reading() as txn:
+            entries = int(txn.stat(self.entries_db)["entries"])
+            for name, record in waits.items():
+                entries += (record is not None) - (txn.get(name) is not None)
+        return entries
+
     # --- writing -----------------------------------------------------------------------------
 
     def write(self, changes: Changes, applied: int, drop: bool = False) -> None:

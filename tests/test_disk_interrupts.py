@@ -159,7 +159,7 @@ def test_a_handler_may_not_write_to_what_it_interrupts(tmp_path: Path) -> None:
     class Comes(dict[Any, Any]):
         def get(self, *args: Any) -> Any:
             for call in (lambda: disk.put_many([("h", 1, None)]), disk.close):
-                with pytest.raises(RuntimeError, match="within a call that writes") as error:
+                with pytest.raises(RuntimeError, match="within a call of this Disk") as error:
                     call()
                 told.append(str(error.value))
             return None
