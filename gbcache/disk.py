@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -414,6 +415,9 @@ class Disk:
 
     def __del__(self) -> None:
         # At the end a thread that is no more may hold a lock; the journal has what was acknowledged.
-        if not sys.is_finalizing():
-            with contextlib.suppress(Exception):
-                self.close()
+        engine = getattr(self, "_engine", None)
+        if engine is not None and not sys.is_finalizing():
+            with contextlib.suppress(
+                Exception
+            ):  # a thread of its own that collects it is amid something
+                engine.close(threading.current_thread() in engine.threads)

@@ -29,7 +29,7 @@ from .codec import Codec, name_of
 from .errors import ClosedError, FarError, ImageError
 from .groups import COME_BACK, Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
-from .lmdbstore import LMDBError, MapFullError, Store, failed
+from .lmdbstore import LMDBError, Store, failed
 from .locks import Latch, Lock, aside, endure
 from .view import Do, Expire, View, answer, refused, running
 
@@ -41,6 +41,8 @@ IDLE = 5.0
 """Seconds after which they go even if they are few."""
 SWEEP, BATCH = 0.5, 1000
 """Seconds between two looks for what is over, and entries taken at a time."""
+_CLOSED = "the Disk is closed"
+_FORKED = "this Disk was opened by process %d, which forked: close it there, and open it here"
 
 
 class Engine:
@@ -66,8 +68,8 @@ class Engine:
         with contextlib.suppress(FileExistsError):
             os.makedirs(path, 0o700)
         files.check_directory(path)
-        self._stopping, self._wake, self._stop = False, Latch(), Latch()
-        self._threads: list[threading.Thread] = []
+        self._stopping, self._closes, self._wake, self._stop = False, False, Latch(), Latch()
+        self.threads: list[threading.Thread] = []
         self.owner = Owner(path, self.now)
         self.store = Store(path, name_of(codec), self.most)
         self.reading = self.store.reading()  # the leader's
@@ -88,7 +90,7 @@ class Engine:
         self._settled = self._swept = time.monotonic()
         for work in works:
             thread = threading.Thread(None, endure, "gbcache-disk", (work,), daemon=True)
-            self._threads.append(thread)
+            self.threads.append(thread)
             thread.start()
         _OPEN.add(self)
 
@@ -132,10 +134,7 @@ class Engine:
 
     def check_open(self) -> None:
         if self.closed:
-            if self.process != os.getpid():
-                raise ClosedError(f"this Disk was opened by process {self.process}, which forked: close it there, and "
-                                  "open it here")  # fmt: skip
-            raise ClosedError("the Disk is closed")
+            raise ClosedError(_FORKED % self.process if self.process != os.getpid() else _CLOSED)
 
     def run(self, request: Request) -> Any:
         self.check_open()
@@ -170,15 +169,19 @@ class Engine:
         if self.suspect:
             self.run(Do(self._flush))
 
-    def close(self) -> None:
+    def close(self, last: bool = False) -> None:
+        """`last`: it is to be what the thread that tends does last."""
         if self.closed:
             return
-        self._check_outside()
-        self.groups.check()
-        self._stopping = True
+        if not last:
+            self._check_outside()
+            self.groups.check()
+        self._closes, self._stopping = self._closes or last, True
         self._wake.open()
         self._stop.open()
-        for thread in self._threads:
+        if last:
+            return
+        for thread in self.threads:
             if thread is not threading.current_thread():
                 thread.join()
         with contextlib.suppress(ClosedError):
@@ -230,23 +233,16 @@ class Engine:
 
     def make_way(self, size: int) -> None:
         """Where `max_bytes` is reached LMDB gets what waits, in one commit: it may be removals."""
-        if size and any(self.layers) and self._beyond(size):
+        waiting = self.active_size + self.frozen_size + size
+        if size and any(self.layers) and self.store.beyond(waiting):
             aside(self._make_room)
-
-    def _beyond(self, size: int) -> bool:
-        """Whether so many more bytes are too many for `max_bytes`."""
-        most, waiting = self.most, self.active_size + self.frozen_size + size
-        return most is not None and self.store.live + waiting * 3 // 2 > most - most // 8
 
     def admit(self, size: int) -> None:
         """Raises FarError where there is no room for so many more bytes."""
-        waiting = self.active_size + self.frozen_size + size
         if self.active_size > 2 * self.layer and self.trouble is not None:
             told = f"{self.path}: {self.active_size} bytes wait, and cannot be written"
             raise failed(self.trouble, told)
-        if self._beyond(size):
-            raise failed(MapFullError("max_bytes"), f"{self.path}: {self.store.live} bytes are in use, and "
-                         f"{waiting} more to come: remove entries, or open it with a larger max_bytes")  # fmt: skip
+        self.store.admit(self.active_size + self.frozen_size + size)
 
     @property
     def suspect(self) -> bool:
@@ -376,6 +372,9 @@ class Engine:
             except Exception as error:
                 self.trouble = error
                 self._stop.wait(SWEEP)
+        if self._closes:
+            with contextlib.suppress(FarError):  # the journal has it
+                self.close()
 
     def _tend(self) -> None:
         now = time.monotonic()

@@ -19,9 +19,9 @@ from ._disk import NAME_MAX, Gate, Reading, check_file, deadline_of, store_recor
 from .errors import ClosedError, FarError, ImageError
 from .journal import Changes
 
-__all__ = ["LMDBError", "MapFullError", "Store", "failed"]
+__all__ = ["LMDBError", "Store", "failed"]
 
-LMDBError, MapFullError = lmdb.Error, lmdb.MapFullError
+LMDBError = lmdb.Error
 
 MAP_LEAST = 16 << 20
 PIECE = 16
@@ -192,6 +192,16 @@ class Store:
         return entries
 
     # --- writing -----------------------------------------------------------------------------
+
+    def beyond(self, more: int) -> bool:
+        """Whether so many more bytes are too many for `max_bytes`."""
+        return self.most is not None and self.live + more * 3 // 2 > self.most - self.most // 8
+
+    def admit(self, more: int) -> None:
+        """Raises FarError where they are."""
+        if self.beyond(more):
+            raise failed(lmdb.MapFullError("max_bytes"), f"{self.folder}: {self.live} bytes are in use, and "
+                         f"{more} more to come: remove entries, or open it with a larger max_bytes")  # fmt: skip
 
     def write(self, changes: Changes, applied: int, drop: bool = False) -> None:
         """All of it, or an exception and nothing of it (or, beside `most`, some): then it is to be tried again.

@@ -3,6 +3,7 @@ their own thread, and never for ever."""
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Callable
@@ -14,6 +15,10 @@ from children import isolated
 
 pytest.importorskip("lmdb")
 from gbcache import Disk
+from gbcache.engine import Engine
+from gbcache.journal import Journal
+from gbcache.lmdbstore import Store
+from gbcache.view import Expire
 
 WITHIN = "within a call of this Disk"
 
@@ -134,3 +139,46 @@ def test_a_leader_that_was_interrupted_keeps_no_place(tmp_path: Path) -> None:
     assert not thread.is_alive()
     disk.put_many([("d", 1, None)])
     disk.close()
+
+
+# --- collected in a thread of its own ------------------------------------------------------------
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "tending": (Engine, "rotate"),
+    "leading": (Expire, "do"),
+    "reading": (Store, "begin"),
+    "writing": (Store, "_fill"),
+    "syncing": (Journal, "sync"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@isolated
+def test_collected_in_a_thread_of_its_own(tmp_path: Path, place: str) -> None:
+    """Amid whatever that does: it ends, all is closed, and the next one opens with all that was there."""
+    target, name = PLACES[place]
+    real, seen = getattr(target, name), []
+
+    def collects(*args: Any) -> Any:
+        if threading.current_thread().name == "gbcache-disk" and armed.is_set() and not seen:
+            seen.append(gc.collect())
+        return real(*args)
+
+    class Loop: ...
+
+    armed = threading.Event()
+    setattr(target, name, collects)
+    gc.disable()
+    disk = Disk(tmp_path / "d", sync="interval", interval=0.05)
+    threads, loop = list(disk._engine.threads), Loop()
+    disk._engine._settled = 0.0  # long ago: what waits is written at once
+    loop.me, loop.disk = loop, disk  # type: ignore[attr-defined]
+    disk.put_many([("a", 1, None), ("gone", 1, 0.001)])
+    del loop, disk
+    armed.set()
+    for thread in threads:
+        thread.join(10)
+    assert seen and not any(thread.is_alive() for thread in threads)
+    with Disk(tmp_path / "d") as again:
+        assert again.get_many(["a"]) == {"a": (1, None)}
+        assert again._engine.owner.mark is not None and again._engine.owner.mark.clean

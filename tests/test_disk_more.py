@@ -123,7 +123,7 @@ def test_no_room_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         made = quiet(disk, monkeypatch)
         disk.put_many([(i, bytes(1000), None) for i in range(50)])
         monkeypatch.setattr(made.store, "_transaction", planted)
-        monkeypatch.setattr(made, "_beyond", lambda size: size > 0)
+        monkeypatch.setattr(made.store, "beyond", lambda more: True)
         made.journal.doubtful = True
         calls: list[Callable[[], object]] = [
             lambda: disk.put_many([("b", 1, None)]),
