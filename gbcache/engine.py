@@ -237,12 +237,12 @@ class Engine:
         if size and any(self.layers) and self.store.beyond(waiting):
             aside(self._make_room)
 
-    def admit(self, size: int) -> None:
-        """Raises FarError where there is no room for so many more bytes."""
+    def admit(self, size: int, alone: bool = False) -> None:
+        """Raises FarError where there is no room for so many more bytes; `alone`: they are of one call."""
         if self.active_size > 2 * self.layer and self.trouble is not None:
             told = f"{self.path}: {self.active_size} bytes wait, and cannot be written"
             raise failed(self.trouble, told)
-        self.store.admit(self.active_size + self.frozen_size + size)
+        self.store.admit(self.active_size + self.frozen_size + size, size if alone else 0)
 
     @property
     def suspect(self) -> bool:
