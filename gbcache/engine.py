@@ -199,7 +199,7 @@ class Engine:
             self._write_group(group)
             group = []
             try:
-                aside(partial(request.answer, self))
+                self.groups.aside(partial(request.answer, self))
             except Exception as error:
                 if error is not request.error:  # but of a signal's handler
                     raise
@@ -235,7 +235,7 @@ class Engine:
         """Where `max_bytes` is reached LMDB gets what waits, in one commit: it may be removals."""
         waiting = self.active_size + self.frozen_size + size
         if size and any(self.layers) and self.store.beyond(waiting):
-            aside(self._make_room)
+            self.groups.aside(self._make_room)
 
     def admit(self, size: int, alone: bool = False) -> None:
         """Raises FarError where there is no room for so many more bytes; `alone`: they are of one call."""
@@ -252,7 +252,7 @@ class Engine:
 
     def _append(self, view: View, group: list[Request]) -> None:
         if self.suspect or self.active_size > 2 * self.layer:
-            aside(self._make_room)
+            self.groups.aside(self._make_room)
         journal, owner, seq = self.journal, self.owner, self.seq + 1
         frame = journal.frame(seq, self.synced, view.overlay)
         waits = self.active_size + view.size + 64 * len(view.overlay)

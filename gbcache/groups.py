@@ -10,10 +10,11 @@ import errno
 import time
 from _thread import allocate_lock, get_ident
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .errors import FarError
-from .locks import gate
+from .locks import aside, gate
 
 __all__ = ["COME_BACK", "Groups", "Request"]
 
@@ -72,7 +73,7 @@ class Groups:
         self._lock = allocate_lock()
         self._waiting: list[Request] = []
         self._led = self._gathers = False
-        self._leader = 0
+        self._leader = self._stands_in = 0
         self._expected, self._took = 1, 0.0
         self._gathered = gate()
 
@@ -103,6 +104,17 @@ class Groups:
             raise request.error
         return request.result
 
+    def aside(self, call: Callable[[], None]) -> None:
+        """For the leader, and where no signal's handler runs; whatever runs in that thread may not come back either."""
+        aside(partial(self._stand_in, call))
+
+    def _stand_in(self, call: Callable[[], None]) -> None:
+        before, self._stands_in = self._stands_in, get_ident()
+        try:
+            call()
+        finally:
+            self._stands_in = before
+
     def check(self) -> None:
         """RuntimeError where `run` would raise it."""
         self._lock.acquire()
@@ -112,7 +124,7 @@ class Groups:
             self._lock.release()
 
     def _refuse(self, thread: int) -> None:
-        inside, at = self._leader == thread, 0
+        inside, at = self._leader == thread or self._stands_in == thread, 0
         while at < len(self._waiting):
             inside = inside or self._waiting[at].thread == thread
             at += 1

@@ -18,6 +18,7 @@ from gbcache import Disk
 from gbcache.engine import Engine
 from gbcache.journal import Journal
 from gbcache.lmdbstore import Store
+from gbcache.verbs import PutBig
 from gbcache.view import Expire
 
 WITHIN = "within a call of this Disk"
@@ -182,3 +183,31 @@ def test_collected_in_a_thread_of_its_own(tmp_path: Path, place: str) -> None:
     with Disk(tmp_path / "d") as again:
         assert again.get_many(["a"]) == {"a": (1, None)}
         assert again._engine.owner.mark is not None and again._engine.owner.mark.clean
+
+
+@pytest.mark.parametrize("place", [(PutBig, "do"), (Engine, "settle"), (Engine, "_make_room")])
+@isolated
+def test_a_finalizer_in_the_thread_that_stands_in_for_a_leader(
+    tmp_path: Path, place: tuple[Any, str]
+) -> None:
+    """What changes LMDB is done in another thread than the main one; a collection may come there, too."""
+    target, name = place
+    real, told = getattr(target, name), []
+
+    def collects(*args: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread() and not told:
+            for call in (lambda: disk.put_many([("f", 1, None)]), disk.close):
+                with pytest.raises(RuntimeError, match=WITHIN) as error:
+                    call()
+                told.append(error.value)
+        return real(*args)
+
+    disk = opened(tmp_path / "d")
+    setattr(target, name, collects)
+    disk._engine.journal.doubtful = name == "_make_room"
+    disk.put_many([("c", bytes(100 if name == "_make_room" else 2 << 20), None)])
+    assert len(told) == 2
+    disk.put_many([("d", 1, None)])
+    disk.close()
+    with Disk(tmp_path / "d") as again:
+        assert set(again.get_many(["a", "b", "c", "d", "f"])) == {"a", "b", "c", "d"}
