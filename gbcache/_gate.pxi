@@ -50,6 +50,11 @@ cdef class Gate:
         if self._out(seat):
             self._tell()
 
+    @cython.critical_section
+    def has_me(self):
+        """Whether this thread is inside: it would wait for itself, were it to wait for who has it alone."""
+        return bool(self._has(PyThread_get_thread_ident()))
+
     def _tell(self):
         self.changed.acquire()
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -15,16 +16,29 @@ from .codec import Codec, encode_key, resolve, unpack_value
 from .engine import Engine
 from .errors import ImageError
 from .far import close_at_exit
-from .groups import Request
 from .lmdbstore import LMDBError
-from .view import LONG, View
+from .verbs import (
+    PAGE,
+    SHORT,
+    Add,
+    AddBig,
+    Clear,
+    Delete,
+    Find,
+    Incr,
+    IncrBig,
+    Put,
+    PutBig,
+    Touch,
+    TouchBig,
+    bytes_of,
+)
 
 __all__ = ["Disk", "DiskInfo"]
 
 VALUE_MOST = (1 << 30) + 64
 BIG = 1 << 20
 """Bytes of one call from which on they go to LMDB at once, and not through the journal."""
-INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 LEAST = 4 << 20
 SYNCS = ("always", "interval", "never")
 
@@ -51,130 +65,8 @@ class DiskInfo(NamedTuple):
     """Entries removed because they were over."""
 
 
-class _Put(Request):
-    __slots__ = ("items",)
-
-    def __init__(self, items: list[tuple[bytes, bytes]], size: int) -> None:
-        super().__init__(size)
-        self.items = items
-
-    def do(self, view: View) -> None:
-        for name, record in self.items:
-            view.store_at(name, record)
-
-
-class _PutBig(_Put):
-    alone = True
-
-    def run(self, engine: Engine) -> None:
-        engine.make_way(self.size)
-        engine.admit(self.size)
-        with contextlib.closing(View(engine, engine.now())) as view:
-            self.do(view)
-        engine.settle(view.overlay)
-
-
-class _Delete(Request):
-    __slots__ = ("names",)
-    grows = False
-
-    def __init__(self, names: list[tuple[bytes, bytes]]) -> None:
-        super().__init__()
-        self.names = names
-
-    def do(self, view: View) -> list[bool]:
-        return [self._one(view, *name) for name in self.names]
-
-    @staticmethod
-    def _one(view: View, name: bytes, key: bytes) -> bool:
-        name, record = view.locate(name, key)
-        if record is None:
-            return False
-        alive = view.alive(record)
-        view.remove(name)
-        return alive
-
-
-class _Add(Request):
-    __slots__ = ("key", "name", "record")
-
-    def __init__(self, name: bytes, key: bytes, record: bytes) -> None:
-        super().__init__(len(record))
-        self.name, self.key, self.record = name, key, record
-
-    def do(self, view: View) -> bool:
-        _, there = view.locate(self.name, self.key)
-        if there is not None and view.alive(there):
-            return False
-        view.store_at(self.name, self.record)
-        return True
-
-
-class _Incr(Request):
-    __slots__ = ("by", "deadline", "initial", "key", "name")
-
-    def __init__(self, key: Any, name: bytes, by: int, initial: int, deadline: int) -> None:
-        super().__init__(64)
-        self.key, self.name, self.by, self.initial, self.deadline = key, name, by, initial, deadline
-
-    def do(self, view: View) -> int | bytes:
-        """The new value; the bytes of what is none: it may be for a codec to say what that is, and that not here."""
-        there, record = view.locate(self.name, _bytes_of(self.name, self.key))
-        value, deadline = self.initial, self.deadline
-        if record is not None and view.alive(record):
-            payload = view.records.payload(there, record)
-            if payload[:1] not in b"-0123456789":
-                return payload
-            value, deadline = int(payload), deadline_of(record)
-        value += self.by
-        if not INT_MIN <= value <= INT_MAX:
-            raise OverflowError(f"incr({self.key!r}, {self.by}): the result does not fit 64 bits")
-        view.store_at(*view.records.pack(self.key, value, deadline))
-        return value
-
-
-class _Touch(Request):
-    __slots__ = ("deadline", "key", "name")
-
-    def __init__(self, key: Any, name: bytes, deadline: int) -> None:
-        super().__init__(64)
-        self.key, self.name, self.deadline = key, name, deadline
-
-    def do(self, view: View) -> bool:
-        there, record = view.locate(self.name, _bytes_of(self.name, self.key))
-        if record is None or not view.alive(record):
-            return False
-        view.put(there, view.records.until(there, record, self.deadline))
-        return True
-
-
-class _Clear(Request):
-    alone, grows = True, False
-
-    def run(self, engine: Engine) -> int:
-        entries = engine.count()
-        engine.settle(drop=True)
-        return entries
-
-
-class _Find(Request):
-    """The record of a long key whose digest is another's, too: the leader sees all in one state."""
-
-    __slots__ = ("key", "name")
-    grows = False
-
-    def __init__(self, name: bytes, key: bytes) -> None:
-        super().__init__()
-        self.name, self.key = name, key
-
-    def do(self, view: View) -> tuple[bytes, bytes | None]:
-        name, record = view.locate(self.name, self.key)
-        return name, None if record is None else bytes(record)
-
-
-def _bytes_of(name: bytes, key: Any) -> bytes:
-    """Of a key that its name does not hold."""
-    return encode_key(key)[1] if name[0] & LONG else b""
+def _too_long(record: bytes) -> ValueError:
+    return ValueError(f"a value of {len(record)} bytes is longer than 1 GiB")
 
 
 class Disk:
@@ -187,8 +79,9 @@ class Disk:
       later, which is what a power cut may cost. Never a part of one call's entries out of order.
     - ``"never"``: the same, but on disk only some time after (within about 5 s of the last write), or by `sync`.
 
-    `max_bytes`: of all its files, from 4 MiB; beyond about two thirds of it writes are refused with FarError (ENOSPC)
-    until enough is removed. None: as the disk has it. `codec`: as for a `Cache`.
+    `max_bytes`: of all its files, from 4 MiB; beyond about two thirds of it writes are refused with FarError: of errno
+    ENOSPC until enough is removed; EFBIG, a call that brings more than it takes when it is empty. None: as the disk
+    has it. `codec`: as for a `Cache`.
 
     Opening reads and checks all of the data file, about a second a GB: afterwards damage at rest has been found
     (ImageError), and LMDB is handed a file it can walk. Each value read has its checksum looked at. What changes the
@@ -199,10 +92,14 @@ class Disk:
     synced, whatever `sync` says. Deadlines are by the wall clock, which is not followed while it is open.
 
     Raises BlockingIOError where another process (or another Disk) has it open, ImageError for what is no sound
-    store, FarError where the disk fails: it stays usable, and what failed is not there. RuntimeError where a signal's
-    handler or a ``__del__`` writes to the Disk that its own thread is writing to; to read from it they may. A call
-    that is interrupted, as its handler raises, is over by then: all of it is there, or nothing. After a fork the
-    child's is closed.
+    store, FarError where the disk fails: it stays usable, and what failed is not there. After a fork the child's is
+    closed.
+
+    A signal's handler, or a ``__del__``, that comes in the midst of a call of the same Disk may read from it, and
+    ``sync``. All that writes is a RuntimeError there: also `close`, and a scan's beginning where something waits. They
+    would wait for their own thread; so would a handler that waits for another thread which writes. Between two calls,
+    as in the body of a loop over keys, it may do anything. A call that is interrupted, as its handler raises, is over
+    by then: all of it is there, or nothing.
     """
 
     def __init__(
@@ -252,7 +149,7 @@ class Disk:
             raise ImageError(store.path, None, f"LMDB can read it: {error}") from error
         for at in others or ():
             key = keys[at]
-            name, record = engine.run(_Find(names[at], encode_key(key)[1]))
+            name, record = engine.run(Find(names[at], encode_key(key)[1]))
             records.read((key,), [name], [record], now, found)
         return found
 
@@ -269,10 +166,10 @@ class Disk:
             entry = pack(key, value, 0 if ttl is None else self._deadline(now, ttl))
             size += len(entry[0]) + len(entry[1])
             if len(entry[1]) > VALUE_MOST:
-                raise ValueError(f"a value of {len(entry[1])} bytes is longer than 1 GiB")
+                raise _too_long(entry[1])
             packed.append(entry)
         if packed:
-            engine.run((_PutBig if size >= min(BIG, engine.layer // 4) else _Put)(packed, size))
+            engine.run((PutBig if self._is_big(size) else Put)(packed, size))
 
     def delete_many(self, keys: Sequence[Any]) -> list[bool]:
         """Removes; for each, in order, whether it was there."""
@@ -280,12 +177,12 @@ class Disk:
         engine.check_open()
         keys = tuple(keys)
         names = [
-            (name, _bytes_of(name, key))
+            (name, bytes_of(name, key))
             for key, name in zip(keys, engine.records.names(keys), strict=True)
         ]
         if not names:
             return []
-        result: list[bool] = engine.run(_Delete(names))
+        result: list[bool] = engine.run(Delete(names))
         return result
 
     def scan(
@@ -343,7 +240,9 @@ class Disk:
         engine.check_open()
         deadline = 0 if ttl is None else self._deadline(engine.now(), ttl)
         name = engine.records.name(key)
-        result: int | bytes = engine.run(_Incr(key, name, int(delta), int(initial), deadline))
+        size = SHORT + len(bytes_of(name, key))
+        make = IncrBig if self._is_big(size) else Incr
+        result: int | bytes = engine.run(make(key, name, int(delta), int(initial), deadline, size))
         if isinstance(result, bytes):
             kind = type(unpack_value(self.codec, result)).__name__
             raise TypeError(f"incr({key!r}): its value is a {kind}, not an int of 64 bits")
@@ -355,17 +254,25 @@ class Disk:
         engine.check_open()
         deadline = 0 if ttl is None else self._deadline(engine.now(), ttl)
         name, record = engine.records.pack(key, value, deadline)
-        result: bool = engine.run(_Add(name, _bytes_of(name, key), record))
+        if len(record) > VALUE_MOST:
+            raise _too_long(record)
+        make = AddBig if self._is_big(len(record)) else Add
+        result: bool = engine.run(make(name, bytes_of(name, key), record))
         return result
 
     def touch(self, key: Any, ttl: float | None) -> bool:
         """Gives an entry that is there another TTL (None: for ever), atomically; whether it was there. Cost: the
-        value is written anew."""
+        value is written anew, and counts as what a `put_many` brings; above a page the entry is looked up twice."""
         engine = self._engine
         engine.check_open()
         deadline = 0 if ttl is None else self._deadline(engine.now(), ttl)
-        result: bool = engine.run(_Touch(key, engine.records.name(key), deadline))
-        return result
+        name, size = engine.records.name(key), PAGE
+        while True:  # it may have grown since
+            request = (TouchBig if self._is_big(size) else Touch)(key, name, deadline, size)
+            result: bool = engine.run(request)
+            if request.needs <= size:
+                return result
+            size = request.needs
 
     def count(self) -> int:
         """Entries; those that are over count until they are removed, up to some seconds later.
@@ -376,7 +283,7 @@ class Disk:
     def clear(self) -> int:
         """Removes all; how many there were. One transaction."""
         self._engine.check_open()
-        result: int = self._engine.run(_Clear())
+        result: int = self._engine.run(Clear())
         return result
 
     def info(self) -> DiskInfo:
@@ -395,6 +302,9 @@ class Disk:
             expired=engine.expired,
         )
 
+    def _is_big(self, size: int) -> bool:
+        return size >= min(BIG, self._engine.layer // 4)
+
     @staticmethod
     def _deadline(now: int, ttl: float) -> int:
         return now + max(1, int(units.seconds_of(ttl) * 1000))
@@ -410,6 +320,8 @@ class Disk:
 
     def __del__(self) -> None:
         # At the end a thread that is no more may hold a lock; the journal has what was acknowledged.
-        if not sys.is_finalizing():
+        # In a thread of its own it may be amid anything.
+        engine = getattr(self, "_engine", None)
+        if engine is not None and not sys.is_finalizing():
             with contextlib.suppress(Exception):
-                self.close()
+                engine.close(threading.current_thread() in engine.threads)

@@ -27,9 +27,9 @@ from . import files, forks
 from ._disk import Records, append, digest_of, pay
 from .codec import Codec, name_of
 from .errors import ClosedError, FarError, ImageError
-from .groups import Groups, Request
+from .groups import COME_BACK, Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
-from .lmdbstore import LMDBError, MapFullError, Store, failed
+from .lmdbstore import LMDBError, Store, failed
 from .locks import Latch, Lock, aside, endure
 from .view import Do, Expire, View, answer, refused, running
 
@@ -41,6 +41,8 @@ IDLE = 5.0
 """Seconds after which they go even if they are few."""
 SWEEP, BATCH = 0.5, 1000
 """Seconds between two looks for what is over, and entries taken at a time."""
+_CLOSED = "the Disk is closed"
+_FORKED = "this Disk was opened by process %d, which forked: close it there, and open it here"
 
 
 class Engine:
@@ -62,15 +64,16 @@ class Engine:
         self._frozen_journal: Journal | None = None
         self._lmdb, self._files = Lock(), Lock()
         self._offset = time.time() - running()
-        self.groups, self.refused = Groups(self._commit), partial(refused, path=path)
+        self.refused = partial(refused, path=path)
         with contextlib.suppress(FileExistsError):
             os.makedirs(path, 0o700)
         files.check_directory(path)
-        self._stopping, self._wake, self._stop = False, Latch(), Latch()
-        self._threads: list[threading.Thread] = []
+        self._stopping, self._closes, self._wake, self._stop = False, False, Latch(), Latch()
+        self.threads: list[threading.Thread] = []
         self.owner = Owner(path, self.now)
         self.store = Store(path, name_of(codec), self.most)
         self.reading = self.store.reading()  # the leader's
+        self.groups = Groups(self._commit, self.reading)
         try:
             if self.owner.mark is not None:
                 self._offset = max(time.time(), self.owner.mark.at / 1000) - running()
@@ -87,7 +90,7 @@ class Engine:
         self._settled = self._swept = time.monotonic()
         for work in works:
             thread = threading.Thread(None, endure, "gbcache-disk", (work,), daemon=True)
-            self._threads.append(thread)
+            self.threads.append(thread)
             thread.start()
         _OPEN.add(self)
 
@@ -131,25 +134,22 @@ class Engine:
 
     def check_open(self) -> None:
         if self.closed:
-            if self.process != os.getpid():
-                raise ClosedError(f"this Disk was opened by process {self.process}, which forked: close it there, and "
-                                  "open it here")  # fmt: skip
-            raise ClosedError("the Disk is closed")
+            raise ClosedError(_FORKED % self.process if self.process != os.getpid() else _CLOSED)
 
     def run(self, request: Request) -> Any:
         self.check_open()
+        self._check_outside()
         return self.groups.run(request)
 
+    def _check_outside(self) -> None:
+        """RuntimeError where this thread is within a read or the background's work: a write may wait for its end."""
+        if self.store.gate.has_me() or self._lmdb.mine or self._files.mine:
+            raise RuntimeError(COME_BACK)
+
     def count(self) -> int:
-        """What is in LMDB, and what waits and is not in it yet; less what is to go."""
         self.check_open()
         active, frozen = self.layers
-        waits = {**frozen, **active}
-        with self.store.reading() as txn:
-            entries = int(txn.stat(self.store.entries_db)["entries"])
-            for name, record in waits.items():
-                entries += (record is not None) - (txn.get(name) is not None)
-        return entries
+        return self.store.count({**frozen, **active})
 
     def flush(self) -> None:
         if any(self.layers) or self.owed is not None:
@@ -169,14 +169,19 @@ class Engine:
         if self.suspect:
             self.run(Do(self._flush))
 
-    def close(self) -> None:
+    def close(self, last: bool = False) -> None:
+        """`last`: it is to be what the thread that tends does last."""
         if self.closed:
             return
-        self.groups.check()
-        self._stopping = True
+        if not last:
+            self._check_outside()
+            self.groups.check()
+        self._closes, self._stopping = self._closes or last, True
         self._wake.open()
         self._stop.open()
-        for thread in self._threads:
+        if last:
+            return
+        for thread in self.threads:
             if thread is not threading.current_thread():
                 thread.join()
         with contextlib.suppress(ClosedError):
@@ -185,8 +190,7 @@ class Engine:
     # --- the leader --------------------------------------------------------------------------
 
     def _commit(self, batch: Sequence[Request]) -> None:
-        self.reading.close()  # of a leader that was interrupted
-        pay(self)
+        pay(self)  # of a leader that was interrupted
         group: list[Request] = []
         for request in batch:
             if not request.alone:
@@ -195,7 +199,7 @@ class Engine:
             self._write_group(group)
             group = []
             try:
-                aside(partial(request.answer, self))
+                self.groups.aside(partial(request.answer, self))
             except Exception as error:
                 if error is not request.error:  # but of a signal's handler
                     raise
@@ -229,23 +233,16 @@ class Engine:
 
     def make_way(self, size: int) -> None:
         """Where `max_bytes` is reached LMDB gets what waits, in one commit: it may be removals."""
-        if size and any(self.layers) and self._beyond(size):
-            aside(self._make_room)
-
-    def _beyond(self, size: int) -> bool:
-        """Whether so many more bytes are too many for `max_bytes`."""
-        most, waiting = self.most, self.active_size + self.frozen_size + size
-        return most is not None and self.store.live + waiting * 3 // 2 > most - most // 8
-
-    def admit(self, size: int) -> None:
-        """Raises FarError where there is no room for so many more bytes."""
         waiting = self.active_size + self.frozen_size + size
+        if size and any(self.layers) and self.store.beyond(waiting):
+            self.groups.aside(self._make_room)
+
+    def admit(self, size: int, alone: bool = False) -> None:
+        """Raises FarError where there is no room for so many more bytes; `alone`: they are of one call."""
         if self.active_size > 2 * self.layer and self.trouble is not None:
             told = f"{self.path}: {self.active_size} bytes wait, and cannot be written"
             raise failed(self.trouble, told)
-        if self._beyond(size):
-            raise failed(MapFullError("max_bytes"), f"{self.path}: {self.store.live} bytes are in use, and "
-                         f"{waiting} more to come: remove entries, or open it with a larger max_bytes")  # fmt: skip
+        self.store.admit(self.active_size + self.frozen_size + size, size if alone else 0)
 
     @property
     def suspect(self) -> bool:
@@ -255,7 +252,7 @@ class Engine:
 
     def _append(self, view: View, group: list[Request]) -> None:
         if self.suspect or self.active_size > 2 * self.layer:
-            aside(self._make_room)
+            self.groups.aside(self._make_room)
         journal, owner, seq = self.journal, self.owner, self.seq + 1
         frame = journal.frame(seq, self.synced, view.overlay)
         waits = self.active_size + view.size + 64 * len(view.overlay)
@@ -375,6 +372,9 @@ class Engine:
             except Exception as error:
                 self.trouble = error
                 self._stop.wait(SWEEP)
+        if self._closes:
+            with contextlib.suppress(FarError):  # the journal has it
+                self.close()
 
     def _tend(self) -> None:
         now = time.monotonic()

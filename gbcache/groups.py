@@ -10,17 +10,18 @@ import errno
 import time
 from _thread import allocate_lock, get_ident
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .errors import FarError
-from .locks import gate
+from .locks import aside, gate
 
-__all__ = ["Groups", "Request"]
+__all__ = ["COME_BACK", "Groups", "Request"]
 
 _INTERRUPTED = FarError(errno.EINTR, "the thread that wrote for this one was interrupted")
-_COME_BACK = (
-    "this thread is within a call that writes to this Disk: a signal's handler or a __del__ "
-    "may not write to it, or flush it, from there"
+COME_BACK = (
+    "this thread is within a call of this Disk: a signal's handler or a __del__ may not write to "
+    "it, flush it or close it from there"
 )
 PATIENCE = 0.5
 """Of the time the last commit took: how long a leader waits for others."""
@@ -67,12 +68,12 @@ class Request:
 class Groups:
     """The queue, and who leads. Cost of a request: two locks; of waiting: one wake-up."""
 
-    def __init__(self, commit: Callable[[Sequence[Request]], None]) -> None:
-        self._commit = commit
+    def __init__(self, commit: Callable[[Sequence[Request]], None], reading: Any = None) -> None:
+        self._commit, self._reading = commit, reading
         self._lock = allocate_lock()
         self._waiting: list[Request] = []
         self._led = self._gathers = False
-        self._leader = 0
+        self._leader = self._stands_in = 0
         self._expected, self._took = 1, 0.0
         self._gathered = gate()
 
@@ -103,6 +104,17 @@ class Groups:
             raise request.error
         return request.result
 
+    def aside(self, call: Callable[[], None]) -> None:
+        """For the leader, and where no signal's handler runs; whatever runs in that thread may not come back either."""
+        aside(partial(self._stand_in, call))
+
+    def _stand_in(self, call: Callable[[], None]) -> None:
+        before, self._stands_in = self._stands_in, get_ident()
+        try:
+            call()
+        finally:
+            self._stands_in = before
+
     def check(self) -> None:
         """RuntimeError where `run` would raise it."""
         self._lock.acquire()
@@ -112,12 +124,12 @@ class Groups:
             self._lock.release()
 
     def _refuse(self, thread: int) -> None:
-        inside, at = self._leader == thread, 0
+        inside, at = self._leader == thread or self._stands_in == thread, 0
         while at < len(self._waiting):
             inside = inside or self._waiting[at].thread == thread
             at += 1
         if inside:
-            raise RuntimeError(_COME_BACK)
+            raise RuntimeError(COME_BACK)
 
     def _gather(self) -> None:
         """Those who were told together that they are done come back together: to go without them would be a sync for
@@ -152,6 +164,8 @@ class Groups:
             self._took = time.perf_counter() - begun
         except BaseException as error:  # an interrupt of the thread that leads, or no memory
             self._give_up(batch, own, error)
+            if self._reading is not None:  # here no handler cuts that off: else it would stay
+                self._reading.close()
             raise
         finally:
             self._hand_over(own)

@@ -19,14 +19,16 @@ from ._disk import NAME_MAX, Gate, Reading, check_file, deadline_of, store_recor
 from .errors import ClosedError, FarError, ImageError
 from .journal import Changes
 
-__all__ = ["LMDBError", "MapFullError", "Store", "failed"]
+__all__ = ["LMDBError", "Store", "failed"]
 
-LMDBError, MapFullError = lmdb.Error, lmdb.MapFullError
+LMDBError = lmdb.Error
 
 MAP_LEAST = 16 << 20
 PIECE = 16
 """Changes in one transaction where the file is nearly as large as it may be: what they replace is free again after
 the next one."""
+EMPTY = 4
+"""Pages in use of a store without entries."""
 READERS = 4096
 _STORE = b"gbcache"
 
@@ -183,7 +185,29 @@ class Store:
                 more = cursor.next()
         return found
 
+    def count(self, waits: Changes) -> int:
+        """What is in LMDB, and what waits and is not in it yet; less what is to go."""
+        with self.reading() as txn:
+            entries = int(txn.stat(self.entries_db)["entries"])
+            for name, record in waits.items():
+                entries += (record is not None) - (txn.get(name) is not None)
+        return entries
+
     # --- writing -----------------------------------------------------------------------------
+
+    def beyond(self, more: int, live: int | None = None) -> bool:
+        """Whether so many more bytes are too many for `max_bytes`, where `live` are in use (else: now)."""
+        there = self.live if live is None else live
+        return self.most is not None and there + more * 3 // 2 > self.most - self.most // 8
+
+    def admit(self, more: int, own: int = 0) -> None:
+        """Raises FarError where they are: EFBIG, if for `own` of them there is never room, else ENOSPC."""
+        if self.beyond(more):
+            told = failed(lmdb.MapFullError("max_bytes"), f"{self.folder}: {self.live} bytes are in use, and "
+                          f"{more} more to come: remove entries, or open it with a larger max_bytes")  # fmt: skip
+            if self.beyond(own, EMPTY * self.page):
+                told.errno = errno.EFBIG
+            raise told
 
     def write(self, changes: Changes, applied: int, drop: bool = False) -> None:
         """All of it, or an exception and nothing of it (or, beside `most`, some): then it is to be tried again.
@@ -271,7 +295,7 @@ class Store:
         """Pages in use, in bytes, without those that are free."""
         stats = [txn.stat(db) for db in (self.entries_db, self.due_db)]
         pages = sum([s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats])
-        self.live = (pages + 4) * self.page
+        self.live = (pages + EMPTY) * self.page
 
     def due(self, now: int, most: int) -> list[tuple[bytes, bytes]]:
         """Up to `most` (deadline, name) that are over."""

@@ -19,8 +19,7 @@ import pytest
 from interrupted import exact, interrupted, places
 
 pytest.importorskip("lmdb")
-from gbcache import Disk
-from gbcache import disk as disk_module
+from gbcache import Disk, verbs
 
 pytestmark = exact
 SHORT = os.environ.get("GB_SLICE") == "short"
@@ -40,6 +39,7 @@ def have(disk: Disk, keys: range | list[Any]) -> set[Any]:
 CALLS: dict[str, Callable[[Disk], object]] = {
     "put": lambda d: d.put_many([("x", 1, None), ("y", 2, None)]),
     "put a large one": lambda d: d.put_many([("x", bytes(2 << 20), None)]),
+    "add and touch a large one": lambda d: (d.add("x", bytes(2 << 20)), d.touch("x", 100)),
     "delete": lambda d: d.delete_many(["none", "gone"]),
     "add": lambda d: d.add("x", 1),
     "incr": lambda d: d.incr("n"),
@@ -125,10 +125,10 @@ def test_the_others_are_told_what_is_so(tmp_path: Path, clears: bool) -> None:
         n += step
         disk.put_many([("n", n * 1000, None), ("gone", 1, None)])
         group: list[Any] = [
-            disk_module._Incr("n", name, 1, 0, 0),
-            disk_module._Delete([(engine.records.name("gone"), b"")]),
+            verbs.Incr("n", name, 1, 0, 0),
+            verbs.Delete([(engine.records.name("gone"), b"")]),
         ]
-        last: list[Any] = [disk_module._Clear()] if clears else []
+        last: list[Any] = [verbs.Clear()] if clears else []
         for request in group + last:
             request.thread = 0  # of another thread
             engine.groups._waiting.append(request)
@@ -159,7 +159,7 @@ def test_a_handler_may_not_write_to_what_it_interrupts(tmp_path: Path) -> None:
     class Comes(dict[Any, Any]):
         def get(self, *args: Any) -> Any:
             for call in (lambda: disk.put_many([("h", 1, None)]), disk.close):
-                with pytest.raises(RuntimeError, match="within a call that writes") as error:
+                with pytest.raises(RuntimeError, match="within a call of this Disk") as error:
                     call()
                 told.append(str(error.value))
             return None

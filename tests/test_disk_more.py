@@ -18,8 +18,9 @@ import lmdb
 
 from gbcache import codec, groups, journal
 from gbcache._disk import Gate, Reading
-from gbcache.disk import Disk, _Incr
+from gbcache.disk import Disk
 from gbcache.errors import FarError
+from gbcache.verbs import Incr
 from gbcache.view import Do
 
 
@@ -123,7 +124,7 @@ def test_no_room_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         made = quiet(disk, monkeypatch)
         disk.put_many([(i, bytes(1000), None) for i in range(50)])
         monkeypatch.setattr(made.store, "_transaction", planted)
-        monkeypatch.setattr(made, "_beyond", lambda size: size > 0)
+        monkeypatch.setattr(made.store, "beyond", lambda *_: True)
         made.journal.doubtful = True
         calls: list[Callable[[], object]] = [
             lambda: disk.put_many([("b", 1, None)]),
@@ -356,7 +357,7 @@ def test_what_could_not_be_put_among_what_waits(
             def do(self, view: Any) -> None:
                 made.layers = (None, layers[1])
 
-        batch = [_Incr("n", made.records.name("n"), 1, 0, 0), Short()]
+        batch = [Incr("n", made.records.name("n"), 1, 0, 0), Short()]
         with pytest.raises(TypeError):
             made._commit(batch)
         made.layers = layers
