@@ -198,16 +198,17 @@ class Cache(Persistent, Common):
 
         Waits for long copies under way in other threads. What was recorded before is still delivered.
         """
-        if self._file is not None and not self.closed:
+        was_open = not self.closed
+        if self._file is not None and was_open:
             self._file.stop(wait=not self._resizing.mine)
-        if not self.closed and self._hub is not None:
+        if was_open and self._hub is not None:
             self._hub.closing()
         try:
             super().close()
         finally:
             if self._file is not None:
                 self._file.release()
-            if self._hub is not None:
+            if was_open and self._hub is not None:
                 self._hub.closing()  # of those who came meanwhile
 
     @property
@@ -371,10 +372,11 @@ class ObjectCache(ObjectStore, Common):
 
         What was recorded before is still delivered.
         """
-        if not self.closed and self._hub is not None:
+        was_open = not self.closed
+        if was_open and self._hub is not None:
             self._hub.closing()
         super().close()
-        if self._hub is not None:
+        if was_open and self._hub is not None:
             self._hub.closing()  # of those who came meanwhile
 
     @property
