@@ -277,6 +277,27 @@ static void slid_beside(uint32_t next, uint32_t kill) {
     mended(3);
     CHECK(found(0) && found(2) == from - 20u && found(3) == behind);
 }
+/* A clock so late that a deadline it allows has no level: refused, and one a tick before is not. */
+static void late_clock(void) {
+    struct gb_put p = {.value = image, .value_len = 1, .due = 5000u + ((uint64_t)1 << 40)};
+    make(0);
+    gb_store_key(&store, &p.key, "k", 1, 1);
+    gb_head_enter(&store);
+    CHECK(gb_store_put(&store, &p, 5000) == GB_OK);
+    gb_ref ref = gb_store_find(&store, &p.key);
+    struct gb_extra *x = gb_extra_at(image, ref, gb_entry_at(image, ref)->word);
+    const uint64_t ticks[] = {((uint64_t)1 << 50) - 1u, GB_WHEEL_CLOCK_MS >> GB_WHEEL_TICK_SHIFT, ~(uint64_t)0,
+                              (GB_WHEEL_CLOCK_MS >> GB_WHEEL_TICK_SHIFT) - 1u};
+    for (uint32_t n = 0; n < 4u; n++) {
+        uint64_t due = (ticks[n] << GB_WHEEL_TICK_SHIFT) + (n < 3u ? 64u : GB_WHEEL_MAX_MS);
+        store.head->wheel.tick = ticks[n];
+        x->due_high = (uint32_t)(due >> 32);
+        gb_timer_at(image, ref)->due = (uint32_t)due;
+        if (n < 3u) refused("mend 2: the clock");
+        else mended(1);
+    }
+    CHECK(gb_store_due(&store, ref) == GB_WHEEL_CLOCK_MS - 8u + GB_WHEEL_MAX_MS);
+}
 /* Lengths and intents that no image has. */
 static void frames(void) {
     struct gb_fault f = {0};
@@ -410,6 +431,7 @@ int main(int argc, char **argv) {
     slid_off(true);
     slid_first();
     for (uint32_t n = 0; n < 6u; n++) slid_beside(n % 2u ? 20 : 60, n / 2u);
+    late_clock();
     frames();
     free(image);
     for (uint32_t round = 0; round < 12000; round++) { /* any bytes changed: fuzz_mend.c, from dice */
