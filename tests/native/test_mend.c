@@ -349,6 +349,9 @@ static void roots(void) {
     REFUSED(index.lru.prev, end, "image 2");
     REFUSED(trash, end, "image 2");
     REFUSED(table.dirs[GB_DIR_ROOTS - 1u], end, "image 2");
+    REFUSED(table.mask, 2, "image 2"); /* no power of two, less one */
+    REFUSED(table.split, store.head->table.mask + 1u, "image 2");
+    REFUSED(table.mask, UINT32_MAX, "image 2"); /* more than its directories name, and than 32 bits */
     if (!store.head->ring.granules) return;
     REFUSED(ring.at, end + 2u, "image 2");
     store.head->arena.end = end + store.head->ring.granules - 1u; /* a ring that is too short, at its place */
@@ -376,6 +379,8 @@ static void verdicts(void) {
     CHECK(gb_image_judge(image, length, BOOT, 9, &f) == GB_IMAGE_KILLED);
     CHECK(gb_image_judge(image, length, OTHER, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 4"));
     CHECK(gb_image_judge(image, length, BOOT, 8, &f) == GB_IMAGE_LOST && strstr(f.rule, "copy"));
+    CHECK(gb_image_judge(image, length - 8u, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 1")); /* cut short */
+    CHECK(gb_image_judge(image, length - 8u, BOOT, 8, &f) == GB_IMAGE_LOST && strstr(f.rule, "copy"));
     CHECK(gb_image_judge(image, 100, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 1"));
     CHECK(gb_image_judge(image, length, half, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 4"));
     CHECK(gb_image_judge(image, 7, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 3"));
