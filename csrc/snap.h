@@ -31,7 +31,7 @@
 #define GB_SNAP_VERSION 1u
 #define GB_SNAP_HEAD 4096u
 #define GB_SNAP_ENTRIES 16u
-#define GB_SNAP_REACH (((uint64_t)1 << 32) * GB_GRANULE) /* bytes: no frame ends beyond, as the index tells places in 32 bits */
+#define GB_SNAP_REACH (((uint64_t)1 << 32) * GB_GRANULE) /* bytes, to which the index can tell places: frames end there */
 
 enum gb_snap_kind { GB_SNAP_MAIN, GB_SNAP_LATE, GB_SNAP_LONG, GB_SNAP_KINDS };
 struct gb_snap_frame {

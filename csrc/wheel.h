@@ -37,7 +37,8 @@
 #define GB_WHEEL_CLOCK_MS ((uint64_t)1 << 44)          /* the wheel's clock is below: no deadline has more bits */
 #define GB_WHEEL_NARROW ((uint64_t)1 << 30)            /* further off than this is kept in 64 bits */
 
-_Static_assert((GB_WHEEL_CLOCK_MS + GB_WHEEL_MAX_MS) >> GB_WHEEL_TICK_SHIFT <= (uint64_t)1 << GB_WHEEL_TICK_BITS, "a tick has a level");
+_Static_assert((GB_WHEEL_CLOCK_MS + GB_WHEEL_MAX_MS) >> GB_WHEEL_TICK_SHIFT <= (uint64_t)1 << GB_WHEEL_TICK_BITS,
+               "a tick has a level");
 
 struct gb_wheel_root {
     uint64_t tick; /* every timer due before this tick has been named and unlinked */
