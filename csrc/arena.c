@@ -271,13 +271,13 @@ gb_ref gb_arena_gap_next(struct gb_arena *a, enum gb_gap want) {
     }
 }
 
-static void slide_bytes(struct gb_arena *a, gb_ref from, gb_ref to, uint32_t size) {
+static void slide_bytes(struct gb_arena *a, gb_ref from, gb_ref to, uint32_t size, uint32_t behind) {
     struct gb_intent *i = a->intent;
     if (!i) {
         memmove(gb_at(a->base, to), gb_at(a->base, from), (size_t)size * GB_GRANULE);
         return;
     }
-    *i = (struct gb_intent){.from = from, .to = to, .gap = a->root->gap, .size = size};
+    *i = (struct gb_intent){.from = from, .to = to, .gap = a->root->gap, .size = size, .idle = behind};
     gb_intent_begin(i, GB_INTENT_SLIDE);
     gb_intent_slide(i, a->base);
 }
@@ -286,7 +286,9 @@ void gb_arena_slide_finish(struct gb_arena *a) {
     struct gb_intent *i = a->intent;
     gb_intent_slide(i, a->base);
     if (i->to > i->gap) write_free(a, i->gap, i->to - i->gap, 0);
-    write_free(a, i->to + i->size, i->from - i->to, 0);
+    /* What was free behind is in it, as it may be already: the last word of a gap that has joined a granule is what
+     * that one told its size by, and a walk that came upon it would pass over who follows. */
+    write_free(a, i->to + i->size, i->from - i->to + i->idle, 0);
 }
 
 gb_ref gb_arena_gap_slide(struct gb_arena *a, bool aligned, gb_ref limit) {
@@ -297,7 +299,9 @@ gb_ref gb_arena_gap_slide(struct gb_arena *a, bool aligned, gb_ref limit) {
     uint32_t size = gb_word_granules(word_at(a, from)[0]);
     if (aligned) left = (GB_BLOCK_MAX - to % GB_BLOCK_MAX) % GB_BLOCK_MAX;
     if (to + left >= from || to + left + size > limit) return 0;
-    slide_bytes(a, from, to + left, size);
+    gb_ref behind = from + size;
+    uint32_t more = gb_word_kind(word_at(a, behind)[0]) == GB_KIND_FREE ? word_at(a, behind)[1] : 0u;
+    slide_bytes(a, from, to + left, size, more);
     if (left) { /* what lies before the aligned place goes to the lists */
         write_free(a, to, left, before);
         class_in(a, to, left);
@@ -306,12 +310,8 @@ gb_ref gb_arena_gap_slide(struct gb_arena *a, bool aligned, gb_ref limit) {
     }
     word_at(a, to)[0] = (word_at(a, to)[0] & ~GB_WORD_PREV_FREE) | before;
     r->gap = to + size;
-    r->hand = from + size;
-    if (gb_word_kind(word_at(a, r->hand)[0]) == GB_KIND_FREE) {
-        uint32_t more = word_at(a, r->hand)[1];
-        class_out(a, r->hand, more);
-        r->hand += more;
-    }
+    r->hand = behind + more;
+    if (more) class_out(a, behind, more);
     write_free(a, r->gap, r->hand - r->gap, GB_WORD_HELD);
     tell_next(a, r->hand, true);
     r->moves++;

@@ -42,7 +42,7 @@ bool gb_arena_check(const struct gb_arena *a, struct gb_fault *f) {
         if (!is_free && size > GB_BLOCK_MAX)
             return gb_broken(f, "base 2: a block is at most GB_BLOCK_MAX long", at, GB_BLOCK_MAX,
                              size);
-        if (!size || at + size > r->end)
+        if (!size || size > r->end - at)
             return gb_broken(f, "arena 1: the blocks meet the end exactly", at, r->end, at + size);
         if ((is_free && prev_free) || prev_free != !!(word & GB_WORD_PREV_FREE))
             return gb_broken(f, "arena 2: no two free blocks touch, PREV_FREE is true", at,

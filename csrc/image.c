@@ -12,7 +12,7 @@ static uint64_t sum_of(const struct gb_head *h) {
     return gb_digest_sum_end(&sum);
 }
 
-/* What roots the arena, table and ring lie in the image: a clean image is used without a walk. */
+/* What roots the arena, table and ring lie in the image, and the table is one: a clean image is used without a walk. */
 static bool roots_lie(const struct gb_head *h, uint64_t mapped, struct gb_fault *f) {
     uint64_t ring = (uint64_t)h->ring.granules * GB_GRANULE;
     if (h->length % GB_GRANULE || h->length > mapped || h->length < gb_room_smallest() + ring)
@@ -22,6 +22,7 @@ static bool roots_lie(const struct gb_head *h, uint64_t mapped, struct gb_fault 
                 h->arena.gap < end && h->index.lru.next < end && h->index.lru.prev < end && h->trash < end &&
                 (!h->ring.granules || (h->ring.granules >= GB_TELL_LEAST && h->ring.at == end + 1u));
     for (uint32_t i = 0; i < GB_DIR_ROOTS; i++) lies &= h->table.dirs[i] < end;
+    lies &= gb_table_sized(&h->table);
     return lies || gb_broken(f, "image 2: roots lie in the arena", h->arena.first, end, h->arena.end);
 }
 
@@ -36,8 +37,10 @@ enum gb_image_verdict gb_image_judge(const void *base, uint64_t mapped, const ui
         gb_broken(f, "image 3: version and layout are this release's", h->version, gb_room_layout(), h->layout);
     } else if (h->state == GB_IMAGE_OPEN) {
         bool here = h->boot_id[0] == boot[0] && h->boot_id[1] == boot[1] && (boot[0] | boot[1]);
-        if (here && h->file_id == file_id) return GB_IMAGE_KILLED;
-        if (here) gb_broken(f, "image 4: a file not closed is no copy of another", 0, file_id, h->file_id);
+        bool ours = here && h->file_id == file_id;
+        if (ours && h->length <= mapped) return GB_IMAGE_KILLED;
+        if (ours) gb_broken(f, "image 1: the length is the file's", 0, mapped, h->length); /* cut since: no kill does that */
+        else if (here) gb_broken(f, "image 4: a file not closed is no copy of another", 0, file_id, h->file_id);
         else gb_broken(f, "image 4: a file not closed is of this run of the machine", 0, boot[0], h->boot_id[0]);
     } else if (h->state != GB_IMAGE_CLOSED) {
         gb_broken(f, "image 4: the file was filled to its end", h->state, GB_IMAGE_CLOSED, h->state);

@@ -7,8 +7,8 @@
  *
  * PICTURE   (new) -> LOADING -> OPEN -> CLOSED -> OPEN -> ... kill -> OPEN: mend | other boot: the checkpoint
  *
- * INVARIANT 1 the image's length is within the file's, and no less than the smallest.
- *           2 of a clean one: roots lie in the arena, which ends where the ring begins.
+ * INVARIANT 1 the image's length is within the file's, of one that was killed too, and no less than the smallest.
+ *           2 of a clean one: roots lie in the arena, which ends where the ring begins; the table has a size it can have.
  *           3 magic, version and layout are this release's.
  *           4 the file was filled, and if not closed is of this run of the machine, and no copy of another.
  *           5 of a clean one: the head's sum is right.

@@ -4,13 +4,14 @@
  *           take more than an order: they are written down first, and who finds them after a kill finishes
  *           them. `op` is stored last, and cleared when all is done; finishing may itself be killed.
  *
- * PICTURE   slide   gap    to                     from          from + size
- *                   +------+----------------------+-------------+
- *                   | free | copied up to `done`  | ..the block |   a gap's length at a time, upward: what is
- *                   +------+----------------------+-------------+   not copied yet is not overwritten
+ * PICTURE   slide   gap    to                     from          from + size   + idle
+ *                   +------+----------------------+-------------+--------+
+ *                   | free | copied up to `done`  | ..the block | (free) |  a gap's length at a time, upward: what is
+ *                   +------+----------------------+-------------+--------+  not copied yet is not overwritten
  *           retime  a deadline in three words | clear  the format of an empty image | ring  its new place
  *
- * INVARIANT 1 a slide's block, its old and new place and the gap lie in the arena.
+ * INVARIANT 1 a slide's block, its old and new place, the gap and the free block behind, if there is one, lie in
+ *             the arena.
  *           2 a ring's image is as long as the mapping at most.
  *
  * COST      a slide: its bytes, once. Private images have no intents, and pay a test.
@@ -27,7 +28,7 @@ struct gb_intent {
     uint32_t op;
     gb_ref from, to, gap;  /* slide: a block's old and new place, where the gap began; retime: from */
     uint32_t size, done;   /* slide: granules, and how many were copied; ring: granules */
-    uint32_t flags, idle;  /* retime: of the extra words */
+    uint32_t flags, idle;  /* retime: of the extra words; slide: idle is the free block behind, which joins the gap */
     uint64_t due;          /* retime: ms; ring: the image's new length */
     uint64_t seq;          /* ring: the next event's number */
     uint64_t hard;         /* retime: ms */
@@ -62,7 +63,7 @@ static inline void gb_intent_slide(struct gb_intent *i, uint8_t *base) {
 static inline bool gb_intent_check(const struct gb_intent *i, gb_ref first, gb_ref end, uint64_t mapped,
                                    struct gb_fault *f) {
     bool lies = i->gap >= first && i->gap <= i->to && i->to < i->from && i->size && i->size <= GB_BLOCK_MAX &&
-                i->from < end && i->size <= end - i->from && i->done <= i->size;
+                i->from < end && i->size <= end - i->from && i->idle <= end - i->from - i->size && i->done <= i->size;
     if (i->op == GB_INTENT_SLIDE && !lies)
         return gb_broken(f, "intent 1: a slide lies in the arena", i->from, end, i->to);
     if (i->op == GB_INTENT_RING && (i->due % GB_GRANULE || i->due > mapped || i->size > i->due / GB_GRANULE))

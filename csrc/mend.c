@@ -374,16 +374,20 @@ static bool finish(struct mending *m, bool *cleared) {
     return true;
 }
 
-/* The roots a walk relies on lie in the mapping; the arena reaches to where it should end. */
+/* The roots a walk relies on lie in the mapping; the arena reaches to where it should end. Any clock the wheel is
+ * given is below its bound, and only so has every deadline it allows a level. */
 static bool frame(struct mending *m) {
     struct gb_store *s = m->s;
     struct gb_head *h = s->head;
     uint64_t ring = (uint64_t)h->ring.granules * GB_GRANULE;
     m->first = GB_HEAD_GRANULES;
     m->end = h->arena.end;
-    if (h->intent.op == GB_INTENT_CLEAR) return h->length <= s->mapped && h->length >= gb_room_smallest() + ring;
     gb_ref most = (gb_ref)(s->mapped / GB_GRANULE) - 1u;
-    return h->length <= s->mapped && h->length >= gb_room_smallest() + ring && m->end > m->first && m->end <= most;
+    bool lies = h->length <= s->mapped && h->length >= gb_room_smallest() + ring;
+    lies &= h->intent.op == GB_INTENT_CLEAR || (m->end > m->first && m->end <= most);
+    if (!lies) return gb_broken(m->f, "mend 1: length and roots lie in the mapping", h->arena.end, s->mapped, h->length);
+    const uint64_t late = GB_WHEEL_CLOCK_MS >> GB_WHEEL_TICK_SHIFT;
+    return h->wheel.tick < late || gb_broken(m->f, "mend 2: the clock is one the wheel can tell", 0, late, h->wheel.tick);
 }
 
 static bool stretch(struct mending *m) {
@@ -406,11 +410,7 @@ enum gb_err gb_mend(struct gb_store *s, uint64_t *scratch, struct gb_fault *f) {
     struct gb_head *h = s->head;
     bool cleared = false;
     h->trash = 0;
-    if (!frame(&m)) {
-        gb_broken(f, "mend 1: length and roots lie in the mapping", h->arena.end, s->mapped, h->length);
-        return GB_BADIMAGE;
-    }
-    if (!finish(&m, &cleared)) return GB_BADIMAGE;
+    if (!frame(&m) || !finish(&m, &cleared)) return GB_BADIMAGE;
     m.end = h->arena.end;
     if (!stretch(&m)) return GB_BADIMAGE;
     if (h->ring.granules && !gb_ring_check(&s->ring, f)) return GB_BADIMAGE;

@@ -130,8 +130,9 @@ void gb_pour_undo(struct gb_store *s, gb_ref run, uint32_t entries, uint32_t don
 void gb_pour_presize(struct gb_store *s, uint64_t entries) {
     const struct gb_head *h = s->head;
     uint64_t most = h->max_entries && h->max_entries < entries ? h->max_entries : entries;
-    uint64_t buckets = most * 20u / (GB_TABLE_SLOTS * 14u) + 1u;
-    gb_table_presize(&s->index.table, buckets < UINT32_MAX ? (uint32_t)buckets : UINT32_MAX);
+    uint64_t held = (h->arena.end - h->arena.first) / (GB_ARENA_LISTED + 1u); /* the shortest, each with its slot */
+    if (held < most) most = held;
+    gb_table_presize(&s->index.table, (uint32_t)(most * 20u / (GB_TABLE_SLOTS * 14u)) + 1u);
     gb_head_enter(s);
 }
 

@@ -50,8 +50,8 @@ gb_ref gb_pour_lay(const struct gb_pour *p, const uint8_t *payload, uint64_t byt
 uint32_t gb_pour_index(struct gb_store *s, gb_ref run, uint32_t entries, const uint64_t *hash);
 /* Frees what was laid and not indexed: all but the first `done`. No other run may be under way. */
 void gb_pour_undo(struct gb_store *s, gb_ref run, uint32_t entries, uint32_t done);
-/* Buckets for so many entries at once, as far as there is room: growth one by one reads each hash again. Only
- * while the image is empty. */
+/* Buckets for so many entries at once, but no more than the image could hold of the shortest: growth one by one reads
+ * each hash again. Only while the image is empty. */
 void gb_pour_presize(struct gb_store *s, uint64_t entries);
 
 

@@ -264,7 +264,11 @@ enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
         gb_room_remove(s, due, GB_CAUSE_EXPIRE);
         return GB_OK;
     }
-    if (!victim) shrink_leave(s); /* it has the gap, and its caller may be waiting for us */
+    if (!victim) {
+        shrink_leave(s); /* it has the gap, and its caller may be waiting for us */
+        /* The table is empty, and may have been made for many: no removal will shrink it any more. */
+        if (gb_table_wants_shrink(&ix->table)) return gb_table_shrink(&ix->table);
+    }
     bool scattered = !s->cut && gb_arena_free_granules(&ix->arena) >= enough(s);
     if (victim && !(scattered && s->slides < SLIDES_PER_EVICTION)) {
         s->slides = 0;

@@ -2,8 +2,9 @@
  *
  * WHAT      Room for a block is made one unit at a time, in this order: an extent from the trash; an
  *           entry that is due; if enough is free but scattered, one step of the gap; else the least
- *           recently used entry goes. A pin keeps a block where it is while a long value is read or
- *           written in slices; an entry that dies while pinned stays charged until it is unpinned.
+ *           recently used entry goes; where there is none, a bucket of a table that is too large. A pin
+ *           keeps a block where it is while a long value is read or written in slices; an entry that dies
+ *           while pinned stays charged until it is unpinned.
  *           The ring of events, if there is one, is what lies behind the arena's end: it is cut off the
  *           arena as a shrink cuts off the image's tail, and stays.
  *

@@ -15,7 +15,7 @@
  * INVARIANT 1 a long value under way is pinned, and its entry counts as saved.
  *           2 a hold saves GB_SNAP_ENTRIES at most, so that it stays within its steps.
  *           Of the file: each entry of the moment is in exactly one record; a record does not cross its
- *           frame's end; what is behind it to the next granule is zero.
+ *           frame's end; what is behind it to the next granule is zero; frames end within GB_SNAP_REACH.
  *
  * COST      step: at most GB_SNAP_ENTRIES entries, or a slice of a long value. put: as a put.
  *
@@ -31,6 +31,7 @@
 #define GB_SNAP_VERSION 1u
 #define GB_SNAP_HEAD 4096u
 #define GB_SNAP_ENTRIES 16u
+#define GB_SNAP_REACH (((uint64_t)1 << 32) * GB_GRANULE) /* bytes, to which the index can tell places: frames end there */
 
 enum gb_snap_kind { GB_SNAP_MAIN, GB_SNAP_LATE, GB_SNAP_LONG, GB_SNAP_KINDS };
 struct gb_snap_frame {

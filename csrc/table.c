@@ -346,6 +346,8 @@ static bool check_chain(const struct gb_table *t, uint32_t number, uint64_t *cou
 bool gb_table_check(const struct gb_table *t, struct gb_fault *f) {
     uint32_t size = gb_table_size(t), chunks = (size + GB_TABLE_CHUNK - 1u) / GB_TABLE_CHUNK;
     uint64_t count = 0, seen = 0;
+    if (!gb_table_sized(t->root))
+        return gb_broken(f, "table 6: there are as many buckets as a table can have", t->root->split, GB_TABLE_MOST, size);
     for (uint32_t d = 0; d < GB_DIR_ROOTS; d++) {
         gb_ref dir = t->root->dirs[d];
         if (!dir) continue;

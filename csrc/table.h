@@ -22,6 +22,8 @@
  *           4 chunks and directory blocks are as many as the buckets need.
  *           5 a chunk, directory block or overflow bucket names its place: whoever moves it can
  *             find its referrer.
+ *           6 mask is a power of two less one, split no more than it, and there are no more buckets than the
+ *             directories have places for.
  *
  * COST      a look-up: one bucket, and its overflow (8 % of entries lie there). grow and shrink:
  *           one bucket, its entries' hashes read from the entries: about 13 steps.
@@ -40,6 +42,7 @@
 
 #define GB_TABLE_SLOTS 12u
 #define GB_TABLE_CHUNK (GB_WINDOW_BYTES / 64u - 1u) /* buckets in a chunk */
+#define GB_TABLE_MOST ((uint64_t)GB_DIR_ROOTS * (1u << GB_DIR_SHIFT) * GB_TABLE_CHUNK) /* buckets */
 #define GB_TABLE_OVERFLOW_GRANULES 9u
 #define GB_TABLE_DIR_GRANULES (1u + (1u << GB_DIR_SHIFT) / 2u)
 
@@ -104,6 +107,11 @@ void gb_table_size_again(struct gb_table *t, uint32_t buckets);
 void gb_table_moved(struct gb_table *t, gb_ref from, gb_ref to);
 bool gb_table_check(const struct gb_table *t, struct gb_fault *f);
 
+/* Invariant 6, where any bytes may stand: what gb_table_size says is so. */
+static inline bool gb_table_sized(const struct gb_table_root *r) {
+    uint64_t size = (uint64_t)r->mask + 1u + r->split;
+    return !(r->mask & (r->mask + 1u)) && r->split <= r->mask && size <= GB_TABLE_MOST;
+}
 static inline uint32_t gb_table_size(const struct gb_table *t) {
     return t->root->mask + 1u + t->root->split;
 }

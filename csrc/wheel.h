@@ -30,10 +30,15 @@
 #include "list.h"
 
 #define GB_WHEEL_SLOTS (1u << GB_WHEEL_BITS)
-#define GB_WHEEL_LEVELS ((42u + GB_WHEEL_BITS - 1u) / GB_WHEEL_BITS)
 #define GB_WHEEL_TICK_SHIFT 3u                         /* 8 ms */
-#define GB_WHEEL_MAX_MS ((uint64_t)1 << 44)            /* 557 years: no deadline lies beyond */
+#define GB_WHEEL_TICK_BITS 42u                         /* that a tick has: as many as the levels tell apart */
+#define GB_WHEEL_LEVELS ((GB_WHEEL_TICK_BITS + GB_WHEEL_BITS - 1u) / GB_WHEEL_BITS)
+#define GB_WHEEL_MAX_MS ((uint64_t)1 << 44)            /* 557 years: no deadline lies further ahead */
+#define GB_WHEEL_CLOCK_MS ((uint64_t)1 << 44)          /* the wheel's clock is below: no deadline has more bits */
 #define GB_WHEEL_NARROW ((uint64_t)1 << 30)            /* further off than this is kept in 64 bits */
+
+_Static_assert((GB_WHEEL_CLOCK_MS + GB_WHEEL_MAX_MS) >> GB_WHEEL_TICK_SHIFT <= (uint64_t)1 << GB_WHEEL_TICK_BITS,
+               "a tick has a level");
 
 struct gb_wheel_root {
     uint64_t tick; /* every timer due before this tick has been named and unlinked */

@@ -57,7 +57,7 @@ static void index_frame(struct gb_saver *v, const struct gb_keep_frame *f, uint6
     }
 }
 
-/* A frame's place, taken under the door's lock. */
+/* A frame's place, taken under the door's lock (and `filing` within it). */
 struct place {
     uint64_t at;
     uint32_t number;
@@ -65,6 +65,7 @@ struct place {
 static struct place place_of(struct gb_saver *v, uint64_t payload) {
     struct place p = {v->end, v->number++};
     GB_STORE(v->end, v->end + sizeof(struct gb_snap_frame) + payload);
+    if (v->end > GB_SNAP_REACH) fail(v, EFBIG); /* the index would name other places */
     return p;
 }
 

@@ -60,6 +60,27 @@ static void ledger(void) {
     }
 }
 
+/* Sizes so long that they wrap: of the table, and of a free block that leads back to where the image begins. */
+static void wrapped(void) {
+    struct gb_fault f = {0};
+    struct gb_arena *a = &store.index.arena;
+    struct gb_table_root *t = store.index.table.root, was = *t;
+    const uint32_t sizes[][2] = {{UINT32_MAX, 1}, {UINT32_MAX, UINT32_MAX}, {UINT32_MAX >> 1, 0}, {2, 0}, {1, 2}};
+    for (uint32_t n = 0; n < 5u; n++) {
+        t->mask = sizes[n][0];
+        t->split = sizes[n][1];
+        CHECK(!gb_table_check(&store.index.table, &f) && strstr(f.rule, "table 6"));
+    }
+    *t = was;
+    gb_ref at = a->root->first;
+    while (gb_word_kind(gb_entry_at(image, at)->word) != GB_KIND_FREE) at += gb_arena_size(a, at);
+    uint32_t *words = (uint32_t *)gb_at(image, at), size = words[1];
+    words[1] = 0u - at;
+    CHECK(!gb_arena_check(a, &f) && strstr(f.rule, "arena 1"));
+    words[1] = size;
+    SOUND(gb_chain_check, &store);
+}
+
 int main(int argc, char **argv) {
     struct gb_fault f = {0};
     uint32_t clean = 0, found = 0;
@@ -85,6 +106,7 @@ int main(int argc, char **argv) {
     CHECK(gb_room_attach(&store, image, length) == GB_OK);
     SOUND(gb_chain_check, &store);
     ledger();
+    wrapped();
     free(image);
     free(sound);
     return check_done();

@@ -74,11 +74,13 @@ static void intents(void) {
     CHECK(mend(&f) == GB_OK && store.head->table.count == 0 && i->op == GB_INTENT_NONE);
     SOUND(gb_chain_check, &store);
     const struct gb_intent wrong[] = {{.op = GB_INTENT_SLIDE, .from = 1, .size = 3}, {.op = GB_INTENT_RING, .due = length + 8u},
-                                      {.op = GB_INTENT_RETIME, .from = 3}, {.op = GB_INTENT_RING, .due = 8}};
-    for (uint32_t n = 0; n < 4u; n++) {
+                                      {.op = GB_INTENT_RETIME, .from = 3}, {.op = GB_INTENT_RING, .due = 8},
+                                      {.op = GB_INTENT_SLIDE, .from = GB_HEAD_GRANULES + 1u, .to = GB_HEAD_GRANULES,
+                                       .gap = GB_HEAD_GRANULES, .size = 3, .idle = UINT32_MAX - 2u}};
+    for (uint32_t n = 0; n < 5u; n++) {
         make(5);
         *i = wrong[n];
-        CHECK(mend(&f) == GB_BADIMAGE && f.rule);
+        CHECK(mend(&f) == GB_BADIMAGE && strstr(f.rule, n < 4u ? "" : "intent 1"));
     }
 }
 
@@ -243,6 +245,59 @@ static void slid_first(void) {
     n = 2;
     CHECK(store.index.root->lru.next == GB_LRU_OF(at[1]) && gb_store_find(&store, &p.key) == at[1]);
 }
+/* A block slides down, and the free one behind it joins the gap: it is of one granule, so that its own size is the word
+ * in which the gap's is told. Killed then, or before anything was copied, or as that is finished; `next` is as long as
+ * what the block slid over, or longer. */
+static void slid_beside(uint32_t next, uint32_t kill) {
+    struct gb_arena *a = &store.index.arena;
+    blank(length);
+    put_granules(0, hole(3));
+    put_granules(1, 20);
+    put_granules(2, 34);
+    put_granules(3, next);
+    drop(2);
+    put_granules(2, 33);
+    gb_ref from = found(2), behind = found(3);
+    CHECK(from + 34u == behind && gb_arena_size(a, behind - 1u) == 1u && from == found(1) + 20u);
+    drop(1);
+    uint8_t *was = malloc(length);
+    memcpy(was, image, length);
+    gb_arena_gap_rewind(a);
+    while (gb_arena_gap_next(a, GB_GAP_BLOCK) != from) gb_arena_gap_skip(a);
+    CHECK(gb_arena_gap_slide(a, false, a->root->end) == from - 20u && a->root->hand == behind);
+    struct gb_intent i = store.head->intent;
+    CHECK(i.op == GB_INTENT_SLIDE && i.done == i.size && i.from == from && i.idle == 1u);
+    if (kill == 1u) {
+        memcpy(image, was, length);
+        i.done = 0;
+        store.head->intent = i;
+    }
+    if (kill == 2u) gb_arena_slide_finish(a);
+    free(was);
+    mended(3);
+    CHECK(found(0) && found(2) == from - 20u && found(3) == behind);
+}
+/* A clock so late that a deadline it allows has no level: refused, and one a tick before is not. */
+static void late_clock(void) {
+    struct gb_put p = {.value = image, .value_len = 1, .due = 5000u + ((uint64_t)1 << 40)};
+    make(0);
+    gb_store_key(&store, &p.key, "k", 1, 1);
+    gb_head_enter(&store);
+    CHECK(gb_store_put(&store, &p, 5000) == GB_OK);
+    gb_ref ref = gb_store_find(&store, &p.key);
+    struct gb_extra *x = gb_extra_at(image, ref, gb_entry_at(image, ref)->word);
+    const uint64_t ticks[] = {((uint64_t)1 << 50) - 1u, GB_WHEEL_CLOCK_MS >> GB_WHEEL_TICK_SHIFT, ~(uint64_t)0,
+                              (GB_WHEEL_CLOCK_MS >> GB_WHEEL_TICK_SHIFT) - 1u};
+    for (uint32_t n = 0; n < 4u; n++) {
+        uint64_t due = (ticks[n] << GB_WHEEL_TICK_SHIFT) + (n < 3u ? 64u : GB_WHEEL_MAX_MS);
+        store.head->wheel.tick = ticks[n];
+        x->due_high = (uint32_t)(due >> 32);
+        gb_timer_at(image, ref)->due = (uint32_t)due;
+        if (n < 3u) refused("mend 2: the clock");
+        else mended(1);
+    }
+    CHECK(gb_store_due(&store, ref) == GB_WHEEL_CLOCK_MS - 8u + GB_WHEEL_MAX_MS);
+}
 /* Lengths and intents that no image has. */
 static void frames(void) {
     struct gb_fault f = {0};
@@ -294,6 +349,9 @@ static void roots(void) {
     REFUSED(index.lru.prev, end, "image 2");
     REFUSED(trash, end, "image 2");
     REFUSED(table.dirs[GB_DIR_ROOTS - 1u], end, "image 2");
+    REFUSED(table.mask, 2, "image 2"); /* no power of two, less one */
+    REFUSED(table.split, store.head->table.mask + 1u, "image 2");
+    REFUSED(table.mask, UINT32_MAX, "image 2"); /* more than its directories name, and than 32 bits */
     if (!store.head->ring.granules) return;
     REFUSED(ring.at, end + 2u, "image 2");
     store.head->arena.end = end + store.head->ring.granules - 1u; /* a ring that is too short, at its place */
@@ -321,6 +379,8 @@ static void verdicts(void) {
     CHECK(gb_image_judge(image, length, BOOT, 9, &f) == GB_IMAGE_KILLED);
     CHECK(gb_image_judge(image, length, OTHER, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 4"));
     CHECK(gb_image_judge(image, length, BOOT, 8, &f) == GB_IMAGE_LOST && strstr(f.rule, "copy"));
+    CHECK(gb_image_judge(image, length - 8u, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 1")); /* cut short */
+    CHECK(gb_image_judge(image, length - 8u, BOOT, 8, &f) == GB_IMAGE_LOST && strstr(f.rule, "copy"));
     CHECK(gb_image_judge(image, 100, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 1"));
     CHECK(gb_image_judge(image, length, half, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 4"));
     CHECK(gb_image_judge(image, 7, BOOT, 9, &f) == GB_IMAGE_LOST && strstr(f.rule, "image 3"));
@@ -375,6 +435,8 @@ int main(int argc, char **argv) {
     slid_off(false);
     slid_off(true);
     slid_first();
+    for (uint32_t n = 0; n < 6u; n++) slid_beside(n % 2u ? 20 : 60, n / 2u);
+    late_clock();
     frames();
     free(image);
     for (uint32_t round = 0; round < 12000; round++) { /* any bytes changed: fuzz_mend.c, from dice */

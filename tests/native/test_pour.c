@@ -255,6 +255,8 @@ static void presized(void) {
         SOUND(gb_chain_check, &poured);
         CHECK(n > 3000u || !gb_table_wants_grow(&poured.index.table));
         CHECK(gb_table_size(&poured.index.table) <= 74u * GB_TABLE_CHUNK);
+        const uint32_t *ledger = poured.head->arena.ledger; /* as many as there is room for, with entries as short as any */
+        CHECK(ledger[GB_KIND_BUCKETS] <= ledger[GB_KIND_FREE] / 3u + GB_BLOCK_MAX);
     }
     CHECK(gb_room_format(&poured, a, length, seed, NOW) == GB_OK);
     struct gb_put p = {.key = {a, 3, 0, 9}};

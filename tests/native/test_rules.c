@@ -286,6 +286,22 @@ static void shrunk_empty(void) {
     compare();
     free(image);
 }
+/* A table for many has taken all there is, and nobody is there who could go: it gives back what a value needs, a short
+ * one or as long a one as the image can have. */
+static void table_of_all(bool some) {
+    start(gb_room_smallest() * 6u, false);
+    gb_table_presize(&s->index.table, UINT32_MAX);
+    uint32_t all = gb_table_size(&s->index.table);
+    CHECK(!gb_arena_alloc_window(&s->index.arena, GB_KIND_PENDING));
+    for (uint32_t k = 0; some && k < 9u; k++) put_len(k, GB_WINDOW_BYTES - 100u);
+    compare();
+    struct writer *w = write_all(9, (uint32_t)gb_room_capacity(s) * 7u);
+    CHECK(w);
+    commit(w);
+    CHECK(entry_of(9) && gb_table_size(&s->index.table) < all);
+    compare();
+    free(image);
+}
 /* While a shrink is under way nobody else moves blocks: room is made by eviction, and less of it is promised. */
 static void shrinking(void) {
     start(gb_room_smallest() * 6u, false);
@@ -377,6 +393,8 @@ int main(int argc, char **argv) {
     bounded();
     no_window();
     shrunk_empty();
+    table_of_all(false);
+    table_of_all(true);
     shrinking();
     no_bytes();
     nothing();
