@@ -279,7 +279,9 @@ enum gb_err gb_room_make(struct gb_store *s, uint64_t now, bool window) {
     enum step step = gap_step(s, window ? GB_GAP_WINDOW : GB_GAP_BLOCK);
     s->slides += step == STEP_SLID || step == STEP_STUCK;
     s->laps = step == STEP_DONE || victim ? 0u : s->laps + (ix->arena.root->hand < hand);
-    return s->laps > 2u ? GB_FULL : GB_OK;
+    if (s->laps <= 2u) return GB_OK;
+    s->laps = 0; /* the next who wants room, less of it maybe, begins anew */
+    return GB_FULL;
 }
 
 void gb_room_widen(struct gb_store *s, uint64_t now) {
