@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from . import forks
@@ -118,6 +118,8 @@ class NearSide:
             if self.absent is not None and found.until is None:
                 self.absent[key] = flight  # believed while it is not void
             return False
+        if self.absent is not None:  # first: whether it is kept or not, it is there
+            self.absent.pop(key, None)
         keep = self._ttl(found.until)
         if keep is None:
             return False
@@ -134,6 +136,21 @@ class NearSide:
             if over and not kept and not flight[0]:
                 self.forget(key)
         return kept
+
+    def made(self, key: Any, ours: Collection[Any]) -> None:
+        """The far side may have what was made for want of it. While one of `ours` is the key's flight nobody else read
+        that it is absent; else somebody may have."""
+        try:
+            flight = self.cache._flights.get(key)
+            if flight is None or flight[0] or flight not in ours:
+                self.forget(key)
+            elif self.absent is not None:
+                self.absent.pop(key, None)
+        except ClosedError:  # closed meanwhile: the far side has it
+            pass
+        except BaseException:
+            self.doubt()
+            raise
 
     def _beyond(self, error: Exception, value: Any) -> bool:
         """Whether memory's codec, another than the far side's, does not know the value: that is why it raised."""

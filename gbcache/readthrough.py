@@ -61,6 +61,15 @@ def needs(far: Far, verb: str, what: str) -> None:
         raise TypeError(f"{what} needs a far side with {verb}(), which {type(far).__name__} lacks")
 
 
+def _ours() -> frozenset[flight.Flight]:
+    """The flights this thread or task is loading for."""
+    found, at = [], flight._leading.get()
+    while at is not None:
+        found.append(at[0])
+        at = at[1]
+    return frozenset(found)
+
+
 class _Values(ValuesView[Any]):
     _mapping: Any
 
@@ -165,8 +174,9 @@ class ReadThrough(Front):
         absent = sum(one.value is ABSENT for one in found.values())
         self._count("far_hits", len(found) - absent)
         if self.load is not None and absent:
+            ours = _ours()
             for key in [key for key in keys if found[key].value is ABSENT]:
-                found[key] = self._loaded(key, self.load)
+                found[key] = self._loaded(key, self.load, ours)
         else:
             self._count("far_misses", absent)
         return found
@@ -178,21 +188,29 @@ class ReadThrough(Front):
             return Found(ABSENT)
         return Found(self._behind.value_of(write), until)
 
-    def _loaded(self, key: Any, load: Callable[[Any], Any]) -> Found:
+    def _loaded(
+        self, key: Any, load: Callable[[Any], Any], ours: frozenset[flight.Flight]
+    ) -> Found:
         try:
             value = load(key)
         except KeyError:
             self._count("far_misses")
             return Found(ABSENT)
         self._count("loads")
-        return self._stored(key, value, self.default_ttl)
+        return self._stored(key, value, self.default_ttl, ours)
 
-    def _stored(self, key: Any, value: Any, ttl: float | None) -> Found:
-        """A value that was made because there was none; unless somebody was faster, whose value it is then."""
+    def _stored(
+        self, key: Any, value: Any, ttl: float | None, ours: frozenset[flight.Flight]
+    ) -> Found:
+        """A value that was made because there was none; unless somebody was faster, whose value it is then. `ours`:
+        flights this runs within."""
         self._drained([key])  # a delete, say
         begun = time.monotonic()
         with self._asking():
-            added = self.far.add(key, value, ttl)  # type: ignore[attr-defined]
+            try:
+                added = self.far.add(key, value, ttl)  # type: ignore[attr-defined]
+            finally:  # here: whoever awaits it may have been cancelled
+                self._side.made(key, ours)
             got = {} if added else self.far.get_many([key])
         self._drained([key])
         if added:
@@ -331,7 +349,7 @@ class ReadThrough(Front):
                 value.close()
                 raise TypeError(f"{fn!r} returned a coroutine: await aget_or_set")
             self._count("loads")
-            return self._stored(key, value, seconds)
+            return self._stored(key, value, seconds, _ours())
 
         while True:  # who joined a mere read's flight was told of nothing: it leads the next
             found = flight.fill(self._side, key, made, None, 0)
@@ -357,7 +375,7 @@ class ReadThrough(Front):
                 return found
             value = await flight._awaited(fn())
             self._count("loads")
-            return await asyncio.to_thread(self._stored, key, value, seconds)
+            return await asyncio.to_thread(self._stored, key, value, seconds, _ours())
 
         while True:
             found = await flight.afill(self._side, key, made, None, 0)

@@ -1,0 +1,171 @@
+"""`Tiered`: what is known to be absent against what was made since, the buffer of a tier that is dropped, a far side
+without room, and leaders that need a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fars import Full
+
+from gbcache import Cache, ObjectCache, Tiered
+
+NEARS = {"Cache": lambda: Cache("1MB"), "ObjectCache": lambda: ObjectCache(100)}
+
+
+@pytest.fixture(params=NEARS)
+def near(request: pytest.FixtureRequest) -> Any:
+    return NEARS[request.param]()
+
+
+def settle(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+# --- known to be absent, and made since --------------------------------------------------------------
+
+MAKES: dict[str, Callable[[Tiered, Callable[[], Any]], Any]] = {
+    "get_or_set": lambda tier, fn: tier.get_or_set("k", fn),
+    "aget_or_set": lambda tier, fn: asyncio.run(tier.aget_or_set("k", lambda: in_thread(fn))),
+    "load": lambda tier, fn: loaded(tier, fn).get("k"),
+    "load many": lambda tier, fn: loaded(tier, fn).get_many(["other", "k"])["k"],
+}
+
+
+async def in_thread(fn: Callable[[], Any]) -> Any:
+    return await asyncio.to_thread(fn)
+
+
+def loaded(tier: Tiered, fn: Callable[[], Any]) -> Tiered:
+    tier.load = lambda key: fn() if key == "k" else 0
+    return tier
+
+
+@pytest.mark.parametrize("make", ["get_or_set", "aget_or_set"])
+def test_what_was_made_is_not_absent_once_memory_lost_it(near: Any, make: str) -> None:
+    tier = Tiered(near, Full(), negative_ttl=60)
+    assert tier.get("k") is None
+    assert MAKES[make](tier, lambda: 1) == 1
+    near.clear()
+    assert tier.get("k") == 1 == tier.get_many(["k"])["k"]
+
+
+@pytest.mark.parametrize("make", ["get_or_set", "aget_or_set"])
+def test_what_was_made_and_is_too_long_for_memory_is_there(make: str) -> None:
+    tier = Tiered(Cache("64kB"), Full(), negative_ttl=60)
+    assert tier.get("k") is None
+    MAKES[make](tier, lambda: "x" * 200_000)
+    assert len(tier["k"]) == 200_000
+
+
+def test_what_somebody_else_stored_is_not_absent_once_it_was_seen(near: Any) -> None:
+    tier = Tiered(near, Full(), negative_ttl=60)
+    assert tier.get("k") is None
+    tier.far.data["k"] = "theirs", None  # type: ignore[attr-defined]
+    assert tier.get_or_set("k", lambda: "ours") == "theirs"
+    near.clear()
+    assert tier.get("k") == "theirs"
+
+
+VOIDS: dict[str, Callable[[Tiered], Any]] = {
+    "near.clear": lambda tier: tier.near.clear(),
+    "near.pop": lambda tier: (tier.near.set("k", 0), tier.near.pop("k")),
+    "delete_many": lambda tier: tier.delete_many(["k"]),
+    "discard": lambda tier: (tier.discard("k"), tier.sync()),
+    "touch": lambda tier: tier.touch("k"),
+}
+
+
+@pytest.mark.parametrize("write", ["through", "behind"])
+@pytest.mark.parametrize("voids", VOIDS)
+@pytest.mark.parametrize("make", MAKES)
+def test_what_was_read_while_it_was_made_is_not_kept(
+    near: Any, make: str, voids: str, write: str
+) -> None:
+    """The flight that makes it is void, so another one finds nothing."""
+    tier = Tiered(near, Full(), negative_ttl=60, write=write, behind_seconds=0.01)
+    inside, go = threading.Event(), threading.Event()
+
+    def fn() -> str:
+        inside.set()
+        assert go.wait(10)
+        return "made"
+
+    made: list[Any] = []
+    maker = threading.Thread(target=lambda: made.append(MAKES[make](tier, fn)))
+    maker.start()
+    assert inside.wait(10)
+    VOIDS[voids](tier)
+    tier.load = None  # for who reads now
+    assert tier.get("k") is None
+    go.set()
+    maker.join(10)
+    assert made == ["made"] == [tier.get("k")] == [tier.get_many(["k"]).get("k")]
+    tier.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_being_read_as_it_is_stored_is_not_kept(near: Any, when: str) -> None:
+    """Another flight has read that it is absent, and says so before or after the value is stored."""
+    tier = Tiered(near, Full(), negative_ttl=60)
+    far: Any = tier.far
+    inside, go, read, end = (threading.Event() for _ in range(4))
+
+    def fn() -> str:
+        inside.set()
+        assert go.wait(10)
+        return "made"
+
+    def hold(verb: str, keys: list[Any]) -> None:
+        if threading.current_thread() is reader:
+            read.set()
+            assert end.wait(10)
+
+    maker = threading.Thread(target=lambda: tier.get_or_set("k", fn))
+    reader = threading.Thread(target=lambda: tier.get("k"))
+    maker.start()
+    assert inside.wait(10)
+    near.clear()
+    far.after = hold
+    reader.start()
+    assert read.wait(10)
+    for event, thread in [(end, reader), (go, maker)][:: 1 if when == "before" else -1]:
+        event.set()
+        thread.join(10)
+    assert tier.get("k") == "made"
+
+
+def test_what_a_task_that_was_cancelled_stored_is_there(near: Any) -> None:
+    tier = Tiered(near, Full(), negative_ttl=60)
+    far: Any = tier.far
+    adding, go = threading.Event(), threading.Event()
+
+    def hold(verb: str, keys: list[Any]) -> None:
+        if verb == "add":
+            adding.set()
+            assert go.wait(10)
+
+    async def fn() -> str:
+        return "made"
+
+    async def main() -> None:
+        task = asyncio.create_task(tier.aget_or_set("k", fn))
+        while not adding.is_set():
+            await asyncio.sleep(0.002)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert tier.get("k") is None
+        go.set()
+
+    far.hook = hold
+    asyncio.run(main())
+    settle(lambda: "k" in far.data)
+    settle(lambda: tier.get("k") == "made")
