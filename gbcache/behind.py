@@ -164,11 +164,12 @@ class Behind:
             newest = {}
             self._generations.append(newest)
             self._newest = newest
-        newest[key] = write
-        self._bytes = total  # nothing is made from here on: memory may be short
         if self._since == _NEVER:
-            self._since = write[3]
+            _pending.add(self)
             self._change.tell()  # the thread waits for a first one
+            self._since = write[3]
+        self._bytes = total
+        newest[key] = write  # last: if that is cut off, a generation without it is as good
 
     def void(self) -> None:
         """Nothing that was put so far lands in memory any more, if it has not yet."""
@@ -178,12 +179,10 @@ class Behind:
 
     def _age(self) -> None:
         """The oldest is another one now: the first of the first generation that is not empty."""
-        since = _NEVER
-        for writes in self._generations:
-            if writes:
-                since = next(iter(writes.values()))[3]
-                break
-        self._since = since
+        first = next(filter(None, self._generations), None)
+        self._since = next(iter(first.values()))[3] if first else _NEVER
+        if not first:
+            _pending.discard(self)
 
     def _is_crowded(self, size: int, now: float) -> bool:
         return self._bytes + size > self.max_bytes or now > self._since + self._late
@@ -412,6 +411,8 @@ def _tell(error: BaseException) -> None:
 
 
 _all: weakref.WeakSet[Behind] = weakref.WeakSet()
+_pending: set[Behind] = set()
+"""Those with something on its way: they last until it is written, if everybody else has dropped them."""
 
 
 def _run(ref: weakref.ref[Behind]) -> None:
@@ -440,6 +441,7 @@ def _at_exit() -> None:
 def _forked() -> None:
     for behind in list(_all):
         behind._in_child()
+    _pending.clear()  # last: they are the parent's
 
 
 atexit.register(_at_exit)

@@ -4,15 +4,21 @@ without room, and leaders that need a thread."""
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from children import run, survives
 from fars import Full
 
-from gbcache import Cache, ObjectCache, Tiered
+from gbcache import Cache, ObjectCache, Tiered, behind
+from gbcache.behind import Behind
 
 NEARS = {"Cache": lambda: Cache("1MB"), "ObjectCache": lambda: ObjectCache(100)}
 
@@ -169,3 +175,104 @@ def test_what_a_task_that_was_cancelled_stored_is_there(near: Any) -> None:
     asyncio.run(main())
     settle(lambda: "k" in far.data)
     settle(lambda: tier.get("k") == "made")
+
+
+# --- the buffer of a tier that is dropped ------------------------------------------------------------
+
+
+def test_the_last_write_of_a_tier_that_was_idle_is_written() -> None:
+    """Its thread waits for a first one, and nobody else has the buffer."""
+    far = Full()
+    for turn in range(5):
+        tier = Tiered(Cache("1MB"), far, write="behind", behind_seconds=0.02)
+        tier[turn, "a"] = 1
+        settle(lambda turn=turn: (turn, "a") in far.data)  # type: ignore[misc]
+        time.sleep(0.05)
+        tier[turn, "b"] = 2
+        buffer = weakref.ref(tier._behind)
+        del tier
+        settle(lambda turn=turn: (turn, "b") in far.data)  # type: ignore[misc]
+        settle(lambda buffer=buffer: buffer() is None)  # type: ignore[misc]
+    assert not behind._pending
+
+
+def test_the_last_write_of_a_tier_is_written_at_exit(tmp_path: Path) -> None:
+    program = """
+import time
+class Far:
+    def put_many(self, items):
+        with open(sys.argv[1], "a") as file: file.write(repr(items[0][:2]))
+    get_many = delete_many = scan = sync = close = lambda *_: None
+tier = gbcache.Tiered(gbcache.Cache("1MB"), Far(), write="behind", behind_seconds=0.02)
+tier["a"] = 1
+time.sleep(0.3)
+tier["b"] = 2
+del tier
+"""
+    assert run(program, tmp_path / "told").returncode == 0
+    assert (tmp_path / "told").read_text() == "('a', 1)('b', 2)"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_nothing_of_a_tier_its_parent_dropped() -> None:
+    far = Full()
+    tier = Tiered(Cache("1MB"), far, write="behind", behind_seconds=30)
+    tier["k"] = 1
+    buffer = weakref.ref(tier._behind)
+    del tier
+    there: Any = buffer()
+
+    def child() -> None:
+        assert not behind._pending and there.at_risk().entries == 0
+        there.close()
+        assert not far.data
+
+    survives(child)
+    assert behind._pending == {there}
+    there.close()
+    assert far.data["k"][0] == 1 and not behind._pending
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_a_put_that_is_cut_off_leaves_nothing_that_overtakes(pending: bool) -> None:
+    """CPython 3.10 looks for signals between any two lines."""
+    code = Behind._add.__code__
+
+    def cut(line: int) -> bool:
+        left = [line]
+
+        def here(frame: Any, event: str, arg: object) -> Any:
+            if event == "line":
+                left[0] -= 1
+                if not left[0]:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return here
+
+        sys.settrace(lambda frame, event, arg: here if frame.f_code is code else None)
+        try:
+            tier["k"] = "old"
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    line = 0
+    while True:
+        line += 1
+        tier = Tiered(Cache("1MB"), Full(), write="behind", behind_seconds=0.01)
+        if pending:
+            tier["other"] = 1
+        was_cut = cut(line)
+        tier.delete_many(["k"])
+        assert tier.add("k", "new"), line
+        tier["j"] = 1
+        tier.sync()
+        tier.near.clear()
+        assert tier["k"] == "new", line
+        assert tier.stats().at_risk == (0, 0, 0.0), line
+        tier.close()
+        if not was_cut:
+            break
+    assert line > 5
