@@ -29,6 +29,7 @@ from .cache import Cache, ObjectCache
 from .codec import pack_value
 from .errors import BudgetError, ClosedError, KeyLengthError
 from .flight import MISS
+from .leaders import Threads
 from .locks import Lock
 from .writes import Write, Writes
 
@@ -78,10 +79,11 @@ class NearSide:
         _sides.add(self)
 
     def _begin_anew(self) -> None:
-        """Also in a forked child: whoever held the lock, or was writing, is not there."""
+        """Also in a forked child: whoever held the lock, was writing, or asked for a task, is not there."""
         self._writing = Writes()
         self.under_way = self._writing._of
         self.lock = self._writing.lock
+        self.threads = Threads()
 
     def _ttl(self, until: float | None) -> Any:
         """Of a copy: what is left, or the near cache's own TTL if that is less; None: it is over."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import (
     Awaitable,
@@ -369,13 +368,15 @@ class ReadThrough(Front):
         if value is not MISS:
             return value.value
 
+        call = self._side.threads.call
+
         async def made() -> Found:
-            found = (await asyncio.to_thread(self._ask, [key]))[key]
+            found = (await call(self.load is not None, self._ask, [key]))[key]
             if found.value is not ABSENT:
                 return found
             value = await flight._awaited(fn())
             self._count("loads")
-            return await asyncio.to_thread(self._stored, key, value, seconds, _ours())
+            return await call(self.load is not None, self._stored, key, value, seconds, _ours())
 
         while True:
             found = await flight.afill(self._side, key, made, None, 0)

@@ -17,7 +17,7 @@ import pytest
 from children import run, survives
 from fars import Full
 
-from gbcache import Cache, ObjectCache, Tiered, behind
+from gbcache import Cache, FarError, ObjectCache, Tiered, behind, leaders
 from gbcache.behind import Behind
 
 NEARS = {"Cache": lambda: Cache("1MB"), "ObjectCache": lambda: ObjectCache(100)}
@@ -276,3 +276,155 @@ def test_a_put_that_is_cut_off_leaves_nothing_that_overtakes(pending: bool) -> N
         if not was_cut:
             break
     assert line > 5
+
+
+# --- leaders that need a thread ----------------------------------------------------------------------
+
+
+async def made_in_time() -> str:
+    await asyncio.sleep(0.05)
+    return "made"
+
+
+def crowd(tier: Tiered, call: Callable[[], Any]) -> None:
+    """A leader, and more followers than asyncio has threads."""
+
+    async def main() -> None:
+        lead = asyncio.create_task(tier.aget_or_set("k", made_in_time))
+        while not tier.near._flights:
+            await asyncio.sleep(0)
+        others = [asyncio.create_task(asyncio.to_thread(call)) for _ in range(70)]
+        assert await asyncio.wait_for(lead, 10) == "made"
+        assert await asyncio.wait_for(asyncio.gather(*others), 10) == ["made"] * 70
+
+    asyncio.run(main())
+
+
+def test_a_leader_needs_none_of_the_threads_its_followers_wait_in(near: Any) -> None:
+    tier = Tiered(near, Full())
+    crowd(tier, lambda: tier.get("k"))
+    assert tier.far.data["k"][0] == "made"  # type: ignore[attr-defined]
+
+
+def test_leaders_whose_load_waits_for_another_leader(near: Any) -> None:
+    tier = Tiered(near, Full())
+    tier.load = lambda key: tier.get_or_set("k", lambda: 0) if key != "k" else fails()
+
+    def fails() -> Any:
+        raise KeyError
+
+    async def main() -> None:
+        lead = asyncio.create_task(tier.aget_or_set("k", made_in_time))
+        while not tier.near._flights:
+            await asyncio.sleep(0)
+        others = [tier.aget_or_set(i, made_in_time) for i in range(2 * leaders.MOST)]
+        assert set(await asyncio.wait_for(asyncio.gather(lead, *others), 20)) == {"made"}
+
+    asyncio.run(main())
+
+
+def test_many_leaders_have_few_threads(near: Any) -> None:
+    tier = Tiered(near, Full())
+    far: Any = tier.far
+    seen = []
+
+    def slow(verb: str, keys: list[Any]) -> None:
+        seen.append(len(tier._side.threads._threads))
+        time.sleep(0.002)
+
+    async def main() -> None:
+        many = [tier.aget_or_set(i, made_in_time) for i in range(4 * leaders.MOST)]
+        assert await asyncio.gather(*many) == ["made"] * len(many)
+
+    far.hook = slow
+    asyncio.run(main())
+    assert 1 < max(seen) <= leaders.MOST
+    settle(lambda: not tier._side.threads._threads)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_leader_without_a_thread_says_so(
+    near: Any, error: Exception, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = Tiered(near, Full())
+    start, left = threading.Thread.start, [not first]
+
+    def starts(thread: threading.Thread) -> None:
+        if left and left.pop():
+            left.append(False)
+            return start(thread)
+        raise error
+
+    async def main() -> None:
+        two = await asyncio.gather(
+            *[tier.aget_or_set("k", made_in_time) for _ in range(2)], return_exceptions=True
+        )
+        assert all("no thread to ask the far side in" in str(one) for one in two), two
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", starts)
+        asyncio.run(main())
+    assert not tier.near._flights and not tier._side.threads._calls
+    assert asyncio.run(tier.aget_or_set("k", made_in_time)) == "made"
+
+
+def test_what_the_far_side_raises_comes_to_the_task(near: Any) -> None:
+    tier = Tiered(near, Full(), load=lambda key: next(iter(())))
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(tier.aget_or_set("k", made_in_time))
+    tier.load, tier.far.failing = None, True  # type: ignore[attr-defined]
+    with pytest.raises(FarError, match="out of order"):
+        asyncio.run(tier.aget_or_set("k", made_in_time))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_threads_of_its_own(near: Any) -> None:
+    tier = Tiered(near, Full())
+    far: Any = tier.far
+    asked, go = threading.Event(), threading.Event()
+
+    def hold(verb: str, keys: list[Any]) -> None:
+        asked.set()
+        assert go.wait(20)
+
+    def child() -> None:
+        far.hook = lambda verb, keys: None
+        assert asyncio.run(tier.aget_or_set("k", made_in_time)) == "made"
+
+    async def main() -> None:
+        many = [tier.aget_or_set(i, made_in_time) for i in range(2 * leaders.MOST)]
+        await asyncio.wait_for(asyncio.gather(*many), 20)
+
+    far.hook = hold
+    other = threading.Thread(target=lambda: asyncio.run(main()))
+    other.start()
+    assert asked.wait(10)
+    survives(child)
+    go.set()
+    other.join(20)
+    assert len(far.data) == 2 * leaders.MOST
+
+
+def test_what_was_begun_for_a_task_ends_before_the_process_does(tmp_path: Path) -> None:
+    program = """
+import asyncio, time
+disk = gbcache.Disk(sys.argv[1])
+class Far:
+    get_many, put_many, delete_many = disk.get_many, disk.put_many, disk.delete_many
+    scan, sync, close = disk.scan, disk.sync, disk.close
+    def add(self, *args): time.sleep(0.3); return disk.add(*args)
+tier = gbcache.Tiered(gbcache.Cache("1MB"), Far())
+async def fn(): return 1
+async def main():
+    try: await asyncio.wait_for(tier.aget_or_set("k", fn), 0.1)
+    except asyncio.TimeoutError: print("late")
+asyncio.run(main())
+"""
+    pytest.importorskip("lmdb")
+    from gbcache import Disk
+
+    done = run(program, tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("late\n", "", 0)
+    with Disk(tmp_path) as disk:
+        assert disk.get_many(["k"]) == {"k": (1, None)}
