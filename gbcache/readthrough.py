@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 from . import flight
 from ._packed import UNSET, Front
-from .behind import REMOVED, AtRisk, Behind, Pending
+from .behind import Behind
 from .errors import ClosedError, FarError
 from .far import Far
 from .flight import MISS
 from .near import ABSENT, Found, NearSide
+from .pending import REMOVED, AtRisk, Pending
 from .units import seconds_of
 
 __all__ = ["ReadThrough", "TierStats", "needs"]
@@ -147,7 +148,7 @@ class ReadThrough(Front):
     def _drained(self, keys: list[Any]) -> None:
         """Before the far side does more with keys than store them, and afterwards: what is on its way is there."""
         if self._behind is not None and self._behind.has_any(keys):
-            self._behind.drain()
+            self._behind.drain(keys)
 
     def _on_its_way(self, key: Any) -> Pending | None:
         return None if self._behind is None else self._behind.last(key)
