@@ -7,55 +7,26 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
-from sys import getsizeof
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
-from . import forks
-from .codec import Codec, encode_key
-from .errors import ClosedError, FarError, ImageError
+from . import forks, pending
+from .codec import Codec
+from .errors import ClosedError, FarError
 from .far import Far
 from .locks import SHORT, Lock, Monitor, endure
+from .pending import AtRisk, Pending
 
-__all__ = ["AtRisk", "Behind", "Pending"]
+__all__ = ["Behind"]
 
-_ATOMS = frozenset({bytes, str, int, float, bool, type(None)})
-_EACH = 250
-"""Bytes a pending write takes beside key and value."""
 _BATCH = 10_000
 """Writes given to the far side at once, at most."""
-_PLAIN_KEYS = frozenset({str, bytes})
 _NEVER = float("inf")
-_FIRST, _LONGEST = 0.02, 1.0
-"""Seconds between two attempts while the far side fails: doubling, from and to."""
-
-
-class AtRisk(NamedTuple):
-    """What a process that is killed now would lose."""
-
-    entries: int
-    bytes: int
-    seconds: float
-    """Age of the oldest."""
-
-
-Pending = tuple[Any, bool, "float | None", float, int]
-"""A write under way: value, whether that is encoded, deadline (on `time.monotonic`), when it came, bytes it takes. A
-plain tuple: of one of atoms the collector soon lets go, and there may be many."""
-REMOVED = object()
-"""The value of a delete."""
+_IDLE = 1.0
 _SHORT = FarError("memory is short")
 """Made beforehand."""
 _ITSELF = "the write-behind thread cannot wait for itself"
 _MIDST = "this was called by a handler in the midst of a write of the same thread: it would wait for that"
-
-
-def _size(generation: dict[Any, Pending]) -> int:
-    return sum([write[4] for write in generation.values()])
-
-
-def _weight(key: Any) -> int:
-    return getsizeof(key) + (sum(map(_weight, key)) if isinstance(key, tuple) else 0)
 
 
 class Behind:
@@ -65,7 +36,7 @@ class Behind:
     before. So those of one key keep their order. `put` waits while the buffer is full or its oldest write is older than
     0.7 `interval`; it raises the far side's error only if that keeps failing too. Nothing is dropped but what the far
     side refuses for good (a TypeError, say), which is reported and counted; and `word` is told, which is also told when
-    the far side took something.
+    the far side took something. What it has no room for steps aside, and is tried again beside the rest.
     """
 
     def __init__(
@@ -89,6 +60,8 @@ class Behind:
         self._since = _NEVER
         """When the oldest write came."""
         self._bytes = 0
+        self.aside = pending.Aside()
+        """None of it is in `_since`."""
         self._hurried = 0  # who waits for it to be empty, or for room
         self._over = False
         """No write is taken any more. It is empty then, or `close` waits for that."""
@@ -98,19 +71,6 @@ class Behind:
         _all.add(self)
 
     # --- writers ---------------------------------------------------------------------------------
-
-    def frozen(self, key: Any, value: Any, until: float | None) -> Pending:
-        """A write of the value as it is now: what is changed in a container later does not get there. Raises what the
-        far side would (TypeError, ValueError)."""
-        encoded, size = False, _EACH
-        if type(key) in _PLAIN_KEYS:
-            size += getsizeof(key)
-        else:
-            encode_key(key)
-            size += _weight(key)
-        if type(value) not in _ATOMS and value is not REMOVED and self.codec is not None:
-            value, encoded = self.codec.encode(value), True
-        return value, encoded, until, time.monotonic(), size + getsizeof(value)
 
     def put(self, key: Any, write: Pending) -> bytearray | None:
         """Queues a write, once there is room; FarError: the far side fails. None: it is too long for the buffer. Else
@@ -126,7 +86,7 @@ class Behind:
                 or self._thread is None
                 or self._over
             ):
-                self._make_room(size, write[3])
+                self._make_room(size, write[3], (key,))
             self._add(key, write)
             return self._mark
 
@@ -136,25 +96,30 @@ class Behind:
         if size * 2 > self.max_bytes:
             return None
         with self._change:
-            self._make_room(size, time.monotonic())
+            self._make_room(size, time.monotonic(), writes)
             for key, write in writes.items():
                 self._add(key, write)
             return self._mark
 
-    def _make_room(self, size: int, now: float) -> None:
+    def _make_room(self, size: int, now: float, keys: Iterable[Any]) -> None:
+        if self.aside.writes:  # what it takes the place of goes
+            size -= self.aside.size_of(keys)
         if self._is_crowded(size, now):
             self._wait_for_room(size)
         if self._over:
             raise ClosedError("the tier is closed")
         if self._thread is None:
             self._start()
-        elif self._bytes > self._ample:
+        elif self._bytes - self.aside.bytes > self._ample:
             self._change.tell()
 
     def _add(self, key: Any, write: Pending) -> None:
         newest = self._newest
+        aside = self.aside.writes
         old, total = newest.get(key), self._bytes + write[4]
-        if old is not None or (len(self._generations) > 1 and self.last(key) is not None):
+        if old is not None or (
+            (aside or len(self._generations) > 1) and self.last(key) is not None
+        ):
             fresh = bytearray(1)
             self._mark[0], self._mark = 1, fresh
         if old is not None:  # its place in the row is the older one's, and so is its age
@@ -164,26 +129,20 @@ class Behind:
             newest = {}
             self._generations.append(newest)
             self._newest = newest
-        newest[key] = write
-        self._bytes = total  # nothing is made from here on: memory may be short
         if self._since == _NEVER:
-            self._since = write[3]
+            _pending.add(self)
             self._change.tell()  # the thread waits for a first one
+            self._since = write[3]
+        self._bytes = total
+        newest[key] = write  # last: if that is cut off, a generation without it is as good
+        if aside:
+            self._bytes -= self.aside.pop(key)
 
     def void(self) -> None:
         """Nothing that was put so far lands in memory any more, if it has not yet."""
         with self._change:
             fresh = bytearray(1)
             self._mark[0], self._mark = 1, fresh
-
-    def _age(self) -> None:
-        """The oldest is another one now: the first of the first generation that is not empty."""
-        since = _NEVER
-        for writes in self._generations:
-            if writes:
-                since = next(iter(writes.values()))[3]
-                break
-        self._since = since
 
     def _is_crowded(self, size: int, now: float) -> bool:
         return self._bytes + size > self.max_bytes or now > self._since + self._late
@@ -201,13 +160,18 @@ class Behind:
 
     def _wait_for_room(self, size: int) -> None:
         self._hurried += 1
-        failed = self._failed
+        failed, aside = self._failed, self.aside
+        tried, aside.again = aside.tried, 0.0
         try:
             while self._is_crowded(size, time.monotonic()):
                 if self._over or self._own or self._nested:  # a little too much, rather
                     return
-                if self._failed > failed and self.error is not None:
-                    raise FarError(f"the write-behind buffer is full: {self.error}") from self.error
+                error = self.error if self._failed > failed else None
+                if aside.tried > tried and aside.bytes + size > self.max_bytes:
+                    error = aside.error
+                if error is not None:
+                    text = f"the write-behind buffer is full: {error}"
+                    raise pending.like(error, text) from error
                 self._wake()
                 self._change.wait(0.1)
         finally:
@@ -221,61 +185,95 @@ class Behind:
     def last(self, key: Any) -> Pending | None:
         """The write of the key that is on its way, if one is."""
         with self._change:
-            generations = tuple(self._generations)
+            generations = (self.aside.writes, *self._generations)
         for generation in reversed(generations):
             write: Pending | None = generation.get(key)
             if write is not None:
                 return write
         return None
 
-    def has_any(self, keys: Sequence[Any]) -> bool:
+    def has_any(self, keys: Iterable[Any]) -> bool:
         """Whether a write of one of them is on its way."""
         with self._change:
-            if self._since == _NEVER:
+            if self._since == _NEVER and not self.aside.writes:
                 return False
-            generations = tuple(self._generations)
+            generations = (self.aside.writes, *self._generations)
         return not all([writes.keys().isdisjoint(keys) for writes in generations])
 
     def value_of(self, write: Pending) -> Any:
         """A copy of what is written."""
-        if write[1]:
-            assert self.codec is not None
-            return self.codec.decode(write[0])
-        return write[0]
+        return pending.value_of(self.codec, write)
 
     def at_risk(self) -> AtRisk:
         with self._change:
-            age = max(0.0, time.monotonic() - self._since)
-            return AtRisk(sum(map(len, self._generations)), self._bytes, age)
+            age = max(0.0, time.monotonic() - min(self._since, self.aside.since()))
+            return AtRisk(self._count(), self._bytes, age)
 
-    def drain(self) -> None:
-        """When it returns, all that was put before is with the far side. Raises its error if an attempt fails."""
+    def _count(self) -> int:
+        return sum(map(len, self._generations)) + len(self.aside.writes)
+
+    def drain(self, keys: Collection[Any] | None = None) -> None:
+        """When it returns, all that was put before is with the far side; but what it has no room for is tried only if
+        it is of `keys` (None: any). Raises its error if an attempt fails."""
         with self._change:
-            self._drain()
+            self._drain(keys)
 
-    def _drain(self) -> None:
+    def _drain(self, keys: Collection[Any] | None = None) -> None:
         mark, failed = time.monotonic(), self._failed
-        if (self._own or self._nested) and self._since <= mark:
+        if (self._own or self._nested) and (self._since <= mark or self.aside.writes):
             raise FarError(_ITSELF if self._own else _MIDST)
         self._hurried += 1
         try:
             while self._since <= mark:
-                if self._failed > failed and self.error is not None:
-                    waiting = sum(map(len, self._generations))
-                    raise FarError(
-                        f"{waiting:,} writes wait for the far side: {self.error}"
-                    ) from self.error
-                self._wake()
-                self._change.wait(0.1)
+                self._wait_on(failed)
+            attempt = self.aside.begun + 1  # it begins when all else is there
+            while (left := self.aside.of(keys)) and self.aside.tried < attempt:
+                self.aside.again = 0.0
+                self._wait_on(failed)
         finally:
             self._hurried -= 1
+        if left:
+            raise self.aside.told(left) from self.aside.error
+
+    def _wait_on(self, failed: int) -> None:
+        if self._failed > failed and self.error is not None:
+            text = f"{self._count():,} writes wait for the far side: {self.error}"
+            raise pending.like(self.error, text) from self.error
+        self._wake()
+        self._change.wait(0.1)
+
+    def remove_aside(self, keys: Iterable[Any]) -> set[Any]:
+        """Of those that have no room at the far side a removal takes the place; which were there."""
+        gone = set()
+        with self._change:
+            for key in keys if self.aside.writes else ():
+                write = self.aside.writes.get(key)
+                if write is not None and write[0] is not pending.REMOVED:
+                    self._add(key, pending.frozen(None, key, pending.REMOVED, None))
+                    if write[2] is None or write[2] > time.monotonic():
+                        gone.add(key)
+        return gone
+
+    def forget_aside(self) -> None:
+        """What has no room at the far side is no longer to be written: all was removed there."""
+        with self._change:
+            self.aside.keep({})
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """Anew: a handler may put something between two steps of a put."""
+        self._bytes = sum(map(pending.size_of, self._generations)) + self.aside.bytes
+        first = next(filter(None, self._generations), None)
+        self._since = next(iter(first.values()))[3] if first else _NEVER
+        if not first and not self.aside.writes:
+            _pending.discard(self)
 
     def close(self) -> None:
         """Writes all, and ends the thread. FarError if that fails: nothing is lost yet, close again."""
         if self._own:  # who is closing it already waits for this thread
             raise FarError(_ITSELF)
         with self._closing:
-            if self._over and self._since == _NEVER:
+            if self._over and self._since == _NEVER and not self.aside.writes:
                 return
             self.drain()  # most of it, while others may write
             with self._change:
@@ -305,44 +303,61 @@ class Behind:
         with self._change:
             if not self._own:
                 return None  # `start` failed, and yet this runs
-            if self._since == _NEVER:
-                if self._over:
+            rest = self.aside.again - time.monotonic() if self.aside.writes else _IDLE
+            due = rest <= 0
+            if not due and self._since == _NEVER:
+                if self._over and not self.aside.writes:
                     self._thread = None  # if it is not over after all, another starts
                     return None
-                self._change.wait(1.0)
-                return False
-            rest = self._since + self.interval / 2 - time.monotonic()
-            full = len(self._generations) > 1 or self._bytes > self._ample
-            if rest > 0 and not full and not self._hurried and not self._over:
                 self._change.wait(rest)
-                return True
-            while len(self._generations) > 1 and not self._generations[0]:
-                self._generations.popleft()
-            if len(self._generations) == 1:
-                newest: dict[Any, Pending] = {}
-                self._generations.append(newest)  # nobody adds to what is being written
-                self._newest = newest
-            generation = self._generations[0]
-        self._write(generation)
+                return False
+            if not due:
+                rest = min(rest, self._since + self.interval / 2 - time.monotonic())
+                full = len(self._generations) > 1 or self._bytes - self.aside.bytes > self._ample
+                if rest > 0 and not full and not self._hurried and not self._over:
+                    self._change.wait(rest)
+                    return True
+                while len(self._generations) > 1 and not self._generations[0]:
+                    self._generations.popleft()
+                if len(self._generations) == 1:
+                    newest: dict[Any, Pending] = {}
+                    self._generations.append(newest)  # nobody adds to what is being written
+                    self._newest = newest
+                generation = self._generations[0]
+        if not due:
+            self._write(generation)
+            return True
+        with self.aside.sparing:
+            with self._change:
+                generation = self.aside.begin()
+            self._write(generation, True)
         return True
 
-    def _write(self, generation: dict[Any, Pending]) -> None:
+    def _write(self, batch: dict[Any, Pending], again: bool = False) -> None:
         try:
-            self._send(generation)
+            left = self._send(batch)
+            if again and len(left) == len(batch) > 1:  # the smallest has none; another each time
+                left = dict(batch)
+                first = next(iter(left))
+                left.update(self._send({first: left.pop(first)}))
         except (FarError, MemoryError) as error:
             self._rest(error if isinstance(error, FarError) else _SHORT)
             return
         except BaseException as error:  # SystemExit too: nobody else writes what is here
-            self._apart(generation, error)
+            left = self._apart(batch, error)
         self.void()  # from here on others may be over it there, and nothing here tells
         with self._change:
             self.error, self._row = None, 0
-            self._generations.popleft()
-            # Anew: a handler may put something between two steps of a put.
-            self._bytes = sum(map(_size, self._generations))
-            self._age()
+            if again:
+                self.aside.end(batch, left)
+            else:
+                if left or self.aside.writes:
+                    self.aside.join(batch, left, list(self._generations)[1:])
+                self._generations.popleft()
+            self._weigh()
             self._change.tell()
-        self._word.answered()
+        if len(left) < len(batch):
+            self._word.answered()
 
     def _rest(self, error: FarError) -> None:
         """It failed: tells who waits, and gives the far side a while."""
@@ -351,67 +366,51 @@ class Behind:
             self._failed += 1
             self._row += 1
             self._change.tell()
-            until = time.monotonic() + min(_FIRST * 2 ** min(self._row, 10), _LONGEST)
+            until = time.monotonic() + min(pending.FIRST * 2 ** min(self._row, 10), pending.LONGEST)
             while not self._over and (rest := until - time.monotonic()) > 0:
                 self._change.wait(rest)
 
-    def _send(self, batch: dict[Any, Pending]) -> None:
-        writes = batch.values()
-        values = [self.value_of(write) if write[1] else write[0] for write in writes]  # takes time
-        now, items, gone = time.monotonic(), [], []
-        for (key, write), value in zip(batch.items(), values, strict=True):
-            until = write[2]
-            if value is REMOVED or (until is not None and until <= now):
-                gone.append(key)
-            else:
-                items.append((key, value, None if until is None else until - now))
-        try:
-            if items:
-                self.far.put_many(items)
-            if gone:
-                self.far.delete_many(gone)
-        except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
-            raise FarError(str(error)) from error
+    def _send(self, batch: dict[Any, Pending]) -> dict[Any, Pending]:
+        """Those that the far side has no room for."""
+        left, full = pending.give(self.far, self.codec, batch)
+        self.aside.error = full or self.aside.error
+        return left
 
-    def _apart(self, batch: dict[Any, Pending], error: BaseException) -> None:
-        """One of them cannot be stored: the others are, and that one is told of."""
+    def _apart(self, batch: dict[Any, Pending], error: BaseException) -> dict[Any, Pending]:
+        """One of them cannot be stored: the others are, and that one is told of. As `_send`."""
         if len(batch) == 1:
             self.refused += 1
             self.void()  # it is not to land after it was told of
             for key in batch:
                 self._word.refused(key)
-            _tell(error)
-            return
+            pending.tell(error, Behind)
+            return {}
+        left = {}
         for key, write in batch.items():
             while True:
                 try:
-                    self._send({key: write})
+                    left.update(self._send({key: write}))
                 except (FarError, MemoryError) as far:
                     self._rest(far if isinstance(far, FarError) else _SHORT)
                     continue
                 except BaseException as one:
                     self._apart({key: write}, one)
                 break
+        return left
 
     def _in_child(self) -> None:
         """A forked child's writes are its own: what was pending is the parent's to write."""
         self._change = Monitor()
         self._newest = {}
         self._generations, self._bytes, self._hurried = deque([self._newest]), 0, 0
+        self.aside = pending.Aside()
         self._thread = None
         self._since, self._over = _NEVER, False  # who was closing it is not here
 
 
-def _tell(error: BaseException) -> None:
-    try:
-        from ._packed import report
-
-        report(error, Behind)
-    except Exception:  # nobody is left to tell
-        pass
-
-
 _all: weakref.WeakSet[Behind] = weakref.WeakSet()
+_pending: set[Behind] = set()
+"""Those with something on its way: they last until it is written, if everybody else has dropped them."""
 
 
 def _run(ref: weakref.ref[Behind]) -> None:
@@ -422,8 +421,8 @@ def _run(ref: weakref.ref[Behind]) -> None:
                 more = behind._turn()
             except BaseException as error:  # all is as it was, and nobody else writes it
                 if not isinstance(error, SHORT):
-                    _tell(error)
-                time.sleep(_FIRST)
+                    pending.tell(error, Behind)
+                time.sleep(pending.FIRST)
         if more is None:
             return
         del behind
@@ -434,12 +433,13 @@ def _at_exit() -> None:
         try:
             behind.close()
         except Exception as error:
-            _tell(error)
+            pending.tell(error, Behind)
 
 
 def _forked() -> None:
     for behind in list(_all):
         behind._in_child()
+    _pending.clear()  # last: they are the parent's
 
 
 atexit.register(_at_exit)

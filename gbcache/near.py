@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from . import forks
@@ -29,6 +29,7 @@ from .cache import Cache, ObjectCache
 from .codec import pack_value
 from .errors import BudgetError, ClosedError, KeyLengthError
 from .flight import MISS
+from .leaders import Threads
 from .locks import Lock
 from .writes import Write, Writes
 
@@ -80,10 +81,11 @@ class NearSide:
         _sides.add(self)
 
     def _begin_anew(self) -> None:
-        """Also in a forked child: whoever held the lock, or was writing, is not there."""
+        """Also in a forked child: whoever held the lock, was writing, or asked for a task, is not there."""
         self._writing = Writes()
         self.under_way = self._writing._of
         self.lock = self._writing.lock
+        self.threads = Threads()
 
     def _ttl(self, until: float | None) -> Any:
         """Of a copy: what is left, or the near cache's own TTL if that is less; None: it is over."""
@@ -120,6 +122,8 @@ class NearSide:
             if self.absent is not None and found.until is None:
                 self.absent[key] = flight  # believed while it is not void
             return False
+        if self.absent is not None:  # first: whether it is kept or not, it is there
+            self.absent.pop(key, None)
         keep = self._ttl(found.until)
         if keep is None:
             return False
@@ -136,6 +140,21 @@ class NearSide:
             if over and not kept and not flight[0]:
                 self.forget(key)
         return kept
+
+    def made(self, key: Any, ours: Collection[Any]) -> None:
+        """The far side may have what was made for want of it. While one of `ours` is the key's flight nobody else read
+        that it is absent; else somebody may have."""
+        try:
+            flight = self.cache._flights.get(key)
+            if flight is None or flight[0] or flight not in ours:
+                self.forget(key)
+            elif self.absent is not None:
+                self.absent.pop(key, None)
+        except ClosedError:  # closed meanwhile: the far side has it
+            pass
+        except BaseException:
+            self.doubt()
+            raise
 
     def _beyond(self, error: Exception, value: Any) -> bool:
         """Whether memory's codec, another than the far side's, does not know the value: that is why it raised."""

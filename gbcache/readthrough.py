@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import (
     Awaitable,
@@ -20,11 +19,12 @@ from typing import Any, NamedTuple
 
 from . import flight
 from ._packed import UNSET, Front
-from .behind import REMOVED, AtRisk, Behind, Pending
+from .behind import Behind
 from .errors import ClosedError, FarError
 from .far import Far
 from .flight import MISS
 from .near import ABSENT, Found, NearSide
+from .pending import REMOVED, AtRisk, Pending
 from .units import seconds_of
 
 __all__ = ["ReadThrough", "TierStats", "needs"]
@@ -59,6 +59,15 @@ class TierStats(NamedTuple):
 def needs(far: Far, verb: str, what: str) -> None:
     if not callable(getattr(far, verb, None)):
         raise TypeError(f"{what} needs a far side with {verb}(), which {type(far).__name__} lacks")
+
+
+def _ours() -> frozenset[flight.Flight]:
+    """The flights this thread or task is loading for."""
+    found, at = [], flight._leading.get()
+    while at is not None:
+        found.append(at[0])
+        at = at[1]
+    return frozenset(found)
 
 
 class _Values(ValuesView[Any]):
@@ -139,7 +148,7 @@ class ReadThrough(Front):
     def _drained(self, keys: list[Any]) -> None:
         """Before the far side does more with keys than store them, and afterwards: what is on its way is there."""
         if self._behind is not None and self._behind.has_any(keys):
-            self._behind.drain()
+            self._behind.drain(keys)
 
     def _on_its_way(self, key: Any) -> Pending | None:
         return None if self._behind is None else self._behind.last(key)
@@ -165,8 +174,9 @@ class ReadThrough(Front):
         absent = sum(one.value is ABSENT for one in found.values())
         self._count("far_hits", len(found) - absent)
         if self.load is not None and absent:
+            ours = _ours()
             for key in [key for key in keys if found[key].value is ABSENT]:
-                found[key] = self._loaded(key, self.load)
+                found[key] = self._loaded(key, self.load, ours)
         else:
             self._count("far_misses", absent)
         return found
@@ -178,21 +188,29 @@ class ReadThrough(Front):
             return Found(ABSENT)
         return Found(self._behind.value_of(write), until)
 
-    def _loaded(self, key: Any, load: Callable[[Any], Any]) -> Found:
+    def _loaded(
+        self, key: Any, load: Callable[[Any], Any], ours: frozenset[flight.Flight]
+    ) -> Found:
         try:
             value = load(key)
         except KeyError:
             self._count("far_misses")
             return Found(ABSENT)
         self._count("loads")
-        return self._stored(key, value, self.default_ttl)
+        return self._stored(key, value, self.default_ttl, ours)
 
-    def _stored(self, key: Any, value: Any, ttl: float | None) -> Found:
-        """A value that was made because there was none; unless somebody was faster, whose value it is then."""
+    def _stored(
+        self, key: Any, value: Any, ttl: float | None, ours: frozenset[flight.Flight]
+    ) -> Found:
+        """A value that was made because there was none; unless somebody was faster, whose value it is then. `ours`:
+        flights this runs within."""
         self._drained([key])  # a delete, say
         begun = time.monotonic()
         with self._asking():
-            added = self.far.add(key, value, ttl)  # type: ignore[attr-defined]
+            try:
+                added = self.far.add(key, value, ttl)  # type: ignore[attr-defined]
+            finally:  # here: whoever awaits it may have been cancelled
+                self._side.made(key, ours)
             got = {} if added else self.far.get_many([key])
         self._drained([key])
         if added:
@@ -331,7 +349,7 @@ class ReadThrough(Front):
                 value.close()
                 raise TypeError(f"{fn!r} returned a coroutine: await aget_or_set")
             self._count("loads")
-            return self._stored(key, value, seconds)
+            return self._stored(key, value, seconds, _ours())
 
         while True:  # who joined a mere read's flight was told of nothing: it leads the next
             found = flight.fill(self._side, key, made, None, 0)
@@ -351,13 +369,15 @@ class ReadThrough(Front):
         if value is not MISS:
             return value.value
 
+        call = self._side.threads.call
+
         async def made() -> Found:
-            found = (await asyncio.to_thread(self._ask, [key]))[key]
+            found = (await call(self.load is not None, self._ask, [key]))[key]
             if found.value is not ABSENT:
                 return found
             value = await flight._awaited(fn())
             self._count("loads")
-            return await asyncio.to_thread(self._stored, key, value, seconds)
+            return await call(self.load is not None, self._stored, key, value, seconds, _ours())
 
         while True:
             found = await flight.afill(self._side, key, made, None, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import weakref
 from collections.abc import (
@@ -18,13 +19,14 @@ from typing import Any
 
 from ._object import FRONT
 from ._packed import UNSET
-from .behind import REMOVED, AtRisk, Behind
+from .behind import Behind
 from .cache import Cache, ObjectCache
 from .errors import ClosedError, FarError
 from .far import Far, Feed
 from .flight import MISS
 from .mapping import stale_ms
 from .near import ABSENT, Found, NearSide
+from .pending import REMOVED, AtRisk, frozen
 from .readthrough import BATCH, ReadThrough, TierStats, needs
 from .units import bytes_of, seconds_of
 
@@ -92,7 +94,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     write : "through" or "behind"
         Through: a write returns once the far side has it. Behind: it is on its way, and is there within
         `behind_seconds` if the far side keeps up; where it does not, writers wait. What a killed process would
-        lose is in ``stats().at_risk``. Writes to one key keep their order.
+        lose is in ``stats().at_risk``. Writes to one key keep their order. What the far side has no room for (FarError
+        with ENOSPC) keeps nothing else out: it is tried again, and `sync` and `close` name it.
     ttl : float or timedelta, optional
         Seconds an entry lives where a write does not say; None: for ever.
     negative_ttl : float or timedelta, optional
@@ -222,7 +225,9 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         behind, side = self._behind, self._side
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
-        write = behind.frozen(key, value, until)  # what this raises is a refusal: nothing changed
+        write = frozen(
+            behind.codec, key, value, until
+        )  # what this raises is a refusal: nothing changed
         sound = False
         try:
             mark = behind.put(key, write)
@@ -231,7 +236,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
                     side.void([key])
                 side.keep(key, ABSENT if value is REMOVED else value, until, mark)
             else:  # too long for it
-                behind.drain()
+                behind.drain((key,))
                 if value is REMOVED:
                     self._delete([key])
                 else:
@@ -253,7 +258,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         behind, side = self._behind, self._side
         assert behind is not None
         until = None if ttl is None else time.monotonic() + ttl
-        writes = {key: behind.frozen(key, value, until) for key, value in items.items()}
+        writes = {key: frozen(behind.codec, key, value, until) for key, value in items.items()}
         sound = False
         try:
             mark = behind.put_many(writes)
@@ -319,8 +324,20 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         return sum(self._delete(list(dict.fromkeys(keys))))
 
     def _delete(self, keys: list[Any]) -> list[bool]:
-        gone: list[bool] = self._side.write(keys, (), self._told, keys, self.far.delete_many, keys)
+        gone: list[bool] = self._side.write(keys, (), self._gone, keys)
         return gone
+
+    def _gone(self, keys: list[Any]) -> list[bool]:
+        behind, aside = self._behind, set[Any]()
+        if behind is not None and behind.has_any(keys):
+            behind.drain(())
+            aside = behind.remove_aside(keys)  # none of it waits for room
+        gone = self._told(keys, self.far.delete_many, keys)
+        return (
+            [there or key in aside for key, there in zip(keys, gone, strict=True)]
+            if aside
+            else gone
+        )
 
     def __delitem__(self, key: Any) -> None:
         if not self._delete([key])[0]:
@@ -354,30 +371,47 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
 
     def clear(self) -> None:
         """Removes everything from both sides. Cost: in proportion to what the far side holds, in batches. What is on
-        its way is written first: where this fails, nothing that was acknowledged is lost."""
-        if self._behind is not None:
-            self._behind.drain()
+        its way is written first, but what finds no room: where this fails, nothing that was acknowledged is lost."""
+        behind = self._behind
+        if behind is not None:
+            behind.drain(())
         try:
-            with self._asking():
-                if hasattr(self.far, "clear"):
-                    self.far.clear()
-                else:
-                    cursor, more = None, True
-                    while more:
-                        keys, cursor = self.far.scan(cursor, BATCH)
-                        self.far.delete_many(keys)
-                        more = cursor is not None
-            if self._behind is not None:
-                self._behind.drain()  # what it may have had before
+            if behind is None:
+                self._clear_far()
+            else:
+                with behind.aside.sparing:
+                    self._clear_far()
+                    behind.forget_aside()
+                behind.drain(())  # what it may have had before
         finally:
             self._side.changed(None)
 
+    def _clear_far(self) -> None:
+        with self._asking():
+            if hasattr(self.far, "clear"):
+                self.far.clear()
+            else:
+                cursor, more = None, True
+                while more:
+                    keys, cursor = self.far.scan(cursor, BATCH)
+                    self.far.delete_many(keys)
+                    more = cursor is not None
+
     def sync(self) -> None:
-        """When it returns, all that was written before survives a power cut, as far as the far side can do that."""
+        """When it returns, all that was written before survives a power cut, as far as the far side can do that. What
+        was written behind and found no room is named by a FarError (ENOSPC); the rest survives."""
+        full = None
         if self._behind is not None:
-            self._behind.drain()
+            try:
+                self._behind.drain()
+            except FarError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                full = error  # what has room survives
         with self._asking():
             self.far.sync()
+        if full is not None:
+            raise full
 
     def stats(self) -> TierStats:
         """What it has done. Cost: constant."""
@@ -387,8 +421,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         return TierStats(**self._counts, at_risk=risk, behind_errors=refused)
 
     def close(self) -> None:
-        """Writes what is on its way, and closes both sides. FarError if that fails: nothing is lost yet, and closing
-        again tries again."""
+        """Writes what is on its way, and closes both sides. FarError if that fails, or some has no room: nothing is
+        lost yet, and closing again tries again."""
         if self._ended:
             return
         if self._behind is not None:

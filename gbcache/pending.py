@@ -1,0 +1,224 @@
+"""A write on its way to a far side, and how some are given to it: as many as it has room for."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Collection, Iterable, Sequence
+from sys import getsizeof
+from typing import Any, NamedTuple
+
+from .codec import Codec, encode_key
+from .errors import ClosedError, FarError, ImageError
+from .far import Far
+from .locks import Lock
+
+__all__ = [
+    "FIRST",
+    "LONGEST",
+    "REMOVED",
+    "Aside",
+    "AtRisk",
+    "Pending",
+    "frozen",
+    "give",
+    "like",
+    "size_of",
+    "tell",
+    "value_of",
+]
+
+_ATOMS = frozenset({bytes, str, int, float, bool, type(None)})
+_EACH = 250
+"""Bytes a pending write takes beside key and value."""
+_PLAIN_KEYS = frozenset({str, bytes})
+_NAMED = 3
+FIRST, LONGEST = 0.02, 1.0
+"""Seconds between two attempts while the far side fails: doubling, from and to."""
+
+Pending = tuple[Any, bool, "float | None", float, int]
+"""A write under way: value, whether that is encoded, deadline (on `time.monotonic`), when it came, bytes it takes. A
+plain tuple: of one of atoms the collector soon lets go, and there may be many."""
+REMOVED = object()
+"""The value of a delete."""
+
+
+class AtRisk(NamedTuple):
+    """What a process that is killed now would lose."""
+
+    entries: int
+    bytes: int
+    seconds: float
+    """Age of the oldest."""
+
+
+def _weight(key: Any) -> int:
+    return getsizeof(key) + (sum(map(_weight, key)) if isinstance(key, tuple) else 0)
+
+
+def size_of(writes: dict[Any, Pending]) -> int:
+    return sum([write[4] for write in writes.values()])
+
+
+def frozen(codec: Codec | None, key: Any, value: Any, until: float | None) -> Pending:
+    """A write of the value as it is now: what is changed in a container later does not get there. Raises what the far
+    side would (TypeError, ValueError)."""
+    encoded, size = False, _EACH
+    if type(key) in _PLAIN_KEYS:
+        size += getsizeof(key)
+    else:
+        encode_key(key)
+        size += _weight(key)
+    if type(value) not in _ATOMS and value is not REMOVED and codec is not None:
+        value, encoded = codec.encode(value), True
+    return value, encoded, until, time.monotonic(), size + getsizeof(value)
+
+
+def value_of(codec: Codec | None, write: Pending) -> Any:
+    """A copy of what is written."""
+    if write[1]:
+        assert codec is not None
+        return codec.decode(write[0])
+    return write[0]
+
+
+def like(error: FarError, text: str) -> FarError:
+    """The same, in other words."""
+    return FarError(text) if error.errno is None else FarError(error.errno, text)
+
+
+def tell(error: BaseException, about: type) -> None:
+    """As what a ``__del__`` raises."""
+    try:
+        from ._packed import report
+
+        report(error, about)
+    except Exception:  # nobody is left to tell
+        pass
+
+
+def _full(error: FarError) -> FarError:
+    """Raises it, if it is not for want of room."""
+    if error.errno != errno.ENOSPC:
+        raise error
+    return error
+
+
+def give(
+    far: Far, codec: Codec | None, batch: dict[Any, Pending]
+) -> tuple[dict[Any, Pending], FarError | None]:
+    """Has the far side do these; those it has no room for, and its error. Removals go first: they make room."""
+    writes = batch.values()
+    values = [value_of(codec, write) if write[1] else write[0] for write in writes]  # takes time
+    now, items, gone = time.monotonic(), [], []
+    for (key, write), value in zip(batch.items(), values, strict=True):
+        until = write[2]
+        if value is REMOVED or (until is not None and until <= now):
+            gone.append(key)
+        else:
+            items.append((key, value, None if until is None else until - now))
+    left: dict[Any, Pending] = {}
+    full = None
+    try:
+        if gone:
+            try:
+                far.delete_many(gone)
+            except FarError as error:
+                full = _full(error)
+                left = {key: batch[key] for key in gone}
+        if items:
+            try:
+                far.put_many(items)
+            except FarError as error:
+                full = _full(error)
+                sizes = [batch[key][4] for key, _, _ in items]
+                left.update((key, batch[key]) for key in _squeeze(far, items, sizes))
+    except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
+        raise FarError(str(error)) from error
+    return left, full
+
+
+def _squeeze(far: Far, items: list[tuple[Any, Any, float | None]], sizes: list[int]) -> list[Any]:
+    """There is no room for all of them: the smallest first, until one alone finds none. The keys of those left."""
+    if len(items) > 1:
+        items, step = [items[at] for at in sorted(range(len(items)), key=sizes.__getitem__)], 1
+        while items:
+            try:
+                far.put_many(items[:step])
+            except FarError as error:
+                _full(error)
+                if step == 1:
+                    break
+                step = 1
+            else:
+                del items[:step]
+                step = min(step * 2, len(items))
+    return [key for key, _, _ in items]
+
+
+class Aside:
+    """Writes that found no room at the far side. They are older than all others that wait, and are tried again beside
+    them. Under the lock of the buffer whose they are."""
+
+    def __init__(self) -> None:
+        self.writes: dict[Any, Pending] = {}
+        self.bytes = 0
+        self.error: FarError | None = None
+        """What the far side said."""
+        self.again = 0.0
+        """When they are tried again."""
+        self.begun = self.tried = 0
+        """Attempts; the last that came to its end."""
+        self._fruitless = 0  # of them, in a row
+        self.sparing = Lock()
+        """Held throughout an attempt."""
+
+    def since(self) -> float:
+        return min([write[3] for write in self.writes.values()], default=float("inf"))
+
+    def of(self, keys: Collection[Any] | None) -> list[Any]:
+        return [key for key in self.writes if keys is None or key in keys]
+
+    def size_of(self, keys: Iterable[Any]) -> int:
+        return sum(self.writes[key][4] for key in keys if key in self.writes)
+
+    def pop(self, key: Any) -> int:
+        """A later one takes its place; the bytes it took."""
+        size = self.size_of((key,))
+        self.writes.pop(key, None)
+        self.bytes -= size
+        return size
+
+    def begin(self) -> dict[Any, Pending]:
+        self.begun += 1
+        self.again = time.monotonic() + LONGEST  # if it fails for another reason
+        return dict(self.writes)
+
+    def end(self, batch: dict[Any, Pending], left: dict[Any, Pending]) -> None:
+        self._fruitless = 0 if len(left) < len(batch) else self._fruitless + 1
+        pause = min(FIRST * 2**self._fruitless, LONGEST) if self._fruitless else 0.0
+        self.again, self.tried = time.monotonic() + pause, self.begun
+        self.keep({key: write for key, write in left.items() if self.writes.get(key) is write})
+
+    def join(
+        self,
+        batch: dict[Any, Pending],
+        left: dict[Any, Pending],
+        later: Sequence[dict[Any, Pending]],
+    ) -> None:
+        """A batch was given, of which these are left; `later` ones replace them."""
+        if not self.writes or any(write[0] is REMOVED for write in batch.values()):
+            self.again, self._fruitless = 0.0, 0  # there may be room
+        kept = {key: write for key, write in self.writes.items() if key not in batch}
+        kept.update(one for one in left.items() if not any(one[0] in some for some in later))
+        self.keep(kept)
+
+    def keep(self, writes: dict[Any, Pending]) -> None:
+        self.writes, self.bytes = writes, size_of(writes)
+
+    def told(self, keys: Sequence[Any]) -> FarError:
+        """The error that names them."""
+        some = ", ".join(f"{key!r:.60}" for key in keys[:_NAMED])
+        more = f" and {len(keys) - _NAMED:,} more" if len(keys) > _NAMED else ""
+        count = f"{len(keys):,} writes found no room at the far side"
+        return FarError(errno.ENOSPC, f"{count} ({some}{more}): {self.error}")
