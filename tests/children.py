@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import gbcache
 
-__all__ = ["isolated", "run", "survives"]
+__all__ = ["isolated", "run", "skip_without_lmdb", "survives"]
 
 HANGS = 20
 """Seconds."""
@@ -74,3 +77,11 @@ def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     ]
     env = {**os.environ, "PYTHONPATH": str(Path(gbcache.__file__).parent.parent)}  # this very build
     return subprocess.run(call, env=env, cwd="/", capture_output=True, text=True, timeout=60)
+
+
+def skip_without_lmdb(here: bool = False) -> None:
+    """Of a test that has a Disk in a program of its own; `here`: in this one, where the package switches the GIL on."""
+    if not importlib.util.find_spec("lmdb"):
+        pytest.skip("a Disk needs lmdb: pip install gbcache[disk]")
+    if here and os.environ.get("GB_EXPECT") == "free":
+        pytest.skip("the package lmdb switches the GIL on")

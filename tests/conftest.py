@@ -47,6 +47,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"expected the {expect} build, but it says {BUILD}")
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Who switches the GIL on does so for all tests that follow, which then prove nothing about threads without it."""
+    if os.environ.get("GB_EXPECT") == "free":
+        assert not sys._is_gil_enabled(), f"{item.nodeid}, or what it imports, switched the GIL on"  # type: ignore[attr-defined,unused-ignore]
+
+
 # --- the C tests, beside the others -------------------------------------------------------------------
 
 NATIVE = pytest.StashKey[Path]()  # where native/run.py leaves what each said

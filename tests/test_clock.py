@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from children import skip_without_lmdb
 
 import gbcache
 
@@ -71,7 +72,7 @@ def test_the_machines_clocks(code: str, tmp_path: Path) -> None:
         ["gcc", "-shared", "-fPIC", "-O1", str(SHIM), "-o", str(library), "-ldl"], check=True
     )
     if code is DISK:
-        pytest.importorskip("lmdb", reason="a Disk needs lmdb: pip install gbcache[disk]")
+        skip_without_lmdb()
     env = {**os.environ, "LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()}
     env["PYTHONPATH"] = str(Path(gbcache.__file__).parent.parent)
     call = [sys.executable, "-c", HEAD + code, str(tmp_path / "file")]

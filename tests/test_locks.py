@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import skip_without_lmdb
 
 import gbcache
 from gbcache import forks, locks
@@ -310,7 +311,7 @@ def test_writes_that_could_not_begin_are_not_under_way() -> None:
 
 
 def test_a_gate_is_open_again_where_one_could_not_be_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lmdb")
+    skip_without_lmdb()
     from gbcache._disk import Gate
 
     gate = Gate()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import skip_without_lmdb
 from fars import Full
 
 from gbcache import BudgetError, Cache, FarError, ObjectCache, Tiered
@@ -320,7 +321,7 @@ def test_at_random(near: Any) -> None:
 
 
 def test_over_a_disk(tmp_path: Path) -> None:
-    pytest.importorskip("lmdb")
+    skip_without_lmdb(here=True)
     from gbcache import Disk
 
     tier = behind(Cache("32MB"), Disk(tmp_path, sync="never", max_bytes="4MiB"))

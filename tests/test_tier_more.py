@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import run, survives
+from children import run, skip_without_lmdb, survives
 from fars import Full
 
 from gbcache import Cache, FarError, ObjectCache, Tiered, behind, leaders
@@ -421,7 +421,7 @@ async def main():
     except asyncio.TimeoutError: print("late")
 asyncio.run(main())
 """
-    pytest.importorskip("lmdb")
+    skip_without_lmdb(here=True)
     from gbcache import Disk
 
     done = run(program, tmp_path)
