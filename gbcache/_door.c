@@ -279,6 +279,19 @@ bool gb_door_work(struct gb_door *d, uint64_t now, uint32_t slices) {
     return more;
 }
 
+int gb_door_fill_begin(struct gb_door *d, struct gb_loader *l, int fd, const struct gb_snap_head *head, int64_t at) {
+    uint64_t now = gb_clock_date_exact(&d->clock);
+    gb_door_hold(d);
+    if (!d->open) {
+        gb_door_closed(d);
+        return -1;
+    }
+    bool begun = gb_load_begin(l, fd, head, &d->store, now, at - (int64_t)now);
+    gb_door_unlock(d);
+    if (!begun) PyErr_NoMemory();
+    return begun ? 0 : -1;
+}
+
 bool gb_door_fill(struct gb_door *d, struct gb_loader *l, uint32_t ms) {
     bool good = true;
     gb_door_stay(d);

@@ -25,6 +25,7 @@
 #include "lock.h"
 
 struct gb_loader;
+struct gb_snap_head;
 
 struct gb_door {
     struct gb_store store;
@@ -146,6 +147,8 @@ void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p);
  * said where `mark` (may be NULL) is set when the value would be made visible. */
 bool gb_door_put(struct gb_door *d, struct gb_put *p, uint64_t now, const char *mark,
                  enum gb_err *err);
+/* gb_load_begin of what is `at` ms by the wall clock; -1 with an exception. */
+int gb_door_fill_begin(struct gb_door *d, struct gb_loader *l, int fd, const struct gb_snap_head *head, int64_t at);
 /* gb_load_run in a hold of its own, without the GIL: meanwhile nobody takes the image away, and no process forks. */
 bool gb_door_fill(struct gb_door *d, struct gb_loader *l, uint32_t ms);
 /* gb_load_end, also where the cache was closed. */

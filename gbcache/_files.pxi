@@ -113,9 +113,7 @@ def load(PackedImage store, int fd, uint64_t length, path, int64_t at, progress)
     cdef bint good = True
     if not gb_load_head(fd, length, &head, &fault):
         raise text_of(&fault, path)
-    cdef uint64_t now = gb_clock_date_exact(&d.clock)
-    if not gb_load_begin(&loader, fd, &head, &d.store, now, at - <int64_t>now):
-        raise MemoryError()
+    gb_door_fill_begin(d, &loader, fd, &head, at)
     try:
         while good and not loader.done:
             good = gb_door_fill(d, &loader, 50)

@@ -163,7 +163,6 @@ cdef extern from "_load.h" nogil:
         gb_load_fault fault
         uint64_t frame, records, dropped
         bint done
-    bint gb_load_begin(gb_loader *l, int fd, const gb_snap_head *head, gb_store *store, uint64_t now, int64_t wall)
 
 cdef extern from "_sealed.h" nogil:
     struct gb_sealed:
@@ -258,6 +257,7 @@ cdef extern from "_hot.h":
     void gb_door_wait(gb_door *d)
     void gb_door_unlock(gb_door *d)
     bint gb_door_rest() except 0
+    int gb_door_fill_begin(gb_door *d, gb_loader *l, int fd, const gb_snap_head *head, int64_t at) except -1
     bint gb_door_fill(gb_door *d, gb_loader *l, uint32_t ms)
     void gb_door_fill_end(gb_door *d, gb_loader *l)
     bint gb_door_await(gb_door *d) except 0

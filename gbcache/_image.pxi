@@ -70,7 +70,16 @@ cdef class PackedImage:
             try:
                 gb_door_rest()
             except BaseException as error:  # a signal's handler raised: once it is closed
-                late = error
+                late = error if late is None else late
+        try:
+            self._let_go()
+        finally:
+            if late is not None:
+                raise late
+
+    def _let_go(self):
+        """Shut, and nobody is within."""
+        cdef gb_door *d = &self.door
         try:
             if d.store.live:
                 gb_chain_orphans(&d.store)  # nobody will: a file that is closed is opened without a walk
@@ -79,8 +88,6 @@ cdef class PackedImage:
             PyBuffer_Release(&self.view)
             map, self.map = self.map, None
             map.close()
-        if late is not None:
-            raise late
 
     @property
     def closed(self):
@@ -345,7 +352,11 @@ cdef class PackedImage:
 
     def _opened(self, boot):
         """The file is filled: from here on a killed process leaves it to be mended."""
-        go_live(self, GB_IMAGE_OPEN, boot, self.door.store.head.file_id)
+        gb_door_enter(&self.door)
+        try:
+            go_live(self, GB_IMAGE_OPEN, boot, self.door.store.head.file_id)
+        finally:
+            gb_door_unlock(&self.door)
 
     def _keeps(self):
         """Whether the housekeeper is to be told, and was not yet."""
@@ -373,7 +384,9 @@ cdef class PackedImage:
 
     def _after_checkpoint(self):
         """Numbers of events that were given since the checkpoint are not given again."""
-        self.door.store.head.seq += 1 << 32  # nobody has it yet
+        gb_door_enter(&self.door)
+        self.door.store.head.seq += 1 << 32
+        gb_door_unlock(&self.door)
 
     def _tell_recovered(self):
         """The event that the cache is not what it was before it stopped."""

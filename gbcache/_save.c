@@ -65,7 +65,7 @@ struct place {
 static struct place place_of(struct gb_saver *v, uint64_t payload) {
     struct place p = {v->end, v->number++};
     GB_STORE(v->end, v->end + sizeof(struct gb_snap_frame) + payload);
-    if (v->end > GB_SNAP_REACH) fail(v, EFBIG); /* the index would name other places */
+    if (v->end >= GB_SNAP_REACH) fail(v, EFBIG); /* the index would name other places */
     return p;
 }
 

@@ -201,15 +201,17 @@ class Cache(Persistent, Common):
         was_open = not self.closed
         if self._file is not None and was_open:
             self._file.stop(wait=not self._resizing.mine)
-        if was_open and self._hub is not None:
-            self._hub.closing()
         try:
-            super().close()
-        finally:
-            if self._file is not None:
-                self._file.release()
             if was_open and self._hub is not None:
-                self._hub.closing()  # of those who came meanwhile
+                self._hub.closing()
+        finally:  # whatever cuts that off
+            try:
+                super().close()
+            finally:
+                if self._file is not None:
+                    self._file.release()
+                if was_open and self._hub is not None:
+                    self._hub.closing()  # of those who came meanwhile
 
     @property
     def max_bytes(self) -> int:
@@ -373,11 +375,13 @@ class ObjectCache(ObjectStore, Common):
         What was recorded before is still delivered.
         """
         was_open = not self.closed
-        if was_open and self._hub is not None:
-            self._hub.closing()
-        super().close()
-        if was_open and self._hub is not None:
-            self._hub.closing()  # of those who came meanwhile
+        try:
+            if was_open and self._hub is not None:
+                self._hub.closing()
+        finally:  # whatever cuts that off
+            super().close()
+            if was_open and self._hub is not None:
+                self._hub.closing()  # of those who came meanwhile
 
     @property
     def max_weight(self) -> int | None:

@@ -95,6 +95,8 @@ class Dispatcher:
         except BaseException as error:
             report(error, ask)
             self._hubs.pop(id(hub), None)
+            if self._wake is not None:
+                hub.silence(self._wake)
             hub.over("thread")
             return False
 

@@ -159,6 +159,8 @@ class Groups:
                 batch, self._waiting = self._waiting, fresh
             finally:
                 self._lock.release()
+            if self._reading is not None:  # what a `with` left that had no memory to end
+                self._reading.close()
             begun = time.perf_counter()
             self._commit(batch)
             self._took = time.perf_counter() - begun

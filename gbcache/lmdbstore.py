@@ -33,11 +33,11 @@ READERS = 4096
 _STORE = b"gbcache"
 
 
-def failed(error: BaseException, what: str) -> FarError:
-    """The FarError of what LMDB or the system raised."""
+def failed(error: BaseException, what: str, full: int = errno.ENOSPC) -> FarError:
+    """The FarError of what LMDB or the system raised; `full`: the code of a map that is full."""
     code = getattr(error, "errno", None) or getattr(error, "code", 0) or 0
     if isinstance(error, lmdb.MapFullError):
-        code = errno.ENOSPC
+        code = full
     if not 0 < code < 4096:
         code = errno.EIO
     made = FarError(code, f"{what}: {error}")
@@ -203,11 +203,9 @@ class Store:
     def admit(self, more: int, own: int = 0) -> None:
         """Raises FarError where they are: EFBIG, if for `own` of them there is never room, else ENOSPC."""
         if self.beyond(more):
-            told = failed(lmdb.MapFullError("max_bytes"), f"{self.folder}: {self.live} bytes are in use, and "
-                          f"{more} more to come: remove entries, or open it with a larger max_bytes")  # fmt: skip
-            if self.beyond(own, EMPTY * self.page):
-                told.errno = errno.EFBIG
-            raise told
+            full = errno.EFBIG if self.beyond(own, EMPTY * self.page) else errno.ENOSPC
+            raise failed(lmdb.MapFullError("max_bytes"), f"{self.folder}: {self.live} bytes are in use, and "
+                         f"{more} more to come: remove entries, or open it with a larger max_bytes", full)  # fmt: skip
 
     def write(self, changes: Changes, applied: int, drop: bool = False) -> None:
         """All of it, or an exception and nothing of it (or, beside `most`, some): then it is to be tried again.

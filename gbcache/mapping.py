@@ -85,7 +85,7 @@ class Common(MutableMapping[Any, Any]):
     _flights: dict[Any, flight.Flight]
     _generations: dict[str, int]
     """Of memoized functions whose results lie here."""
-    _hub: Hub | None
+    _hub: Hub | None = None
     _events_room: int
 
     if TYPE_CHECKING:  # what the stores are

@@ -38,8 +38,8 @@ class Hub:
         """Whether one that is called inline was interrupted."""
         self._changing = threading.RLock()
         self._draining = threading.Lock()
-        self._ending = False
-        """Whether the cache is being closed: who read it has been told."""
+        self._ending = self._ended = False
+        """Whether the cache is being closed, and whether all who read it have been told."""
         self._watches: dict[int, weakref.ref[Watch]] = {}
         """By id: a dict can be gone through while the collector takes out of it."""
         self._subscribers: tuple[
@@ -219,18 +219,16 @@ class Hub:
         return self._turn("thread")
 
     def closing(self) -> None:
-        """The cache is about to be closed: what was recorded can still be read, and is delivered."""
+        """The cache is about to be closed: what was recorded can still be read, and is delivered. Again, where that was
+        cut off."""
+        if self._ended:
+            return
         changing = self._changing  # another one in a forked child
         changing.acquire()
         try:
-            if self._ending:
-                return
             self._ending = True
             for reader in self._readers():
                 reader.end()
-        except BaseException:
-            self._ending = False  # it is not closed
-            raise
         finally:
             changing.release()
         if self.inline():
@@ -240,6 +238,7 @@ class Hub:
             self.over("inline")
             draining.release()
         dispatch.the().finish(self)
+        self._ended = True
 
     def over(self, delivery: str) -> None:
         """All is delivered of a closed cache."""
@@ -251,7 +250,7 @@ class Hub:
         """In a forked child: readers, and the dispatcher's bell, are the parent's."""
         self._changing, self._draining = threading.RLock(), threading.Lock()
         self.counting = threading.RLock()
-        self._ending = False
+        self._ending = self._ended = False
         cache = self._cache()
         if dead is not None:
             self.silence(dead)

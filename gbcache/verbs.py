@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 from ._disk import deadline_of
@@ -47,8 +46,11 @@ class Big(Request):
     def run(self, engine: Engine) -> Any:
         engine.make_way(self.size)
         engine.admit(self.size, alone=True)
-        with contextlib.closing(View(engine, engine.now())) as view:
+        view = View(engine, engine.now())
+        try:
             result = self.do(view)
+        finally:  # by `with` it may stay open where memory is short
+            view.close()
         if view.overlay:
             engine.settle(view.overlay)
         return result

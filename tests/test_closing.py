@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from children import isolated, run
 
-from gbcache import Cache, ClosedError, ImageError
+from gbcache import Cache, ClosedError, ImageError, snapshot
 
 
 @pytest.fixture
@@ -55,6 +55,43 @@ def test_closed_while_it_is_filled(saved: Path, close: Callable[[Cache], None]) 
         assert Known.made.closed
 
     test()
+
+
+@isolated
+def test_closed_just_before_it_is_filled(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = snapshot.load
+
+    def late(store: Any, *args: Any) -> int:
+        store.close()
+        return load(store, *args)
+
+    monkeypatch.setattr(snapshot, "load", late)
+    with pytest.raises(ClosedError):
+        Cache.open(saved)
+
+
+@isolated
+@pytest.mark.parametrize("step", ["fill", "_after_checkpoint", "_opened"])
+def test_closed_while_a_live_file_is_made(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """By a signal's handler, say, between any two of its steps."""
+    path = tmp_path / "a.gbc"
+    os.rename(saved, f"{path}.checkpoint")
+    where: Any = snapshot if step == "fill" else Cache
+    call = getattr(where, step)
+
+    def late(cache: Cache, *args: Any) -> Any:
+        cache.close()
+        return call(cache, *args)
+
+    monkeypatch.setattr(where, step, late)
+    with pytest.raises(ClosedError):
+        Cache("64MB", path=path)
+    monkeypatch.undo()
+    with Cache("64MB", path=path) as cache:
+        assert cache.recovery is not None and cache.recovery.how == "checkpoint"
+        assert len(cache) == 40_000
 
 
 @isolated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -170,3 +171,30 @@ def test_many_small_ones_at_once_are_no_one_that_never_fits(tmp_path: Path) -> N
         for thread in threads:
             thread.join()
         assert told == {errno.ENOSPC} and 0 < disk.count() < 60
+
+
+def test_a_long_write_that_lacks_memory_leaves_no_old_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever leads next would read what was there then, and a close would wait for its reader."""
+    with quiet(Disk(tmp_path / "d", sync="never")) as disk:
+        disk.incr("n", 1)
+        assert disk.incr("n", 1) == 2
+        with monkeypatch.context() as patch:
+
+            def close(self: Any) -> None:
+                raise MemoryError
+
+            patch.setattr(verbs.View, "close", close)
+            with pytest.raises(MemoryError):
+                disk.add("m", bytes(2 << 20))
+        disk._engine._settle_behind()  # as the thread that tends it does
+        assert disk.incr("n", 1) == 3
+
+
+def test_an_error_of_a_full_disk_is_the_same_elsewhere(tmp_path: Path) -> None:
+    with quiet(Disk(tmp_path / "d", sync="never", max_bytes=MOST)) as disk:
+        with pytest.raises(FarError) as failed:
+            disk.put_many([("big", bytes(14_000_000), None)])
+        again = pickle.loads(pickle.dumps(failed.value))
+        assert failed.value.errno == again.errno == errno.EFBIG

@@ -170,4 +170,27 @@ def test_a_thread_that_died_is_followed_by_another(monkeypatch: pytest.MonkeyPat
         with cache.subscribe(got.append):
             cache["k"] = 1
             assert until(lambda: len(got) == 1)
-    time.sleep(0)
+
+
+@both
+def test_a_close_that_a_subscriber_interrupts_is_one(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while what is left is delivered: the cache is closed, and its other readers come to their end."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: None)
+    cache, got = make(), list[Any]()
+    watch = cache.watch()
+
+    def interrupted(event: Any) -> None:
+        got.append(event)
+        raise KeyboardInterrupt
+
+    cache.subscribe(interrupted, delivery="inline")
+    cache._events()._draining.acquire()  # as if another thread were at it
+    cache["k"] = 1
+    cache._events()._draining.release()
+    with contextlib.suppress(KeyboardInterrupt):
+        cache.close()
+        time.sleep(0.01)
+    assert cache.closed and len(got) == 1
+    assert [event.key for event in watch] == ["k"]
