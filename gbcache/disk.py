@@ -97,7 +97,8 @@ class Disk:
 
     A signal's handler, or a ``__del__``, that comes in the midst of a call of the same Disk may read from it, and
     ``sync``. All that writes is a RuntimeError there: also `close`, and a scan's beginning where something waits. They
-    would wait for their own thread; so would a handler that waits for another thread which writes. Between two calls,
+    would wait for their own thread; so would a handler that waits for another thread which writes. (A collection may
+    begin in any thread of a Disk's: what a ``__del__`` has to write is better left to another.) Between two calls,
     as in the body of a loop over keys, it may do anything. A call that is interrupted, as its handler raises, is over
     by then: all of it is there, or nothing.
     """

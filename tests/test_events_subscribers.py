@@ -77,8 +77,8 @@ def test_the_thread_ends_with_the_last_cache(make: Any) -> None:
         if end == "close":
             cache.close()
         del cache
-        gc.collect()
-        assert until(lambda: not dispatching(), 5), end
+        # again: the thread may have been in the midst of a turn
+        assert until(lambda: gc.collect() >= 0 and not dispatching(), 5), end
 
 
 @both
