@@ -371,19 +371,23 @@ class Behind:
                 self._change.wait(rest)
 
     def _send(self, batch: dict[Any, Pending]) -> dict[Any, Pending]:
-        """Those that the far side has no room for."""
-        left, full = pending.give(self.far, self.codec, batch)
+        """Those that the far side has no room for, as yet."""
+        left, full, never = pending.give(self.far, self.codec, batch)
         self.aside.error = full or self.aside.error
+        for key, error in never.items():
+            self._refuse(key, error)
         return left
+
+    def _refuse(self, key: Any, error: BaseException) -> None:
+        self.refused += 1
+        self.void()  # it is not to land after it was told of
+        self._word.refused(key)
+        pending.tell(error, Behind)
 
     def _apart(self, batch: dict[Any, Pending], error: BaseException) -> dict[Any, Pending]:
         """One of them cannot be stored: the others are, and that one is told of. As `_send`."""
         if len(batch) == 1:
-            self.refused += 1
-            self.void()  # it is not to land after it was told of
-            for key in batch:
-                self._word.refused(key)
-            pending.tell(error, Behind)
+            self._refuse(next(iter(batch)), error)
             return {}
         left = {}
         for key, write in batch.items():

@@ -97,17 +97,31 @@ def tell(error: BaseException, about: type) -> None:
         pass
 
 
-def _full(error: FarError) -> FarError:
-    """Raises it, if it is not for want of room."""
-    if error.errno != errno.ENOSPC:
-        raise error
-    return error
+def _room(error: FarError) -> FarError:
+    """Raises it, if it is not for want of room: for now (ENOSPC), or in any one call, of all that it brings (EFBIG; but
+    what the system says so of is a file, and the limit may be lifted)."""
+    cause = error.__cause__
+    if error.errno == errno.ENOSPC or (
+        error.errno == errno.EFBIG
+        and errno.EFBIG not in (getattr(cause, "errno", None), getattr(cause, "code", None))
+    ):
+        return error
+    raise error
 
 
-def give(
-    far: Far, codec: Codec | None, batch: dict[Any, Pending]
-) -> tuple[dict[Any, Pending], FarError | None]:
-    """Has the far side do these; those it has no room for, and its error. Removals go first: they make room."""
+class Given(NamedTuple):
+    """What became of a batch, beside what is stored."""
+
+    left: dict[Any, Pending]
+    """There is no room for these."""
+    full: FarError | None
+    """What the far side said of that."""
+    never: dict[Any, FarError]
+    """These find none ever, each alone."""
+
+
+def give(far: Far, codec: Codec | None, batch: dict[Any, Pending]) -> Given:
+    """Has the far side do these. Removals go first: they make room."""
     writes = batch.values()
     values = [value_of(codec, write) if write[1] else write[0] for write in writes]  # takes time
     now, items, gone = time.monotonic(), [], []
@@ -118,42 +132,52 @@ def give(
         else:
             items.append((key, value, None if until is None else until - now))
     left: dict[Any, Pending] = {}
+    never: dict[Any, FarError] = {}
     full = None
     try:
         if gone:
             try:
                 far.delete_many(gone)
             except FarError as error:
-                full = _full(error)
-                left = {key: batch[key] for key in gone}
+                if error.errno != errno.ENOSPC:
+                    raise
+                full, left = error, {key: batch[key] for key in gone}
         if items:
-            try:
-                far.put_many(items)
-            except FarError as error:
-                full = _full(error)
-                sizes = [batch[key][4] for key, _, _ in items]
-                left.update((key, batch[key]) for key in _squeeze(far, items, sizes))
+            sizes = [batch[key][4] for key, _, _ in items]
+            keys, why = _squeeze(far, items, sizes, never)
+            left.update((key, batch[key]) for key in keys)
+            full = why or full
     except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
         raise FarError(str(error)) from error
-    return left, full
+    return Given(left, full, never)
 
 
-def _squeeze(far: Far, items: list[tuple[Any, Any, float | None]], sizes: list[int]) -> list[Any]:
-    """There is no room for all of them: the smallest first, until one alone finds none. The keys of those left."""
-    if len(items) > 1:
-        items, step = [items[at] for at in sorted(range(len(items)), key=sizes.__getitem__)], 1
-        while items:
-            try:
-                far.put_many(items[:step])
-            except FarError as error:
-                _full(error)
-                if step == 1:
-                    break
+def _squeeze(
+    far: Far,
+    items: list[tuple[Any, Any, float | None]],
+    sizes: list[int],
+    never: dict[Any, FarError],
+) -> tuple[list[Any], FarError | None]:
+    """All of them; without room for that the smallest first, until one alone finds none. The keys of those left, and
+    why; `never` gets those that are too long for a far side that is empty."""
+    step = len(items)
+    while items:
+        try:
+            far.put_many(items[:step])
+        except FarError as error:
+            _room(error)
+            if step > 1:
+                if step == len(sizes):
+                    items = [items[at] for at in sorted(range(step), key=sizes.__getitem__)]
                 step = 1
+            elif error.errno == errno.EFBIG:
+                never[items.pop(0)[0]] = error
             else:
-                del items[:step]
-                step = min(step * 2, len(items))
-    return [key for key, _, _ in items]
+                return [key for key, _, _ in items], error
+        else:
+            del items[:step]
+            step = min(step * 2, len(items))
+    return [], None
 
 
 class Aside:

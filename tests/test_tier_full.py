@@ -325,8 +325,6 @@ def test_over_a_disk(tmp_path: Path) -> None:
     from gbcache import Disk
 
     tier = behind(Cache("32MB"), Disk(tmp_path, sync="never", max_bytes="4MiB"))
-    tier["big"] = b"x" * 6_000_000
-    waits(tier)
     tier.set_many(dict.fromkeys(range(60), b"y" * 100000))
     with pytest.raises(FarError, match="found no room"):
         tier.sync()
@@ -334,12 +332,86 @@ def test_over_a_disk(tmp_path: Path) -> None:
     written = len(tier.far.get_many(range(60)))  # type: ignore[arg-type]
     assert 5 < written < 60
     tier.near.clear()
-    assert all(tier[i] == b"y" * 100_000 for i in range(60)) and len(tier["big"]) == 6_000_000
+    assert all(tier[i] == b"y" * 100_000 for i in range(60))
     with pytest.raises(FarError, match="found no room"):
         tier.close()
-    tier.discard("big")
     for i in range(60 - written):
         tier.discard(i + written)
     tier.close()
     with Disk(tmp_path) as disk:
         assert disk.count() == written
+
+
+def test_a_disk_that_one_call_is_too_long_for(tmp_path: Path) -> None:
+    """Each fits, and not all at once; so it is with those that wait for room, too."""
+    skip_without_lmdb(here=True)
+    from gbcache import Disk
+
+    tier = behind(Cache("32MB"), Disk(tmp_path, sync="never", max_bytes="4MiB"))
+    far: Any = tier.far
+    tier.set_many(dict.fromkeys(range(180), b"x" * 20000))
+    with pytest.raises(FarError, match="found no room") as told:
+        tier.sync()
+    assert told.value.errno == errno.ENOSPC
+    first = far.count()
+    assert 50 < first < 180 and tier.stats().behind_errors == 0
+    tier.set_many(dict.fromkeys(range(180, 360), b"x" * 20000))
+    waits(tier, 360 - first)  # more than any one call may bring
+    tier.delete_many([i for i in range(180) if far.get_many([i])])
+    settle(lambda: far.count() > 50)
+    assert all(tier[i] == b"x" * 20_000 for i in range(180, 360))
+    tier.clear()
+    tier.close()
+
+
+def test_a_disk_that_one_write_never_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_lmdb(here=True)
+    from gbcache import Disk
+
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda hook: told.append(hook.exc_value))
+    tier = behind(Cache("32MB"), Disk(tmp_path, sync="never", max_bytes="4MiB"))
+    buffer: Any = tier._behind
+    tier["big"] = b"x" * 3_000_000
+    settle(lambda: tier.stats().behind_errors == 1)
+    tier[0] = b"small"
+    tier.sync()
+    assert tier.get("big") is None and tier[0] == b"small"
+    with buffer._change:  # one batch: between those that fit
+        tier.set_many({"big": b"x" * 3_000_000, 1: b"small", "long": b"y" * 1_000_000})
+        tier.set("bigger", b"x" * 6_000_000)
+    tier.sync()
+    assert tier.stats().behind_errors == 3 == len(told)
+    assert {error.errno for error in told} == {errno.EFBIG}
+    tier.near.clear()
+    assert tier.get_many(["big", "bigger", 0, 1]) == {0: b"small", 1: b"small"}
+    tier["late"] = b"y" * 1_500_000
+    waits(tier)  # there is no room
+    tier["big"] = b"x" * 3_000_000
+    settle(lambda: tier.stats().behind_errors == 4)
+    with pytest.raises(FarError, match=r"1 writes found no room.*'late'"):
+        tier.sync()
+    del tier["late"]
+    tier.close()
+
+
+@pytest.mark.parametrize("cause", [OSError(errno.EFBIG, "File too large"), None])
+def test_a_file_that_may_be_no_longer_is_no_write_too_long(
+    near: Any, cause: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of the process's, which may be lifted."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda hook: None)
+    tier = behind(near, Full())
+    far: Any = tier.far
+
+    def limited(verb: str, keys: list[Any]) -> None:
+        if verb == "put":
+            raise FarError(errno.EFBIG, "too long") from cause
+
+    far.hook = limited
+    tier["a"] = 1
+    settle(lambda: tier._behind._failed > 2 or tier.stats().behind_errors > 0)  # type: ignore[union-attr]
+    far.hook = lambda verb, keys: None
+    assert tier.get("a") == (1 if cause else None)
+    tier.close()
+    assert ("a" in far.data) == bool(cause)
