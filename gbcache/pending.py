@@ -15,8 +15,11 @@ from .locks import Lock
 
 __all__ = [
     "FIRST",
+    "ITSELF",
     "LONGEST",
+    "MIDST",
     "REMOVED",
+    "SHORT",
     "Aside",
     "AtRisk",
     "Pending",
@@ -35,6 +38,11 @@ _PLAIN_KEYS = frozenset({str, bytes})
 _NAMED = 3
 FIRST, LONGEST = 0.02, 1.0
 """Seconds between two attempts while the far side fails: doubling, from and to."""
+_IDLE = 1.0
+SHORT = FarError("memory is short")
+"""Made beforehand."""
+ITSELF = "the write-behind thread cannot wait for itself"
+MIDST = "this was called by a handler in the midst of a write of the same thread: it would wait for that"
 
 Pending = tuple[Any, bool, "float | None", float, int]
 """A write under way: value, whether that is encoded, deadline (on `time.monotonic`), when it came, bytes it takes. A
@@ -195,7 +203,7 @@ class Aside:
         """Attempts; the last that came to its end."""
         self._fruitless = 0  # of them, in a row
         self.sparing = Lock()
-        """Held throughout an attempt."""
+        """Held throughout an attempt, and while the far side is emptied."""
 
     def since(self) -> float:
         return min([write[3] for write in self.writes.values()], default=float("inf"))
@@ -213,10 +221,22 @@ class Aside:
         self.bytes -= size
         return size
 
-    def begin(self) -> dict[Any, Pending]:
-        self.begun += 1
-        self.again = time.monotonic() + LONGEST  # if it fails for another reason
-        return dict(self.writes)
+    def rest(self) -> float:
+        """Seconds until they are."""
+        return max(self.again - time.monotonic(), 0.0) if self.writes else _IDLE
+
+    def begin(self) -> dict[Any, Pending] | None:
+        """If they are due: those to be tried, and `sparing` is held. It does not wait for that: emptying the far side
+        may take long, or wait for who asks."""
+        now = time.monotonic()
+        if not self.writes or self.again > now:
+            return None
+        batch, begun, again = dict(self.writes), self.begun + 1, now + LONGEST
+        self.again = now + FIRST
+        if not self.sparing.acquire(0.0):  # last: from here on nothing is made
+            return None
+        self.begun, self.again = begun, again  # if it fails for another reason
+        return batch
 
     def end(self, batch: dict[Any, Pending], left: dict[Any, Pending]) -> None:
         self._fruitless = 0 if len(left) < len(batch) else self._fruitless + 1
@@ -236,6 +256,9 @@ class Aside:
         kept = {key: write for key, write in self.writes.items() if key not in batch}
         kept.update(one for one in left.items() if not any(one[0] in some for some in later))
         self.keep(kept)
+
+    def forget(self, writes: dict[Any, Pending]) -> None:
+        self.keep({key: one for key, one in self.writes.items() if writes.get(key) is not one})
 
     def keep(self, writes: dict[Any, Pending]) -> None:
         self.writes, self.bytes = writes, size_of(writes)

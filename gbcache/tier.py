@@ -380,8 +380,9 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
                 self._clear_far()
             else:
                 with behind.aside.sparing:
+                    aside = dict(behind.aside.writes)
                     self._clear_far()
-                    behind.forget_aside()
+                    behind.forget_aside(aside)
                 behind.drain(())  # what it may have had before
         finally:
             self._side.changed(None)
