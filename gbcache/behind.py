@@ -81,7 +81,7 @@ class Behind:
                 or self._thread is None
                 or self._over
             ):
-                self._make_room(size, write[3], (key,))
+                self._make_room(size, write[3], (key,), write[0] is pending.REMOVED)
             self._add(key, write)
             return self._mark
 
@@ -96,11 +96,11 @@ class Behind:
                 self._add(key, write)
             return self._mark
 
-    def _make_room(self, size: int, now: float, keys: Iterable[Any]) -> None:
+    def _make_room(self, size: int, now: float, keys: Iterable[Any], gone: bool = False) -> None:
         if self.aside.writes:  # what it takes the place of goes
             size -= self.aside.size_of(keys)
-        if self._is_crowded(size, now):
-            self._wait_for_room(size)
+        if self._is_crowded(size, now, gone):
+            self._wait_for_room(size, gone)
         if self._over:
             raise ClosedError("the tier is closed")
         if self._thread is None:
@@ -139,8 +139,12 @@ class Behind:
             fresh = bytearray(1)
             self._mark[0], self._mark = 1, fresh
 
-    def _is_crowded(self, size: int, now: float) -> bool:
-        return self._bytes + size > self.max_bytes or now > self._since + self._late
+    def _most(self, gone: bool) -> int:
+        """Bytes. A removal makes room: what has none (up to so much again) does not keep it out."""
+        return self.max_bytes + (min(self.aside.bytes, self.max_bytes) if gone else 0)
+
+    def _is_crowded(self, size: int, now: float, gone: bool) -> bool:
+        return self._bytes + size > self._most(gone) or now > self._since + self._late
 
     @property
     def _own(self) -> bool:
@@ -154,16 +158,16 @@ class Behind:
         locks it may hold."""
         return self._change._depth > 1 or self.aside.sparing.mine
 
-    def _wait_for_room(self, size: int) -> None:
+    def _wait_for_room(self, size: int, gone: bool) -> None:
         self._hurried += 1
         failed, aside = self._failed, self.aside
         tried, aside.again = aside.tried, 0.0
         try:
-            while self._is_crowded(size, time.monotonic()):
+            while self._is_crowded(size, time.monotonic(), gone):
                 if self._over or self._own or self._nested:  # a little too much, rather
                     return
                 error = self.error if self._failed > failed else None
-                if aside.tried > tried and aside.bytes + size > self.max_bytes:
+                if aside.tried > tried and aside.bytes + size > self._most(gone):
                     error = aside.error
                 if error is not None:
                     text = f"the write-behind buffer is full: {error}"

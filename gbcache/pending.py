@@ -209,7 +209,7 @@ class Aside:
         return min([write[3] for write in self.writes.values()], default=float("inf"))
 
     def of(self, keys: Collection[Any] | None) -> list[Any]:
-        return [key for key in self.writes if keys is None or key in keys]
+        return list(self.writes) if keys is None else [key for key in keys if key in self.writes]
 
     def size_of(self, keys: Iterable[Any]) -> int:
         return sum(self.writes[key][4] for key in keys if key in self.writes)

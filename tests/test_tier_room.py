@@ -90,6 +90,45 @@ def test_a_handler_in_the_midst_of_a_clear_waits_for_nothing(near: Any) -> None:
     tier.close()
 
 
+def test_removals_find_their_way_past_what_has_no_room(near: Any) -> None:
+    """They are what makes room."""
+    tier = behind(near, Small(1900), behind_bytes=65536)
+    far: Any = tier.far
+    tier["old"] = "x" * 1900
+    tier.sync()
+    with pytest.raises(FarError, match="buffer is full"):
+        for i in range(1000):
+            tier[i] = "x" * 2000
+    with pytest.raises(FarError, match="buffer is full"):
+        for j in range(100):
+            tier["short", j] = "y"
+    for key in ["old", *(("absent", j) for j in range(1000))]:
+        tier.discard(key)
+    settle(lambda: "old" not in far.data)
+    far.room = 10**6
+    tier.sync()
+    assert len(far.data) == i + j
+    far.hook = lambda verb, keys: exec("raise FarError(28, 'no room')", globals())
+    with pytest.raises(FarError, match="buffer is full"):  # even so it is bounded
+        for i in range(3000):
+            tier.discard(("none", i))
+    assert tier.stats().at_risk.bytes <= 2 * 65536
+    far.hook = lambda verb, keys: None
+    tier.close()
+
+
+def test_many_keys_and_many_that_have_no_room() -> None:
+    tier = behind(Cache("16MB"), Small(1), behind_bytes="32MB")
+    tier.set_many({f"k{i}": f"{i} and more" for i in range(8000)})
+    waits(tier, 8000)
+    keys = ["k0", *(f"z{i}" for i in range(60_000))]
+    begun = time.thread_time()
+    assert tier.delete_many(keys) == 1
+    assert time.thread_time() - begun < 1  # some seconds, if each is sought among all
+    tier.clear()
+    tier.close()
+
+
 def test_a_disk_that_one_call_is_too_long_for(tmp_path: Path) -> None:
     """Each fits, and not all at once; so it is with those that wait for room, too."""
     skip_without_lmdb(here=True)
