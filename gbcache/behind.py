@@ -22,11 +22,6 @@ __all__ = ["Behind"]
 _BATCH = 10_000
 """Writes given to the far side at once, at most."""
 _NEVER = float("inf")
-_IDLE = 1.0
-_SHORT = FarError("memory is short")
-"""Made beforehand."""
-_ITSELF = "the write-behind thread cannot wait for itself"
-_MIDST = "this was called by a handler in the midst of a write of the same thread: it would wait for that"
 
 
 class Behind:
@@ -86,7 +81,7 @@ class Behind:
                 or self._thread is None
                 or self._over
             ):
-                self._make_room(size, write[3], (key,))
+                self._make_room(size, write[3], (key,), write[0] is pending.REMOVED)
             self._add(key, write)
             return self._mark
 
@@ -101,11 +96,11 @@ class Behind:
                 self._add(key, write)
             return self._mark
 
-    def _make_room(self, size: int, now: float, keys: Iterable[Any]) -> None:
+    def _make_room(self, size: int, now: float, keys: Iterable[Any], gone: bool = False) -> None:
         if self.aside.writes:  # what it takes the place of goes
             size -= self.aside.size_of(keys)
-        if self._is_crowded(size, now):
-            self._wait_for_room(size)
+        if self._is_crowded(size, now, gone):
+            self._wait_for_room(size, gone)
         if self._over:
             raise ClosedError("the tier is closed")
         if self._thread is None:
@@ -144,8 +139,12 @@ class Behind:
             fresh = bytearray(1)
             self._mark[0], self._mark = 1, fresh
 
-    def _is_crowded(self, size: int, now: float) -> bool:
-        return self._bytes + size > self.max_bytes or now > self._since + self._late
+    def _most(self, gone: bool) -> int:
+        """Bytes. A removal makes room: what has none (up to so much again) does not keep it out."""
+        return self.max_bytes + (min(self.aside.bytes, self.max_bytes) if gone else 0)
+
+    def _is_crowded(self, size: int, now: float, gone: bool) -> bool:
+        return self._bytes + size > self._most(gone) or now > self._since + self._late
 
     @property
     def _own(self) -> bool:
@@ -155,19 +154,20 @@ class Behind:
     @property
     def _nested(self) -> bool:
         """Whether this thread was interrupted as it put something: to wait would give the lock up beneath it, and what
-        it has in its hand would go into a generation that was written meanwhile."""
-        return self._change._depth > 1
+        it has in its hand would go into a generation that was written meanwhile. Or as it emptied the far side, whose
+        locks it may hold."""
+        return self._change._depth > 1 or self.aside.sparing.mine
 
-    def _wait_for_room(self, size: int) -> None:
+    def _wait_for_room(self, size: int, gone: bool) -> None:
         self._hurried += 1
         failed, aside = self._failed, self.aside
         tried, aside.again = aside.tried, 0.0
         try:
-            while self._is_crowded(size, time.monotonic()):
+            while self._is_crowded(size, time.monotonic(), gone):
                 if self._over or self._own or self._nested:  # a little too much, rather
                     return
                 error = self.error if self._failed > failed else None
-                if aside.tried > tried and aside.bytes + size > self.max_bytes:
+                if aside.tried > tried and aside.bytes + size > self._most(gone):
                     error = aside.error
                 if error is not None:
                     text = f"the write-behind buffer is full: {error}"
@@ -221,7 +221,7 @@ class Behind:
     def _drain(self, keys: Collection[Any] | None = None) -> None:
         mark, failed = time.monotonic(), self._failed
         if (self._own or self._nested) and (self._since <= mark or self.aside.writes):
-            raise FarError(_ITSELF if self._own else _MIDST)
+            raise FarError(pending.ITSELF if self._own else pending.MIDST)
         self._hurried += 1
         try:
             while self._since <= mark:
@@ -254,10 +254,10 @@ class Behind:
                         gone.add(key)
         return gone
 
-    def forget_aside(self) -> None:
-        """What has no room at the far side is no longer to be written: all was removed there."""
+    def forget_aside(self, writes: dict[Any, Pending]) -> None:
+        """These are no longer to be written: all was removed at the far side since."""
         with self._change:
-            self.aside.keep({})
+            self.aside.forget(writes)
             self._weigh()
 
     def _weigh(self) -> None:
@@ -271,7 +271,7 @@ class Behind:
     def close(self) -> None:
         """Writes all, and ends the thread. FarError if that fails: nothing is lost yet, close again."""
         if self._own:  # who is closing it already waits for this thread
-            raise FarError(_ITSELF)
+            raise FarError(pending.ITSELF)
         with self._closing:
             if self._over and self._since == _NEVER and not self.aside.writes:
                 return
@@ -303,15 +303,15 @@ class Behind:
         with self._change:
             if not self._own:
                 return None  # `start` failed, and yet this runs
-            rest = self.aside.again - time.monotonic() if self.aside.writes else _IDLE
-            due = rest <= 0
-            if not due and self._since == _NEVER:
-                if self._over and not self.aside.writes:
-                    self._thread = None  # if it is not over after all, another starts
-                    return None
-                self._change.wait(rest)
-                return False
-            if not due:
+            batch = self.aside.begin()
+            if batch is None:
+                rest = self.aside.rest()
+                if self._since == _NEVER:
+                    if self._over and not self.aside.writes:
+                        self._thread = None  # if it is not over after all, another starts
+                        return None
+                    self._change.wait(rest)
+                    return False
                 rest = min(rest, self._since + self.interval / 2 - time.monotonic())
                 full = len(self._generations) > 1 or self._bytes - self.aside.bytes > self._ample
                 if rest > 0 and not full and not self._hurried and not self._over:
@@ -324,13 +324,13 @@ class Behind:
                     self._generations.append(newest)  # nobody adds to what is being written
                     self._newest = newest
                 generation = self._generations[0]
-        if not due:
+        if batch is None:
             self._write(generation)
             return True
-        with self.aside.sparing:
-            with self._change:
-                generation = self.aside.begin()
-            self._write(generation, True)
+        try:
+            self._write(batch, True)
+        finally:
+            self.aside.sparing.release()
         return True
 
     def _write(self, batch: dict[Any, Pending], again: bool = False) -> None:
@@ -341,7 +341,7 @@ class Behind:
                 first = next(iter(left))
                 left.update(self._send({first: left.pop(first)}))
         except (FarError, MemoryError) as error:
-            self._rest(error if isinstance(error, FarError) else _SHORT)
+            self._rest(error if isinstance(error, FarError) else pending.SHORT)
             return
         except BaseException as error:  # SystemExit too: nobody else writes what is here
             left = self._apart(batch, error)
@@ -371,19 +371,23 @@ class Behind:
                 self._change.wait(rest)
 
     def _send(self, batch: dict[Any, Pending]) -> dict[Any, Pending]:
-        """Those that the far side has no room for."""
-        left, full = pending.give(self.far, self.codec, batch)
+        """Those that the far side has no room for, as yet."""
+        left, full, never = pending.give(self.far, self.codec, batch)
         self.aside.error = full or self.aside.error
+        for key, error in never.items():
+            self._refuse(key, error)
         return left
+
+    def _refuse(self, key: Any, error: BaseException) -> None:
+        self.refused += 1
+        self.void()  # it is not to land after it was told of
+        self._word.refused(key)
+        pending.tell(error, Behind)
 
     def _apart(self, batch: dict[Any, Pending], error: BaseException) -> dict[Any, Pending]:
         """One of them cannot be stored: the others are, and that one is told of. As `_send`."""
         if len(batch) == 1:
-            self.refused += 1
-            self.void()  # it is not to land after it was told of
-            for key in batch:
-                self._word.refused(key)
-            pending.tell(error, Behind)
+            self._refuse(next(iter(batch)), error)
             return {}
         left = {}
         for key, write in batch.items():
@@ -391,7 +395,7 @@ class Behind:
                 try:
                     left.update(self._send({key: write}))
                 except (FarError, MemoryError) as far:
-                    self._rest(far if isinstance(far, FarError) else _SHORT)
+                    self._rest(far if isinstance(far, FarError) else pending.SHORT)
                     continue
                 except BaseException as one:
                     self._apart({key: write}, one)

@@ -15,8 +15,11 @@ from .locks import Lock
 
 __all__ = [
     "FIRST",
+    "ITSELF",
     "LONGEST",
+    "MIDST",
     "REMOVED",
+    "SHORT",
     "Aside",
     "AtRisk",
     "Pending",
@@ -35,6 +38,11 @@ _PLAIN_KEYS = frozenset({str, bytes})
 _NAMED = 3
 FIRST, LONGEST = 0.02, 1.0
 """Seconds between two attempts while the far side fails: doubling, from and to."""
+_IDLE = 1.0
+SHORT = FarError("memory is short")
+"""Made beforehand."""
+ITSELF = "the write-behind thread cannot wait for itself"
+MIDST = "this was called by a handler in the midst of a write of the same thread: it would wait for that"
 
 Pending = tuple[Any, bool, "float | None", float, int]
 """A write under way: value, whether that is encoded, deadline (on `time.monotonic`), when it came, bytes it takes. A
@@ -97,17 +105,31 @@ def tell(error: BaseException, about: type) -> None:
         pass
 
 
-def _full(error: FarError) -> FarError:
-    """Raises it, if it is not for want of room."""
-    if error.errno != errno.ENOSPC:
-        raise error
-    return error
+def _room(error: FarError) -> FarError:
+    """Raises it, if it is not for want of room: for now (ENOSPC), or in any one call, of all that it brings (EFBIG; but
+    what the system says so of is a file, and the limit may be lifted)."""
+    cause = error.__cause__
+    if error.errno == errno.ENOSPC or (
+        error.errno == errno.EFBIG
+        and errno.EFBIG not in (getattr(cause, "errno", None), getattr(cause, "code", None))
+    ):
+        return error
+    raise error
 
 
-def give(
-    far: Far, codec: Codec | None, batch: dict[Any, Pending]
-) -> tuple[dict[Any, Pending], FarError | None]:
-    """Has the far side do these; those it has no room for, and its error. Removals go first: they make room."""
+class Given(NamedTuple):
+    """What became of a batch, beside what is stored."""
+
+    left: dict[Any, Pending]
+    """There is no room for these."""
+    full: FarError | None
+    """What the far side said of that."""
+    never: dict[Any, FarError]
+    """These find none ever, each alone."""
+
+
+def give(far: Far, codec: Codec | None, batch: dict[Any, Pending]) -> Given:
+    """Has the far side do these. Removals go first: they make room."""
     writes = batch.values()
     values = [value_of(codec, write) if write[1] else write[0] for write in writes]  # takes time
     now, items, gone = time.monotonic(), [], []
@@ -118,42 +140,52 @@ def give(
         else:
             items.append((key, value, None if until is None else until - now))
     left: dict[Any, Pending] = {}
+    never: dict[Any, FarError] = {}
     full = None
     try:
         if gone:
             try:
                 far.delete_many(gone)
             except FarError as error:
-                full = _full(error)
-                left = {key: batch[key] for key in gone}
+                if error.errno != errno.ENOSPC:
+                    raise
+                full, left = error, {key: batch[key] for key in gone}
         if items:
-            try:
-                far.put_many(items)
-            except FarError as error:
-                full = _full(error)
-                sizes = [batch[key][4] for key, _, _ in items]
-                left.update((key, batch[key]) for key in _squeeze(far, items, sizes))
+            sizes = [batch[key][4] for key, _, _ in items]
+            keys, why = _squeeze(far, items, sizes, never)
+            left.update((key, batch[key]) for key in keys)
+            full = why or full
     except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
         raise FarError(str(error)) from error
-    return left, full
+    return Given(left, full, never)
 
 
-def _squeeze(far: Far, items: list[tuple[Any, Any, float | None]], sizes: list[int]) -> list[Any]:
-    """There is no room for all of them: the smallest first, until one alone finds none. The keys of those left."""
-    if len(items) > 1:
-        items, step = [items[at] for at in sorted(range(len(items)), key=sizes.__getitem__)], 1
-        while items:
-            try:
-                far.put_many(items[:step])
-            except FarError as error:
-                _full(error)
-                if step == 1:
-                    break
+def _squeeze(
+    far: Far,
+    items: list[tuple[Any, Any, float | None]],
+    sizes: list[int],
+    never: dict[Any, FarError],
+) -> tuple[list[Any], FarError | None]:
+    """All of them; without room for that the smallest first, until one alone finds none. The keys of those left, and
+    why; `never` gets those that are too long for a far side that is empty."""
+    step = len(items)
+    while items:
+        try:
+            far.put_many(items[:step])
+        except FarError as error:
+            _room(error)
+            if step > 1:
+                if step == len(sizes):
+                    items = [items[at] for at in sorted(range(step), key=sizes.__getitem__)]
                 step = 1
+            elif error.errno == errno.EFBIG:
+                never[items.pop(0)[0]] = error
             else:
-                del items[:step]
-                step = min(step * 2, len(items))
-    return [key for key, _, _ in items]
+                return [key for key, _, _ in items], error
+        else:
+            del items[:step]
+            step = min(step * 2, len(items))
+    return [], None
 
 
 class Aside:
@@ -171,13 +203,13 @@ class Aside:
         """Attempts; the last that came to its end."""
         self._fruitless = 0  # of them, in a row
         self.sparing = Lock()
-        """Held throughout an attempt."""
+        """Held throughout an attempt, and while the far side is emptied."""
 
     def since(self) -> float:
         return min([write[3] for write in self.writes.values()], default=float("inf"))
 
     def of(self, keys: Collection[Any] | None) -> list[Any]:
-        return [key for key in self.writes if keys is None or key in keys]
+        return list(self.writes) if keys is None else [key for key in keys if key in self.writes]
 
     def size_of(self, keys: Iterable[Any]) -> int:
         return sum(self.writes[key][4] for key in keys if key in self.writes)
@@ -189,10 +221,22 @@ class Aside:
         self.bytes -= size
         return size
 
-    def begin(self) -> dict[Any, Pending]:
-        self.begun += 1
-        self.again = time.monotonic() + LONGEST  # if it fails for another reason
-        return dict(self.writes)
+    def rest(self) -> float:
+        """Seconds until they are."""
+        return max(self.again - time.monotonic(), 0.0) if self.writes else _IDLE
+
+    def begin(self) -> dict[Any, Pending] | None:
+        """If they are due: those to be tried, and `sparing` is held. It does not wait for that: emptying the far side
+        may take long, or wait for who asks."""
+        now = time.monotonic()
+        if not self.writes or self.again > now:
+            return None
+        batch, begun, again = dict(self.writes), self.begun + 1, now + LONGEST
+        self.again = now + FIRST
+        if not self.sparing.acquire(0.0):  # last: from here on nothing is made
+            return None
+        self.begun, self.again = begun, again  # if it fails for another reason
+        return batch
 
     def end(self, batch: dict[Any, Pending], left: dict[Any, Pending]) -> None:
         self._fruitless = 0 if len(left) < len(batch) else self._fruitless + 1
@@ -212,6 +256,9 @@ class Aside:
         kept = {key: write for key, write in self.writes.items() if key not in batch}
         kept.update(one for one in left.items() if not any(one[0] in some for some in later))
         self.keep(kept)
+
+    def forget(self, writes: dict[Any, Pending]) -> None:
+        self.keep({key: one for key, one in self.writes.items() if writes.get(key) is not one})
 
     def keep(self, writes: dict[Any, Pending]) -> None:
         self.writes, self.bytes = writes, size_of(writes)

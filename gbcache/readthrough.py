@@ -154,7 +154,17 @@ class ReadThrough(Front):
         return None if self._behind is None else self._behind.last(key)
 
     def _ask(self, keys: list[Any]) -> dict[Any, Found]:
-        """What there is of keys that memory does not have. Runs within their flights."""
+        """What there is of keys that memory does not have, or `load` makes. Runs within their flights."""
+        found = self._asked(keys)
+        if (load := self.load) is not None:
+            for key in [key for key in keys if found[key].value is ABSENT]:
+                value = self._loaded(key, load)
+                if value is not ABSENT:
+                    found[key] = self._stored(key, value, self.default_ttl, _ours())
+        return found
+
+    def _asked(self, keys: list[Any]) -> dict[Any, Found]:
+        """The same without `load`: it waits for nobody's."""
         found, asked = {}, []
         for key in keys:
             write = self._on_its_way(key)
@@ -173,11 +183,7 @@ class ReadThrough(Front):
                 found[key] = Found(value, None if left is None else begun + left)
         absent = sum(one.value is ABSENT for one in found.values())
         self._count("far_hits", len(found) - absent)
-        if self.load is not None and absent:
-            ours = _ours()
-            for key in [key for key in keys if found[key].value is ABSENT]:
-                found[key] = self._loaded(key, self.load, ours)
-        else:
+        if self.load is None:
             self._count("far_misses", absent)
         return found
 
@@ -188,16 +194,14 @@ class ReadThrough(Front):
             return Found(ABSENT)
         return Found(self._behind.value_of(write), until)
 
-    def _loaded(
-        self, key: Any, load: Callable[[Any], Any], ours: frozenset[flight.Flight]
-    ) -> Found:
+    def _loaded(self, key: Any, load: Callable[[Any], Any]) -> Any:
         try:
             value = load(key)
         except KeyError:
             self._count("far_misses")
-            return Found(ABSENT)
+            return ABSENT
         self._count("loads")
-        return self._stored(key, value, self.default_ttl, ours)
+        return value
 
     def _stored(
         self, key: Any, value: Any, ttl: float | None, ours: frozenset[flight.Flight]
@@ -372,12 +376,16 @@ class ReadThrough(Front):
         call = self._side.threads.call
 
         async def made() -> Found:
-            found = (await call(self.load is not None, self._ask, [key]))[key]
+            found, keep = (await call(False, self._asked, [key]))[key], self.default_ttl
             if found.value is not ABSENT:
                 return found
-            value = await flight._awaited(fn())
-            self._count("loads")
-            return await call(self.load is not None, self._stored, key, value, seconds, _ours())
+            value = ABSENT
+            if (load := self.load) is not None:
+                value = await call(True, self._loaded, key, load)
+            if value is ABSENT:
+                value, keep = await flight._awaited(fn()), seconds
+                self._count("loads")
+            return await call(False, self._stored, key, value, keep, _ours())
 
         while True:
             found = await flight.afill(self._side, key, made, None, 0)

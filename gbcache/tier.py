@@ -95,7 +95,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         Through: a write returns once the far side has it. Behind: it is on its way, and is there within
         `behind_seconds` if the far side keeps up; where it does not, writers wait. What a killed process would
         lose is in ``stats().at_risk``. Writes to one key keep their order. What the far side has no room for (FarError
-        with ENOSPC) keeps nothing else out: it is tried again, and `sync` and `close` name it.
+        with ENOSPC) keeps nothing else out: it is tried again, and `sync` and `close` name it. What never fits (EFBIG)
+        is dropped, reported to `sys.unraisablehook` and counted.
     ttl : float or timedelta, optional
         Seconds an entry lives where a write does not say; None: for ever.
     negative_ttl : float or timedelta, optional
@@ -380,8 +381,9 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
                 self._clear_far()
             else:
                 with behind.aside.sparing:
+                    aside = dict(behind.aside.writes)
                     self._clear_far()
-                    behind.forget_aside()
+                    behind.forget_aside(aside)
                 behind.drain(())  # what it may have had before
         finally:
             self._side.changed(None)
@@ -414,7 +416,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             raise full
 
     def stats(self) -> TierStats:
-        """What it has done. Cost: constant."""
+        """What it has done. Cost: constant; in proportion to the writes that find no room, where there are some."""
         behind = self._behind
         risk = AtRisk(0, 0, 0.0) if behind is None else behind.at_risk()
         refused = 0 if behind is None else behind.refused
