@@ -34,14 +34,14 @@ def test_many_leaders_with_load_have_few_threads(monkeypatch: pytest.MonkeyPatch
 
     def load(key: Any) -> Any:
         loads.append(running("gbcache-load"))
-        time.sleep(0.002)
+        time.sleep(0.04)
         if key % 2:
             raise KeyError(key)
         return "loaded"
 
     def slow(verb: str, keys: list[Any]) -> None:
         far.append(running("gbcache-far"))
-        time.sleep(0.002)
+        time.sleep(0.04)
 
     tier = tier_of(load, 40, monkeypatch)
     tier.far.hook = slow  # type: ignore[attr-defined]
