@@ -323,9 +323,8 @@ _sides: weakref.WeakSet[NearSide] = weakref.WeakSet()
 def _forked() -> None:
     for side in list(_sides):
         side._begin_anew()
-        if (
-            side.fed
-        ):  # by threads that are the parent's: nothing is believed until they have followers
+        if side.fed:
+            # By threads that are the parent's: nothing is believed until they have followers.
             side.told = False
             side.believe()
 
