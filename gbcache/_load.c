@@ -77,7 +77,7 @@ bool gb_load_head(int fd, uint64_t length, struct gb_snap_head *h, struct gb_loa
     if (length < GB_SNAP_HEAD) return gb_load_wrong(f, "a snapshot has a head of 4096 bytes", length);
     if (!gb_load_bytes(fd, page, sizeof page, 0, f)) return false;
     memcpy(h, page, sizeof *h);
-    if (h->magic != GB_SNAP_MAGIC) return gb_load_wrong(f, "a snapshot begins with GbSnap1", 0);
+    if (h->magic != GB_SNAP_MAGIC) return gb_load_wrong(f, "a snapshot begins with GbSnap1 (and a live file, which path= and mode 'r+' open, with GBcache1)", 0);
     if (h->order != 0x01020304u)
         return gb_load_wrong(f, "the file was written by a machine of this byte order", offsetof(struct gb_snap_head, order));
     if (h->version != GB_SNAP_VERSION)

@@ -103,6 +103,9 @@ class Disk:
     by then: all of it is there, or nothing.
     """
 
+    _tier: Any = None
+    """The Tiered before it, weakly: there is one at most."""
+
     def __init__(
         self,
         path: files.Path,
@@ -114,7 +117,7 @@ class Disk:
     ) -> None:
         if sync not in SYNCS:
             raise ValueError(f"sync={sync!r} is none of {', '.join(map(repr, SYNCS))}")
-        seconds = units.seconds_of(interval, "interval")
+        seconds = units.seconds_of(interval, "interval", False)
         most = None if max_bytes is None else units.bytes_of(max_bytes)
         if most is not None and most < LEAST:
             raise ValueError(

@@ -119,9 +119,7 @@ def _live_info(path: Path, begins: bytes) -> dict[str, Any]:
         whole[: len(begins)] = begins
         with memoryview(whole) as view:
             verdict, reason = judge(view, files.boot_id(), head["file_id"])
-    state = {"clean": "closed", "killed": "open, or its process was killed", "lost": reason}[
-        verdict
-    ]
+    state = {"clean": "closed", "killed": "open, or it was not closed", "lost": reason}[verdict]
     return {"kind": "live file", "file": str(path), "file_bytes": path.stat().st_size, "state": state,
             "open_now": _locked(path), **head, "checkpoint": os.path.exists(str(path) + live.CHECKPOINT)}  # fmt: skip
 

@@ -40,9 +40,10 @@ class Recovery(NamedTuple):
     """How a live file was opened, and what of it is there."""
 
     how: str
-    """``"new"``: there was none. ``"clean"``: it had been closed. ``"mended"``: its process was killed; nothing that
-    was acknowledged is missing. ``"checkpoint"``: the machine lost power (or the file is damaged, or gone), and this
-    is what the last `sync` wrote. ``"empty"``: that too was missing or damaged, and ``on_error="empty"``."""
+    """``"new"``: there was none. ``"clean"``: it had been closed. ``"mended"``: its process was killed, or ended
+    without closing it; nothing that was acknowledged is missing. ``"checkpoint"``: the machine lost power (or the file
+    is damaged, or gone), and this is what the last `sync` wrote. ``"empty"``: that too was missing or damaged, and
+    ``on_error="empty"``."""
     entries: int
     reason: str
     """Why it was not used as it is; empty for new and clean."""
@@ -121,7 +122,9 @@ class LiveFile:
         """Attaches the cache to what was found; how, or "", and why."""
         verdict, reason = judge(mapped, self.boot, self.id_of(self.fd))
         if not is_live(mapped[:8]):  # whatever on_error says: it is not ours to replace
-            rule = "a live file begins with GBcache1: this is another file; remove it, or give another path"
+            rule = (
+                "a live file begins with GBcache1: give another path (`Cache.open` opens snapshots)"
+            )
             raise ImageError(self.path, 0, rule)
         if verdict == "lost":
             return "", reason
@@ -131,7 +134,7 @@ class LiveFile:
         if not attach(mapped, how=how, boot=self.boot, file_id=self.id_of(self.fd)):
             return "", "{}: at {}, want {}, got {}".format(*cache._fault())
         if verdict == "killed":
-            return "mended", "its process was killed"
+            return "mended", "it was not closed"
         mapped.flush(0, mmap.PAGESIZE)  # OPEN is on disk before anything else changes
         return "clean", ""
 

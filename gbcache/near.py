@@ -33,7 +33,7 @@ from .leaders import Threads
 from .locks import Lock
 from .writes import Write, Writes
 
-__all__ = ["ABSENT", "UNFIT", "Found", "NearSide"]
+__all__ = ["ABSENT", "UNFIT", "Found", "NearSide", "claim"]
 
 ABSENT = object()
 """The far side has no such key."""
@@ -50,6 +50,20 @@ class Found(NamedTuple):
     """ABSENT, if there is none."""
     until: float | None = None
     """On `time.monotonic`, when it expires; None: never."""
+
+
+def claim(tier: Any, **parts: Any) -> None:
+    """A near cache under two tiers would serve the one's values to the other; of two before one Disk neither would be
+    told of the other's writes."""
+    for what, part in parts.items():
+        of = getattr(part, "_tier", None)
+        other = None if of is None else of()
+        if other is not None and not other._closed:
+            raise ValueError(
+                f"{what}={part!r} belongs to another Tiered already: share that one, or close it"
+            )
+    for part in parts.values():
+        part._tier = weakref.ref(tier)
 
 
 class NearSide:

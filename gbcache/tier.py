@@ -25,7 +25,7 @@ from .errors import ClosedError, FarError
 from .far import Far, Feed
 from .flight import MISS
 from .mapping import stale_ms
-from .near import ABSENT, Found, NearSide
+from .near import ABSENT, Found, NearSide, claim
 from .pending import REMOVED, AtRisk, frozen
 from .readthrough import BATCH, ReadThrough, TierStats, needs
 from .units import bytes_of, seconds_of
@@ -112,7 +112,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     stale : float or timedelta
         Seconds that memory keeps an entry past its TTL, for the above.
 
-    Raises TypeError, ValueError for arguments that are none of these. Cost of a hit: the near side's, and 2 to 5 ns.
+    Raises TypeError, ValueError for arguments that are none of these, ValueError where `near`, or a `Disk`, belongs to
+    another Tiered. Cost of a hit: the near side's, and 2 to 5 ns.
     Coherence: a read gives what a write left that ended before it began, or a later one. That holds within a process;
     with a far side that others write to, as far as it tells of that (`Valkey`).
     """
@@ -146,6 +147,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             raise TypeError(f"load={load!r} is not callable")
         if load is not None:
             needs(far, "add", "load=")
+        claim(self, near=near, **{"far": far} if hasattr(far, "_tier") else {})
         self.far, self.load, self._on_error = far, load, on_far_error
         self.default_ttl = None if ttl is None else seconds_of(ttl)
         absent = None if negative_ttl is None else seconds_of(negative_ttl, "negative_ttl")

@@ -40,23 +40,27 @@ def bytes_of(size: int | str, what: str = "max_bytes") -> int:
     return size
 
 
-def seconds_of(ttl: float | timedelta, what: str = "ttl") -> float:
+def seconds_of(ttl: float | timedelta, what: str = "ttl", never: bool = True) -> float:
     """A time to live (or, by `what`, another span) in seconds, from a number or a timedelta.
 
-    Raises TypeError for anything else, ValueError unless it is above 0 and at most a hundred years.
+    Raises TypeError for anything else, ValueError unless it is above 0 and at most a hundred years. `never`: whether
+    None, which the caller has seen to, would have been one.
     """
+    or_none = ", or None for never" if never else ""
     if isinstance(ttl, timedelta):
         seconds = ttl.total_seconds()
     elif isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
         if not hasattr(ttl, "__float__") or isinstance(ttl, (bool, str, bytes)):
             raise TypeError(
-                f"{what}={ttl!r} is a {type(ttl).__name__}: give seconds, a timedelta, or None for never"
+                f"{what}={ttl!r} is a {type(ttl).__name__}: give seconds or a timedelta{or_none}"
             )
         seconds = float(ttl)
     else:
         seconds = float(min(ttl, 10**300)) if isinstance(ttl, int) else float(ttl)
     if math.isnan(seconds) or seconds <= 0.0:
-        raise ValueError(f"{what}={ttl!r} is not above 0: give seconds, or None for never")
+        raise ValueError(f"{what}={ttl!r} is not above 0: give seconds{or_none}")
     if seconds > TTL_MAX:
-        raise ValueError(f"{what}={ttl!r} is longer than {TTL_MAX:.0f} s: give None for never")
+        raise ValueError(
+            f"{what}={ttl!r} is longer than {TTL_MAX:.0f} s{or_none.replace(', or', ': give')}"
+        )
     return seconds

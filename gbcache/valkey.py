@@ -122,8 +122,8 @@ class Valkey:
     ) -> None:
         self._prefix = _prefix(prefix)
         self.codec = resolve(codec)
-        seconds = seconds_of(timeout, "timeout")
-        self._heartbeat = seconds_of(heartbeat, "heartbeat")
+        seconds = seconds_of(timeout, "timeout", False)
+        self._heartbeat = seconds_of(heartbeat, "heartbeat", False)
         self._max_staleness = seconds_of(max_staleness, "max_staleness") if max_staleness else 0.0
         if isinstance(retries, bool) or not isinstance(retries, int):
             raise TypeError(f"retries={retries!r} is a {type(retries).__name__}: give an int")
