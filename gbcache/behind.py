@@ -45,8 +45,7 @@ class Behind:
         self.refused = 0
         self.error: FarError | None = None
         """Why the last attempt failed, if it did."""
-        self._failed = 0  # attempts, ever
-        self._row = 0  # of them, since the last that did not
+        self._failed = self._row = 0  # attempts, ever; of them, since the last that did not
         self._newest: dict[Any, Pending] = {}
         """The last of the generations: who reads it without the lock finds one or the other, and no row in between."""
         self._generations = deque([self._newest])
@@ -54,14 +53,12 @@ class Behind:
         """What was put may land in memory while this is not set."""
         self._since = _NEVER
         """When the oldest write came."""
-        self._bytes = 0
-        self.aside = pending.Aside()
-        """None of it is in `_since`."""
-        self._hurried = 0  # who waits for it to be empty, or for room
+        self._bytes = self._hurried = 0  # the latter: who waits for it to be empty, or for room
+        self.aside, self._tried = pending.Aside(), False
+        """What has no room, none of it in `_since`; and whether it was tried last."""
         self._over = False
         """No write is taken any more. It is empty then, or `close` waits for that."""
-        self._closing = Lock()
-        self._change = Monitor()
+        self._closing, self._change = Lock(), Monitor()
         self._thread: threading.Thread | None = None
         _all.add(self)
 
@@ -303,10 +300,14 @@ class Behind:
         with self._change:
             if not self._own:
                 return None  # `start` failed, and yet this runs
-            batch = self.aside.begin()
+            waiting = self._since != _NEVER
+            batch = None if self._tried and waiting else self.aside.begin()
+            self._tried = (
+                batch is not None
+            )  # by turns: what is aside may fail for another reason, and for long
             if batch is None:
                 rest = self.aside.rest()
-                if self._since == _NEVER:
+                if not waiting:
                     if self._over and not self.aside.writes:
                         self._thread = None  # if it is not over after all, another starts
                         return None
@@ -324,16 +325,17 @@ class Behind:
                     self._generations.append(newest)  # nobody adds to what is being written
                     self._newest = newest
                 generation = self._generations[0]
-        if batch is None:
-            self._write(generation)
-            return True
         try:
-            self._write(batch, True)
+            error = self._write(generation) if batch is None else self._write(batch, True)
         finally:
-            self.aside.sparing.release()
+            if batch is not None:
+                self.aside.sparing.release()
+        if error is not None:
+            self._rest(error)
         return True
 
-    def _write(self, batch: dict[Any, Pending], again: bool = False) -> None:
+    def _write(self, batch: dict[Any, Pending], again: bool = False) -> FarError | None:
+        """Why it failed, and all is as it was."""
         try:
             left = self._send(batch)
             if again and len(left) == len(batch) > 1:  # the smallest has none; another each time
@@ -341,8 +343,7 @@ class Behind:
                 first = next(iter(left))
                 left.update(self._send({first: left.pop(first)}))
         except (FarError, MemoryError) as error:
-            self._rest(error if isinstance(error, FarError) else pending.SHORT)
-            return
+            return error if isinstance(error, FarError) else pending.SHORT
         except BaseException as error:  # SystemExit too: nobody else writes what is here
             left = self._apart(batch, error)
         self.void()  # from here on others may be over it there, and nothing here tells
@@ -358,6 +359,7 @@ class Behind:
             self._change.tell()
         if len(left) < len(batch):
             self._word.answered()
+        return None
 
     def _rest(self, error: FarError) -> None:
         """It failed: tells who waits, and gives the far side a while."""
@@ -405,10 +407,8 @@ class Behind:
     def _in_child(self) -> None:
         """A forked child's writes are its own: what was pending is the parent's to write."""
         self._change = Monitor()
-        self._newest = {}
+        self._newest, self.aside, self._thread = {}, pending.Aside(), None
         self._generations, self._bytes, self._hurried = deque([self._newest]), 0, 0
-        self.aside = pending.Aside()
-        self._thread = None
         self._since, self._over = _NEVER, False  # who was closing it is not here
 
 

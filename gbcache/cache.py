@@ -199,9 +199,9 @@ class Cache(Persistent, Common):
         Waits for long copies under way in other threads. What was recorded before is still delivered.
         """
         was_open = not self.closed
-        if self._file is not None and was_open:
-            self._file.stop(wait=not self._resizing.mine)
         try:
+            if self._file is not None and was_open:
+                self._file.stop(wait=not self._resizing.mine)
             if was_open and self._hub is not None:
                 self._hub.closing()
         finally:  # whatever cuts that off

@@ -94,10 +94,11 @@ class Dispatcher:
             raise
         except BaseException as error:
             report(error, ask)
-            self._hubs.pop(id(hub), None)
-            if self._wake is not None:
-                hub.silence(self._wake)
-            hub.over("thread")
+            with self._lock:  # else one that joins now would have no bell
+                self._hubs.pop(id(hub), None)
+                if self._wake is not None:
+                    hub.silence(self._wake)
+                hub.over("thread")
             return False
 
     def _round(self) -> bool:

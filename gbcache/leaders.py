@@ -92,7 +92,8 @@ class _Pool:
         except (RuntimeError, MemoryError) as error:
             with self._lock:
                 self._threads.discard(thread)
-                if call not in self._calls or (self._threads and patient):
+                alive = any(one.is_alive() for one in self._threads)
+                if call not in self._calls or (alive and patient):
                     return  # another one does it
                 self._calls.remove(call)
             raise RuntimeError(f"no thread to ask the far side in: {error}") from error

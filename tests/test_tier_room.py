@@ -202,3 +202,30 @@ def test_a_file_that_may_be_no_longer_is_no_write_too_long(
     assert tier.get("a") == (1 if cause else None)
     tier.close()
     assert ("a" in far.data) == bool(cause)
+
+
+def test_what_has_no_room_and_then_fails_otherwise_keeps_nothing_else_out() -> None:
+    """For however long: they are tried by turns."""
+    tier = behind(Cache("1MB"), Full())
+    far: Any = tier.far
+
+    def fails(verb: str, keys: list[Any]) -> None:
+        if verb == "put" and "big" in keys:
+            raise FarError(code, "not that one")
+
+    code, far.hook = errno.ENOSPC, fails
+    tier["big"] = 1
+    waits(tier)
+    code = errno.EIO
+    buffer: Any = tier._behind
+    settle(lambda: buffer._failed > 2)
+    buffer._row, failed = (
+        9,
+        buffer._failed,
+    )  # for a quarter of a minute: it rests as long as it ever does
+    settle(lambda: buffer._failed > failed + 1)
+    tier["small"] = 1
+    settle(lambda: "small" in far.data)
+    far.hook = lambda verb, keys: None
+    tier.close()
+    assert set(far.data) == {"big", "small"}
