@@ -265,6 +265,7 @@ def test_two_that_overlap_behind(near: Any, who: str) -> None:
         assert not tier._side._writing and not tier.near._flights, case
         behind: Any = tier._behind
         behind.close()
+        near._tier = None  # the next one's
         near.clear()
 
 
