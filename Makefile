@@ -206,7 +206,9 @@ bench: build build/silent/.made $(VENV)/.peers ## every figure and plot of the R
 	$(PY) -m bench.plots
 	$(PY) -m bench.readme --write
 
-bench-events: build/silent/.made
+bench-events: build $(VENV)/.peers build/silent/.made ## the one of events, beside a build without them
+	$(PY) -m bench events
+
 bench-%: build $(VENV)/.peers ## one bench: ops outside objects memo events memory budget traces latency expire persist far valkey tier
 	$(PY) -m bench $*
 
