@@ -161,7 +161,7 @@ def run(part: Part, is_long: bool, seed: int) -> list[Row]:
             RUNNING.discard(ran.pid)
     seconds = time.monotonic() - begun
     status = ran.wait()
-    rows = rows_of(part, text, status, hung, " ".join(command[2:]), seconds)
+    rows = rows_of(part, text, status, hung, " ".join(["make", *command[2:]]), seconds)
     if any(row.good == "NO" for row in rows):
         print("\n".join(text.splitlines()[-40:]), flush=True)
     print(f"    {part.name}: {seconds:.0f} s, status {status}", flush=True)
