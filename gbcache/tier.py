@@ -147,7 +147,6 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             raise TypeError(f"load={load!r} is not callable")
         if load is not None:
             needs(far, "add", "load=")
-        claim(self, near=near, **{"far": far} if hasattr(far, "_tier") else {})
         self.far, self.load, self._on_error = far, load, on_far_error
         self.default_ttl = None if ttl is None else seconds_of(ttl)
         absent = None if negative_ttl is None else seconds_of(negative_ttl, "negative_ttl")
@@ -162,6 +161,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             self._behind = self._side.behind = Behind(
                 far, getattr(far, "codec", None), size, seconds, _Listener(self)
             )
+        claim(self, near=near, **{"far": far} if hasattr(far, "_tier") else {})
         self._face(near, FRONT if isinstance(near, ObjectCache) else None)
         if isinstance(far, Feed):
             self._side.fed = True

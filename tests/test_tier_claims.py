@@ -23,6 +23,13 @@ def test_one_tier_for_a_near_cache_and_a_disk(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"near=.*belongs to another Tiered"):
         Tiered(near, other)
     assert tier["k"] == 1
+    free = Cache("1MB")
+    try:
+        Tiered(free, other, write="behind", behind_bytes=1)
+        raise AssertionError("it was made")
+    except ValueError:  # one that was not made has none, while its exception is there, too
+        assert Tiered(free, other).get("k") is None
+    gc.collect()
     del tier
     gc.collect()
     with Tiered(ObjectCache(10), disk) as again:  # whose tier is gone may have another
