@@ -44,7 +44,7 @@ class Dispatcher:
             self._begin()  # first: where it cannot, nobody is left to be served
             if id(hub) not in self._hubs:
                 key = id(hub)
-                cache._bells(self._wake.bell.address, True)
+                cache._bells(self._wake.address, True)
                 self._hubs[key] = weakref.ref(hub, partial(self._gone, key))
             self._wake.ring()
 
@@ -67,7 +67,7 @@ class Dispatcher:
     def forget(self, hub: Served, cache: Any) -> None:
         with self._lock:
             if self._hubs.pop(id(hub), None) is not None and self._wake is not None:
-                cache._bells(self._wake.bell.address, False)
+                cache._bells(self._wake.address, False)
                 self._wake.ring()  # it may have been the last
 
     def finish(self, hub: Served) -> None:

@@ -137,7 +137,7 @@ class Hub:
         try:
             self._still_open()
             if wake is not None and cache is not None:
-                cache._bells(wake.bell.address, True)
+                cache._bells(wake.address, True)
             if isinstance(reader, Watch):
                 key, watches = id(reader), self._watches
                 watches[key] = weakref.ref(reader, lambda _: watches.pop(key, None))
@@ -157,7 +157,7 @@ class Hub:
         """Nobody rings it any more. Takes no lock: the collector may call it anywhere."""
         cache = self._cache()
         if cache is not None:
-            cache._bells(wake.bell.address, False)
+            cache._bells(wake.address, False)
 
     def leave(self, reader: Watch | Subscription, wake: Wake | None = None) -> None:
         cache = self._cache()
@@ -165,7 +165,7 @@ class Hub:
         changing.acquire()
         try:
             if wake is not None and cache is not None:
-                cache._bells(wake.bell.address, False)
+                cache._bells(wake.address, False)
             if isinstance(reader, Watch):
                 self._watches.pop(id(reader), None)
             elif reader in self._subscribers:

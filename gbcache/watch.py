@@ -47,6 +47,7 @@ class Wake:
             os.set_blocking(self.fd, False)
             os.set_blocking(self._write, False)
         self.bell = Bell(self._write)
+        self.address = self.bell.address  # now: to have it no more told makes no object, where memory is short
 
     def ring(self) -> None:
         """Wakes whoever sleeps, news or not."""
@@ -98,8 +99,8 @@ class Watch:
         try:
             hub.join(self, self._wake)
         except BaseException:
+            self._wake.close()  # first: it makes nothing
             hub.silence(self._wake)
-            self._wake.close()
             raise
 
     @property
