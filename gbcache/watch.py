@@ -47,9 +47,8 @@ class Wake:
             os.set_blocking(self.fd, False)
             os.set_blocking(self._write, False)
         self.bell = Bell(self._write)
-        self.address = (
-            self.bell.address
-        )  # now: to have it no more told makes no object, where memory is short
+        self.address = self.bell.address
+        """The bell's, known beforehand: who takes it away makes no object, where memory is short."""
 
     def ring(self) -> None:
         """Wakes whoever sleeps, news or not."""
