@@ -357,7 +357,8 @@ def test_who_hears_readonly_has_the_line_look(nodes: list[Node]) -> None:
     until(lambda: near.trusted)
     nodes[0].readonly = True
     far.put_many([("k", 1, None)])
-    until(lambda: near.told == ["restored", "lost", "restored"], 2)
+    # More than once, if more than one attempt hears it.
+    until(lambda: near.told[:3] == ["restored", "lost", "restored"])
     far.close()
 
 
