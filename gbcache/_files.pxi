@@ -111,6 +111,7 @@ def load(PackedImage store, int fd, uint64_t length, path, int64_t at, progress)
     cdef gb_loader loader
     cdef gb_door *d = &store.door
     cdef bint good = True
+    cdef uint64_t moves
     if not gb_load_head(fd, length, &head, &fault):
         raise text_of(&fault, path)
     gb_door_fill_begin(d, &loader, fd, &head, at)
@@ -131,7 +132,8 @@ def load(PackedImage store, int fd, uint64_t length, path, int64_t at, progress)
         moves = d.store.head.counters.moves
         d.store.head.counters = head.counters
         d.store.head.counters.moves += moves
-        d.store.head.seq = max(d.store.head.seq, head.seq)
+        if d.store.head.seq < head.seq:
+            d.store.head.seq = head.seq
     gb_door_unlock(d)
     return loader.dropped
 

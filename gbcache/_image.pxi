@@ -353,10 +353,9 @@ cdef class PackedImage:
     def _opened(self, boot):
         """The file is filled: from here on a killed process leaves it to be mended."""
         gb_door_enter(&self.door)
-        try:
-            go_live(self, GB_IMAGE_OPEN, boot, self.door.store.head.file_id)
-        finally:
-            gb_door_unlock(&self.door)
+        cdef uint64_t file_id = self.door.store.head.file_id
+        gb_door_unlock(&self.door)  # what follows makes objects
+        go_live(self, GB_IMAGE_OPEN, boot, file_id)
 
     def _keeps(self):
         """Whether the housekeeper is to be told, and was not yet."""

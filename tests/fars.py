@@ -11,6 +11,14 @@ from gbcache import FarError
 from gbcache.codec import TypedCodec
 
 
+def settle(condition: Callable[[], bool]) -> None:
+    """Waits until it is so."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
 class Dict:
     """A far side without optional verbs. `hook(verb, keys)` is called within each call, before anything is done."""
 

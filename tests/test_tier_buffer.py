@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fars import Full, Telling
+from fars import Full, Telling, settle
 
 from gbcache import Cache, FarError, ObjectCache, Tiered
 from gbcache.codec import TypedCodec
@@ -22,13 +21,6 @@ def near(request: pytest.FixtureRequest) -> Any:
 
 
 # --- the buffer's thread -----------------------------------------------------------------------------
-
-
-def settle(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def test_what_is_refused_later_is_not_in_memory(near: Any, monkeypatch: pytest.MonkeyPatch) -> None:

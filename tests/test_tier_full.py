@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from children import skip_without_lmdb
-from fars import Full
+from fars import Full, settle
 
 from gbcache import BudgetError, Cache, FarError, ObjectCache, Tiered
 
@@ -24,13 +23,6 @@ NEARS = {"Cache": lambda: Cache("4MB"), "ObjectCache": lambda: ObjectCache(10_00
 @pytest.fixture(params=NEARS)
 def near(request: pytest.FixtureRequest) -> Any:
     return NEARS[request.param]()
-
-
-def settle(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 class Small(Full):

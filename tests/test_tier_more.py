@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from children import run, skip_without_lmdb, survives
-from fars import Full
+from fars import Full, settle
 
 from gbcache import Cache, FarError, ObjectCache, Tiered, behind, leaders
 from gbcache.behind import Behind
@@ -26,13 +26,6 @@ NEARS = {"Cache": lambda: Cache("1MB"), "ObjectCache": lambda: ObjectCache(100)}
 @pytest.fixture(params=NEARS)
 def near(request: pytest.FixtureRequest) -> Any:
     return NEARS[request.param]()
-
-
-def settle(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 # --- known to be absent, and made since --------------------------------------------------------------

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from children import skip_without_lmdb
-from fars import Full
-from test_tier_full import NEARS, Small, behind, settle, waits
+from fars import Full, settle
+from test_tier_full import NEARS, Small, behind, waits
 
 from gbcache import Cache, FarError
 
