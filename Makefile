@@ -195,6 +195,8 @@ fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, f
 fuzz-tools: ## clang with libFuzzer, which fuzz then uses (Debian, as root)
 	apt-get update -q && apt-get install -y --no-install-recommends clang libclang-rt-dev llvm
 
+tools: servers gate-tools fuzz-tools ## all of these, which `make proof` wants (Debian, as root)
+
 servers: ## redis-server, which the tests of Valkey then use, and memcached, for a bench (Debian, as root)
 	apt-get update -q && apt-get install -y --no-install-recommends redis-server memcached
 
