@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from far_contract import until
 from interrupted import exact, interrupted, places
 
 pytest.importorskip("lmdb", reason='needs the extra: pip install "gbcache[disk]"')
@@ -24,13 +25,6 @@ from gbcache.view import Do
 
 class Interrupt(BaseException):
     pass
-
-
-def until(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.001)
 
 
 def led_by_another(disk: Disk, comes: Callable[[list[Any]], None]) -> threading.Thread:
