@@ -23,7 +23,7 @@ cache = pytest.fixture(params=MAKERS)(made)
 @pytest.fixture(autouse=True)
 def all_over() -> Any:
     yield
-    assert not getattr(flight, "_stuck", 0), "a loop that is held up no more"  # type: ignore[attr-defined]
+    assert not getattr(flight, "_stuck", 0), "a loop that is held up no more"
 
 
 async def load_b() -> str:
@@ -59,7 +59,7 @@ def going(call: Callable[..., Any], *args: Any) -> Future[Any]:
 
 
 def stuck() -> None:
-    until(lambda: flight._stuck)  # type: ignore[attr-defined]
+    until(lambda: flight._stuck)
 
 
 def plainly(cache: Any) -> Any:
@@ -175,13 +175,13 @@ def test_a_handler_that_waits_where_its_loop_is_held_up(cache: Any) -> None:
     def load_h() -> str:
         stuck()
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-        until(lambda: [len(one) for one in flight._stuck.values()] == [2])  # type: ignore[attr-defined]
+        until(lambda: [len(one) for one in flight._stuck.values()] == [2])
         assert cache.get_or_set("b", lambda: "b by h") == "b by h"
         return "h"
 
     def load_a() -> Any:
         until(lambda: "h" in cache)
-        until(lambda: [len(one) for one in flight._stuck.values()] == [1])  # type: ignore[attr-defined]
+        until(lambda: [len(one) for one in flight._stuck.values()] == [1])
         return cache.get_or_set("b", lambda: "b by a")
 
     async def main() -> Any:
@@ -207,7 +207,7 @@ def test_a_child_is_not_held_up_by_what_blocks_its_parents_loops(cache: Any) -> 
     def load() -> str:
         stuck()
         if (pid := os.fork()) == 0:
-            os._exit(0 if not flight._stuck else 1)  # type: ignore[attr-defined]
+            os._exit(0 if not flight._stuck else 1)
         assert os.waitpid(pid, 0)[1] == 0
         return "a"
 
