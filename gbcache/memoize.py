@@ -195,13 +195,14 @@ class Memoized(Memo, Generic[P, R]):
                 content[self._slot] = held = holder  # it came along with a copied __dict__
         else:
             key, instances = id(obj), self._dictless
+            # in C: a signal's handler does not cut it off
             mine = weakref.ref(obj, functools.partial(instances.pop, key)), holder
             if (found := instances.setdefault(key, mine))[0]() is not obj:
                 instances[key] = found = mine  # of one that was here before, whose end went unheard
             held = found[1]
         assert held is not None
         at, holders = id(held), self._holders
-        holders[at] = weakref.ref(held, functools.partial(holders.pop, at))  # C: no handler runs in it
+        holders[at] = weakref.ref(held, functools.partial(holders.pop, at))
         return held
 
     def _stores(self) -> list[ObjectCache]:
