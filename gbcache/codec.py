@@ -30,6 +30,7 @@ __all__ = [
     "Codec",
     "PickleCodec",
     "TypedCodec",
+    "base_key",
     "decode_key",
     "encode_key",
     "pack_value",
@@ -329,6 +330,11 @@ def encode_key(key: Any) -> tuple[int, bytes]:
     tuples nested deeper than 64.
     """
     return _encode_key(key, 0)
+
+
+def base_key(key: Any) -> Any:
+    """The key as it comes back from its bytes: Python compares it as these are compared."""
+    return decode_key(*encode_key(key))
 
 
 def _encode_key(key: Any, depth: int) -> tuple[int, bytes]:

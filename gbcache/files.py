@@ -155,9 +155,7 @@ def replacing(path: str) -> Iterator[int]:
         rule = "it is a regular file, or there is none: nothing else is replaced"
         raise ImageError(path, None, rule)
     beside, owner = path + ".saving", os.getpid()
-    fd = _open_beside(
-        beside
-    )  # nothing between: a signal's handler may raise, and its lock would stay
+    fd = _open_beside(beside)  # nothing between: a signal's handler may raise, and it would stay
     try:
         try:
             os.fchmod(fd, 0o600)
