@@ -72,9 +72,8 @@ class Flight(bytearray):
 _leading: ContextVar[Any] = ContextVar("gbcache_leading", default=None)
 """The flights this thread, task, or a task it comes from, is loading for: (flight, the rest), or None."""
 _graph = threading.RLock()
-"""Guards who waits for whom, and how a flight ended. Held for a few steps, in which nothing is made that
-the collector counts: it could run user code. Without `with`, as all that is compiled: where there is no memory for a
-traceback, Cython's passes NULL on."""
+"""Guards who waits for whom, and how a flight ended. Held for a few steps, in which nothing is made that the collector
+counts: it could run user code. Without `with`: where a traceback has no memory, Cython's passes NULL on."""
 _walks = 0
 _open: list[Flight] = []
 _stuck: dict[int, list[Flight]] = {}
@@ -205,15 +204,16 @@ def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None)
         while up is not None:
             up[0].led = _walks
             up = up[1]
-        _open.append(flight)
-        while _open:
-            at = _open.pop()
+        left: list[Flight] = _open  # so that Cython calls no method, which would be an object
+        left.append(flight)
+        while left:
+            at = left.pop()
             if at.led == _walks or (blocked is not None and at.loop is blocked):
                 return told
             if at.seen != _walks:
                 at.seen = _walks
-                _open.extend(at.waits)
-                _open.extend(_stuck.get(id(at.loop), ()))
+                left.extend(at.waits)
+                left.extend(_stuck.get(id(at.loop), ()))
         if blocked is not None and _stuck.setdefault(id(blocked), stuck) is not stuck:
             _stuck[id(blocked)].append(flight)  # a signal's handler came, and waits too
         while ours is not None:
