@@ -149,7 +149,8 @@ class Common(MutableMapping[Any, Any]):
         loading, and else returns it at once; if the load raises, it returns the old value too
         (`stats().load_errors` counts). `len` counts such entries. At most 49 days.
 
-        A value that can never fit is returned all the same. Cost on a hit: a `get` and a call.
+        A value that can never fit is returned all the same; for a key that is too long KeyLengthError is
+        raised, and `fn` not called. Cost on a hit: a `get` and a call.
         """
         return flight.load(
             self, key, fn, ttl, 0 if stale.__class__ is int and not stale else stale_ms(stale)
