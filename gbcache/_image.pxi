@@ -120,20 +120,21 @@ cdef class PackedImage:
     @cython.critical_section
     def _board(self, key, mine, over):
         """The flight of the key: the one that is there; `mine`, if there is none, or `over`."""
+        key = gb_box_base(<PyObject *>key)
         found = self.flights.get(key)
         if found is not None and found is not over:
             return found
         self.flights[key] = mine
         return mine
 
-    @cython.critical_section
     def _void(self, key):
         """The key is changed: what a flight under way loads is not to be stored."""
-        return gb_args_void(self.door.flights, <PyObject *>key)
+        return gb_hot_void(&self.door, <PyObject *>key)
 
     def _leave(self, key, flight, bint loaded, bint failed):
         """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
         cdef gb_door *d = &self.door
+        key = gb_box_base(<PyObject *>key)
         with cython.critical_section(self):
             if self.flights.get(key) is flight:
                 found = self.flights.pop(key, None)

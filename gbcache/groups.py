@@ -104,6 +104,16 @@ class Groups:
             raise request.error
         return request.result
 
+    def insist(self, make: Callable[[], Request]) -> Any:
+        """`run` of what is `alone`; again where who led was interrupted before it came to that."""
+        while True:
+            request = make()
+            try:
+                return self.run(request)
+            except FarError:
+                if request.told:
+                    raise
+
     def aside(self, call: Callable[[], None]) -> None:
         """For the leader, and where no signal's handler runs; whatever runs in that thread may not come back either."""
         aside(partial(self._stand_in, call))
