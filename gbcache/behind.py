@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
 import weakref
@@ -10,7 +9,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from . import forks, pending
+from . import ends, pending
 from .codec import Codec
 from .errors import ClosedError, FarError
 from .far import Far
@@ -60,7 +59,7 @@ class Behind:
         """No write is taken any more. It is empty then, or `close` waits for that."""
         self._closing, self._change = Lock(), Monitor()
         self._thread: threading.Thread | None = None
-        _all.add(self)
+        ends.buffers.add(self)
 
     # --- writers ---------------------------------------------------------------------------------
 
@@ -122,7 +121,7 @@ class Behind:
             self._generations.append(newest)
             self._newest = newest
         if self._since == _NEVER:
-            _pending.add(self)
+            ends.waiting.add(self)
             self._change.tell()  # the thread waits for a first one
             self._since = write[3]
         self._bytes = total
@@ -263,7 +262,7 @@ class Behind:
         first = next(filter(None, self._generations), None)
         self._since = next(iter(first.values()))[3] if first else _NEVER
         if not first and not self.aside.writes:
-            _pending.discard(self)
+            ends.waiting.discard(self)
 
     def close(self) -> None:
         """Writes all, and ends the thread. FarError if that fails: nothing is lost yet, close again."""
@@ -284,7 +283,7 @@ class Behind:
                 self._change.tell()
             if thread is not None:
                 thread.join()
-            _all.discard(self)
+            ends.buffers.discard(self)
 
     # --- the thread ------------------------------------------------------------------------------
 
@@ -412,11 +411,6 @@ class Behind:
         self._since, self._over = _NEVER, False  # who was closing it is not here
 
 
-_all: weakref.WeakSet[Behind] = weakref.WeakSet()
-_pending: set[Behind] = set()
-"""Those with something on its way: they last until it is written, if everybody else has dropped them."""
-
-
 def _run(ref: weakref.ref[Behind]) -> None:
     while (behind := ref()) is not None:
         more: bool | None = True
@@ -430,21 +424,3 @@ def _run(ref: weakref.ref[Behind]) -> None:
         if more is None:
             return
         del behind
-
-
-def _at_exit() -> None:
-    for behind in list(_all):
-        try:
-            behind.close()
-        except Exception as error:
-            pending.tell(error, Behind)
-
-
-def _forked() -> None:
-    for behind in list(_all):
-        behind._in_child()
-    _pending.clear()  # last: they are the parent's
-
-
-atexit.register(_at_exit)
-forks.in_child(_forked)

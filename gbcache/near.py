@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from . import forks
@@ -33,7 +34,7 @@ from .leaders import Threads
 from .locks import Lock
 from .writes import Write, Writes
 
-__all__ = ["ABSENT", "UNFIT", "Found", "NearSide", "claim"]
+__all__ = ["ABSENT", "UNFIT", "Found", "NearSide", "Word", "claim"]
 
 ABSENT = object()
 """The far side has no such key."""
@@ -52,9 +53,10 @@ class Found(NamedTuple):
     """On `time.monotonic`, when it expires; None: never."""
 
 
-def claim(tier: Any, **parts: Any) -> None:
+def claim(tier: Any, near: Cache | ObjectCache, **parts: Any) -> None:
     """A near cache under two tiers would serve the one's values to the other; of two before one Disk neither would be
-    told of the other's writes."""
+    told of the other's writes. And what is in memory beforehand was not read from this far side, or long ago."""
+    parts["near"] = near
     for what, part in parts.items():
         of = getattr(part, "_tier", None)
         other = None if of is None else of()
@@ -62,8 +64,53 @@ def claim(tier: Any, **parts: Any) -> None:
             raise ValueError(
                 f"{what}={part!r} belongs to another Tiered already: share that one, or close it"
             )
+    if held := len(near):  # what has expired is among it: it might be served stale
+        raise ValueError(
+            f"near={near!r} holds {held:,} entries, and a Tiered begins with an empty memory: near.clear() first, "
+            f"the far side has the truth"
+        )
     for part in parts.values():
         part._tier = weakref.ref(tier)
+
+
+class Word:
+    """The far side's word that somebody else wrote, and the buffer's of what came of ours. It keeps no tier alive."""
+
+    def __init__(self, tier: Any) -> None:
+        self.tier = weakref.ref(tier)
+
+    def changed(self, keys: Sequence[Any] | None) -> None:
+        tier = self.tier()
+        if tier is not None:
+            try:
+                tier._side.changed(keys)
+            except ClosedError:
+                return
+            tier._count("invalidations", 1 if keys is None else len(keys))
+
+    def lost(self) -> None:
+        tier = self.tier()
+        if tier is not None:
+            tier._believe(False)
+            if tier._on_error == "raise":
+                self.changed(None)
+
+    def restored(self) -> None:
+        tier = self.tier()
+        if tier is not None:
+            with suppress(ClosedError):
+                tier._side.changed(None)
+            tier._believe(True)
+
+    def refused(self, key: Any) -> None:
+        tier = self.tier()
+        if tier is not None:
+            tier._side.drop([key])
+
+    def answered(self) -> None:
+        tier = self.tier()
+        if tier is not None:
+            tier._answered()
 
 
 class NearSide:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import errno
 import time
-import weakref
 from collections.abc import (
     Callable,
     Iterable,
     Mapping,
     MutableMapping,
-    Sequence,
 )
-from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 from typing import Any
@@ -21,11 +18,12 @@ from ._object import FRONT
 from ._packed import UNSET
 from .behind import Behind
 from .cache import Cache, ObjectCache
-from .errors import ClosedError, FarError
+from .ends import settle
+from .errors import FarError
 from .far import Far, Feed
 from .flight import MISS
 from .mapping import stale_ms
-from .near import ABSENT, Found, NearSide, claim
+from .near import ABSENT, Found, NearSide, Word, claim
 from .pending import REMOVED, AtRisk, frozen
 from .readthrough import BATCH, ReadThrough, TierStats, needs
 from .units import bytes_of, seconds_of
@@ -38,46 +36,6 @@ _QUEUED = 200
 _VERBS = ("get_many", "put_many", "delete_many", "scan", "sync", "close")
 
 
-class _Listener:
-    """The far side's word that somebody else wrote, and the buffer's of what came of ours. It keeps no tier alive."""
-
-    def __init__(self, tier: Tiered) -> None:
-        self.tier = weakref.ref(tier)
-
-    def changed(self, keys: Sequence[Any] | None) -> None:
-        tier = self.tier()
-        if tier is not None:
-            try:
-                tier._side.changed(keys)
-            except ClosedError:
-                return
-            tier._count("invalidations", 1 if keys is None else len(keys))
-
-    def lost(self) -> None:
-        tier = self.tier()
-        if tier is not None:
-            tier._believe(False)
-            if tier._on_error == "raise":
-                self.changed(None)
-
-    def restored(self) -> None:
-        tier = self.tier()
-        if tier is not None:
-            with suppress(ClosedError):
-                tier._side.changed(None)
-            tier._believe(True)
-
-    def refused(self, key: Any) -> None:
-        tier = self.tier()
-        if tier is not None:
-            tier._side.drop([key])
-
-    def answered(self) -> None:
-        tier = self.tier()
-        if tier is not None:
-            tier._answered()
-
-
 class Tiered(ReadThrough, MutableMapping[Any, Any]):
     """A mapping of which memory holds the part in use, and a far side all.
 
@@ -87,8 +45,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     Parameters
     ----------
     near : Cache or ObjectCache
-        Memory. Its own `ttl`, `idle` and bounds say how long a copy stays; never longer than the entry lives. It
-        is the tier's: do not write to it. Its `subscribe` tells what happens in memory, ``invalidate`` among it.
+        Memory, empty. Its own `ttl`, `idle` and bounds say how long a copy stays; never longer than the entry lives.
+        It is the tier's: do not write to it. Its `subscribe` tells what happens in memory, ``invalidate`` among it.
     far : Far
         `Disk`, `Valkey`, or what has the methods of `Far`.
     write : "through" or "behind"
@@ -113,7 +71,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         Seconds that memory keeps an entry past its TTL, for the above.
 
     Raises TypeError, ValueError for arguments that are none of these, ValueError where `near`, or a `Disk`, belongs to
-    another Tiered. Cost of a hit: the near side's, and 2 to 5 ns.
+    another Tiered, or `near` holds anything (the far side has the truth: ``near.clear()``). What an earlier Tiered of
+    this `far` has on its way is written first: FarError where that fails. Cost of a hit: the near side's, and 2 to 5 ns.
     Coherence: a read gives what a write left that ended before it began, or a later one. That holds within a process;
     with a far side that others write to, as far as it tells of that (`Valkey`).
     """
@@ -159,14 +118,19 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             if size < 65536:
                 raise ValueError(f"behind_bytes={behind_bytes!r} is less than 65536")
             self._behind = self._side.behind = Behind(
-                far, getattr(far, "codec", None), size, seconds, _Listener(self)
+                far, getattr(far, "codec", None), size, seconds, Word(self)
             )
-        claim(self, near=near, **{"far": far} if hasattr(far, "_tier") else {})
-        self._face(near, FRONT if isinstance(near, ObjectCache) else None)
-        if isinstance(far, Feed):
-            self._side.fed = True
-            self._believe(False)
-            far.feed(_Listener(self))
+        claim(self, near, **{"far": far} if hasattr(far, "_tier") else {})
+        try:
+            settle(far)
+            self._face(near, FRONT if isinstance(near, ObjectCache) else None)
+            if isinstance(far, Feed):
+                self._side.fed = True
+                self._believe(False)
+                far.feed(Word(self))
+        except BaseException:
+            self._closed = True  # one that was not made has none, while its exception is there, too
+            raise
 
     # --- writing ----------------------------------------------------------------------------------
 
