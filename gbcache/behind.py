@@ -180,21 +180,26 @@ class Behind:
 
     def last(self, key: Any) -> Pending | None:
         """The write of the key that is on its way, if one is."""
-        with self._change:
-            generations = (self.aside.writes, *self._generations)
-        for generation in reversed(generations):
-            write: Pending | None = generation.get(key)
-            if write is not None:
-                return write
-        return None
+        while True:
+            with self._change:
+                generations = (self.aside.writes, *self._generations)
+            found: Pending | None = None
+            for generation in generations:  # the newest last: there it is before it leaves `aside`
+                found = generation.get(key, found)
+            if found is not None or self._newest is generations[-1]:  # else one that began since
+                return found
 
     def has_any(self, keys: Iterable[Any]) -> bool:
         """Whether a write of one of them is on its way."""
-        with self._change:
-            if self._since == _NEVER and not self.aside.writes:
+        while True:  # as in `last`
+            with self._change:
+                if self._since == _NEVER and not self.aside.writes:
+                    return False
+                generations = (self.aside.writes, *self._generations)
+            if not all([writes.keys().isdisjoint(keys) for writes in generations]):
+                return True
+            if self._newest is generations[-1]:
                 return False
-            generations = (self.aside.writes, *self._generations)
-        return not all([writes.keys().isdisjoint(keys) for writes in generations])
 
     def value_of(self, write: Pending) -> Any:
         """A copy of what is written."""

@@ -71,8 +71,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         Seconds that memory keeps an entry past its TTL, for the above.
 
     Raises TypeError, ValueError for arguments that are none of these, ValueError where `near`, or a `Disk`, belongs to
-    another Tiered, or `near` holds anything (the far side has the truth: ``near.clear()``). What an earlier Tiered of
-    this `far` has on its way is written first: FarError where that fails. Cost of a hit: the near side's, and 2 to 5 ns.
+    another Tiered, or `near` holds anything (the far side has the truth: ``near.clear()``). What an earlier Tiered has
+    on its way to this `far` is written first: FarError where that fails. Cost of a hit: the near side's, and 2 to 5 ns.
     Coherence: a read gives what a write left that ended before it began, or a later one. That holds within a process;
     with a far side that others write to, as far as it tells of that (`Valkey`).
     """
