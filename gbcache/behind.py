@@ -293,6 +293,9 @@ class Behind:
     # --- the thread ------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        if (check := getattr(self.far, "_check_open", None)) is not None:
+            check()  # a forked child's Disk is closed, and takes nothing ever
+        ends.watch()
         thread = threading.Thread(
             target=endure, args=(_run, weakref.ref(self)), name="gbcache-behind", daemon=True
         )
