@@ -41,7 +41,7 @@ class Behind:
         self._ample = max_bytes // 2  # up to so many bytes there is room, and no hurry
         self._late = interval * 0.7
         """Seconds: the oldest write is that old, and writers wait. What is being written has the rest."""
-        self.refused = 0
+        self.refused = self.errors = 0  # writes refused for good; times the far side failed
         self.error: FarError | None = None
         """Why the last attempt failed, if it did."""
         self._failed = self._row = 0  # attempts, ever; of them, since the last that did not
@@ -373,6 +373,7 @@ class Behind:
         with self._change:
             self.error = error
             self._failed += 1
+            self.errors += error is not pending.SHORT
             self._row += 1
             self._change.tell()
             until = time.monotonic() + min(pending.FIRST * 2 ** min(self._row, 10), pending.LONGEST)
@@ -382,7 +383,9 @@ class Behind:
     def _send(self, batch: dict[Any, Pending]) -> dict[Any, Pending]:
         """Those that the far side has no room for, as yet."""
         left, full, never = pending.give(self.far, self.codec, batch)
-        self.aside.error = full or self.aside.error
+        if full is not None:
+            self.aside.error = full
+            self.errors += 1
         for key, error in never.items():
             self._refuse(key, error)
         return left

@@ -23,6 +23,7 @@ __all__ = [
     "Aside",
     "AtRisk",
     "Pending",
+    "check",
     "frozen",
     "give",
     "like",
@@ -80,6 +81,13 @@ def frozen(codec: Codec | None, key: Any, value: Any, until: float | None) -> Pe
     if type(value) not in _ATOMS and value is not REMOVED and codec is not None:
         value, encoded = codec.encode(value), True
     return value, encoded, until, time.monotonic(), size + getsizeof(value)
+
+
+def check(codec: Codec | None, items: dict[Any, Any]) -> None:
+    """Raises what `frozen` would of one of them; keeps nothing, as there may be many."""
+    for key, value in items.items():
+        if type(key) not in _PLAIN_KEYS or type(value) not in _ATOMS:
+            frozen(codec, key, value, None)
 
 
 def value_of(codec: Codec | None, write: Pending) -> Any:

@@ -45,7 +45,7 @@ class TierStats(NamedTuple):
     loads: int
     """Values that `load` or `get_or_set` made."""
     far_errors: int
-    """Times the far side failed."""
+    """Times the far side failed, or had no room; what is written behind included."""
     stale_served: int
     """Reads answered from memory because the far side failed."""
     invalidations: int

@@ -24,7 +24,7 @@ from .far import Far, Feed
 from .flight import MISS
 from .mapping import stale_ms
 from .near import ABSENT, Found, NearSide, Word, claim
-from .pending import REMOVED, AtRisk, frozen
+from .pending import REMOVED, AtRisk, check, frozen
 from .readthrough import BATCH, ReadThrough, TierStats, needs
 from .units import bytes_of, seconds_of
 
@@ -156,6 +156,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         if self._behind is None:
             self._put(list(given), list(given.values()), seconds)
         else:
+            if len(given) > _QUEUED:  # all or none, where one is refused
+                check(self._behind.codec, given)
             pairs = iter(given.items())
             while some := dict(islice(pairs, _QUEUED)):
                 self._queue_many(some, seconds)
@@ -386,7 +388,10 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         behind = self._behind
         risk = AtRisk(0, 0, 0.0) if behind is None else behind.at_risk()
         refused = 0 if behind is None else behind.refused
-        return TierStats(**self._counts, at_risk=risk, behind_errors=refused)
+        counts = self._counts.copy()
+        if behind is not None:
+            counts["far_errors"] += behind.errors
+        return TierStats(**counts, at_risk=risk, behind_errors=refused)
 
     def close(self) -> None:
         """Writes what is on its way, and closes both sides. FarError if that fails, or some has no room: nothing is
