@@ -40,6 +40,8 @@ ABSENT = object()
 """The far side has no such key."""
 UNFIT = (BudgetError, KeyLengthError)
 """Memory can never hold it: it is read from the far side each time."""
+_EARLY = 0.01
+"""Seconds by which a copy that is to outlast its time is over before the far side tells so: both count whole ms."""
 NEGATIVES = 65536
 """Keys known to be absent that are kept at once; some 100 bytes each."""
 
@@ -131,6 +133,8 @@ class NearSide:
         """Whether something may be in memory that should have been taken out."""
         self._anew, self._settling = False, Lock()
         self.own_ttl = cache._own_ttl()
+        self._outlive = bool(stale) and self.own_ttl is None
+        """Whether what is over in memory was over on the far side, too, and stays for when that fails."""
         self.behind: Behind | None = None
         """What is on its way to the far side, if writes are."""
         self.absent = None
@@ -153,6 +157,8 @@ class NearSide:
         if until is None:
             return UNSET
         left = until - time.monotonic()
+        if self._outlive and self.fed:
+            left -= _EARLY
         if left <= 0:
             return None
         return left if self.own_ttl is None or left < self.own_ttl else UNSET
@@ -356,12 +362,22 @@ class NearSide:
                 self._empty()
             else:
                 for key in keys:
-                    self.forget(key)
+                    self._outdated(key)
         except ClosedError:
             raise
         except BaseException:
             self.doubt()
             raise
+
+    def _outdated(self, key: Any) -> None:
+        """Or the far side tells that it expired there: then it stays."""
+        if self._outlive:
+            self._void(key)  # first: what is over when we look has not landed since
+            if key not in self.cache:
+                if self.absent is not None:
+                    self.absent.pop(key, None)
+                return
+        self.forget(key)
 
     def clear(self) -> None:
         """Nothing is in memory; flights under way are void."""

@@ -56,7 +56,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         with ENOSPC) keeps nothing else out: it is tried again, and `sync` and `close` name it. What never fits (EFBIG)
         is dropped, reported to `sys.unraisablehook` and counted.
     ttl : float or timedelta, optional
-        Seconds an entry lives where a write does not say; None: for ever.
+        Seconds an entry lives where a write does not say; None: for ever. While the machine is suspended memory's
+        clock stands still (a Disk's does not): a copy may outlive its entry by that.
     negative_ttl : float or timedelta, optional
         Seconds for which it is remembered that the far side has no such key (65,536 keys at most).
     load : callable, optional
@@ -68,7 +69,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         TTL by `stale` seconds. ``"near_only"``: the same, and what memory lacks is a miss; `set`, ``[] =``, `set_many`
         and `update` stay in memory until the far side answers again, and are gone then. All else raises FarError.
     stale : float or timedelta
-        Seconds that memory keeps an entry past its TTL, for the above.
+        Seconds that memory keeps an entry past its TTL, for the above: whatever others have written since. (Not where
+        `near` has a `ttl` of its own: then what the far side tells of takes out also what is over.)
 
     Raises TypeError, ValueError for arguments that are none of these, ValueError where `near`, or a `Disk`, belongs to
     another Tiered, or `near` holds anything (the far side has the truth: ``near.clear()``). What an earlier Tiered has
