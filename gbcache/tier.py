@@ -24,8 +24,8 @@ from .far import Far, Feed
 from .flight import MISS
 from .mapping import stale_ms
 from .near import ABSENT, Found, NearSide, Word, claim
-from .pending import REMOVED, AtRisk, check, frozen
-from .readthrough import BATCH, ReadThrough, TierStats, needs
+from .pending import REMOVED, AtRisk, TierStats, are_plain, check, frozen, plain
+from .readthrough import BATCH, ReadThrough, needs
 from .units import bytes_of, seconds_of
 
 __all__ = ["TierStats", "Tiered"]
@@ -140,6 +140,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         """Writes a value: to the far side, then to memory. `ttl`: seconds, a timedelta, None for never; not given: the
         tier's own. FarError: it may be there or not, and memory does not have it."""
         seconds = self.default_ttl if ttl is UNSET else self._seconds(ttl)
+        if type(key) is not str:
+            key = plain(key)
         if self._behind is None:
             self._put([key], [value], seconds)
         else:
@@ -155,6 +157,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     ) -> None:
         """Writes a mapping, or pairs, in one call of the far side."""
         given, seconds = dict(items), self._seconds(ttl)
+        if not are_plain(given):
+            given = {plain(key): value for key, value in given.items()}
         if self._behind is None:
             self._put(list(given), list(given.values()), seconds)
         else:
@@ -254,6 +258,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         """Writes a value only if `key` is absent; True if it was written. Atomic at the far side, which must have
         `add` (TypeError)."""
         needs(self.far, "add", "add")
+        key = plain(key)
         seconds = self._seconds(ttl)
         found = [Found(value, None if seconds is None else time.monotonic() + seconds)]
         add = self.far.add  # type: ignore[attr-defined]
@@ -266,6 +271,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         """Adds `delta` to the int at `key` and returns the sum; an absent key counts from `initial`. Atomic at the far
         side, which must have `incr` (TypeError). Keeps the TTL; a new one gets the tier's own."""
         needs(self.far, "incr", "incr")
+        key = plain(key)
         for name, number in (("delta", delta), ("initial", initial)):
             if type(number) is not int:
                 raise TypeError(f"incr: {name}={number!r} is not an int")
@@ -276,6 +282,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     def touch(self, key: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
         """Gives `key` the tier's own TTL again, or `ttl`; False if it is absent. The far side must have `touch`."""
         needs(self.far, "touch", "touch")
+        key = plain(key)
         seconds = self._seconds(ttl)
         verb = self.far.touch  # type: ignore[attr-defined]
         done: bool = self._side.write([key], (), self._told, [key], verb, key, seconds)
@@ -292,7 +299,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
 
     def delete_many(self, keys: Iterable[Any]) -> int:
         """Removes keys from both sides; how many were there."""
-        return sum(self._delete(list(dict.fromkeys(keys))))
+        return sum(self._delete(list(dict.fromkeys(map(plain, keys)))))
 
     def _delete(self, keys: list[Any]) -> list[bool]:
         gone: list[bool] = self._side.write(keys, (), self._gone, keys)
@@ -311,21 +318,21 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         )
 
     def __delitem__(self, key: Any) -> None:
-        if not self._delete([key])[0]:
+        if not self._delete([plain(key)])[0]:
             raise KeyError(key)
 
     def discard(self, key: Any) -> None:
         """Removes `key` if it is there. With ``write="behind"`` it does not wait for the far side."""
         if self._behind is None:
-            self._delete([key])
+            self._delete([plain(key)])
         else:
-            self._queue(key, REMOVED, None)
+            self._queue(plain(key), REMOVED, None)
 
     def pop(self, key: Any, default: Any = UNSET) -> Any:
         """Removes `key` and returns its value; `default`, or KeyError, if it is absent. Of those who pop a key at
         once, one gets it; a write between reading and removing is removed unread."""
         value = self.get(key, MISS)
-        if value is not MISS and self._delete([key])[0]:
+        if value is not MISS and self._delete([plain(key)])[0]:
             return value
         if default is UNSET:
             raise KeyError(key)
