@@ -25,7 +25,7 @@ from .errors import ClosedError, FarError
 from .far import Far
 from .flight import MISS
 from .near import ABSENT, Found, NearSide
-from .pending import REMOVED, Pending, TierStats, are_plain, plain
+from .pending import REMOVED, Pending, TierStats, plain
 from .units import seconds_of
 
 __all__ = ["ReadThrough", "TierStats", "needs"]
@@ -249,32 +249,31 @@ class ReadThrough(Front):
         One flight per key. Raises FarError if the far side fails, and memory lacks one.
         """
         wanted = dict.fromkeys(keys)
-        if are_plain(wanted):
-            return self._got_many({key: key for key in wanted})
-        got = self._got_many({plain(key): key for key in wanted})
-        return {key: got[plain(key)] for key in wanted if plain(key) in got}
-
-    def _got_many(self, wanted: dict[Any, Any]) -> dict[Any, Any]:
-        """Of plain keys, and how each was given."""
         found = self.near.get_many(wanted) if self.trusts else {}
-        missing = []
+        missing: dict[Any, Any] = {}
+        """As they are stored: as they were given."""
         for key in wanted:
             if key not in found:
-                write = self._on_its_way(key)
+                name = plain(key)
+                write = self._on_its_way(name)
                 one = None if write is None else self._of_pending(write)
                 if one is not None and one.value is not ABSENT:
                     found[key] = one.value
                 elif one is not None and self.load is None:
                     pass
-                elif self._side.known_absent(key):
+                elif self._side.known_absent(name):
                     self._count("negative_hits")
                 else:
-                    missing.append(key)
+                    missing[name] = key
         if missing:
-            found.update(self._find_many(missing, wanted))
+            got = self._find_many(missing)
+            for key in wanted:
+                if key not in found and (name := plain(key)) in got:
+                    found[key] = got[name]
         return found
 
-    def _find_many(self, keys: list[Any], given: dict[Any, Any]) -> dict[Any, Any]:
+    def _find_many(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        keys = list(given)
         try:
             got = flight.fill_many(self._side, keys, partial(self._ask, given=given))
         except FarError:

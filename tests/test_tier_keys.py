@@ -158,6 +158,8 @@ def test_a_load_gets_the_key_as_it_was_given(near: Any, key: Any) -> None:
     got = tier.get_many([other, "x"])
     assert list(got.values()) == [1, 1] and any(each is other for each in got)
     assert given[1] is other and given[2] == "x"
+    tier.near.clear()
+    assert len(tier.get_many([make(), base, base])) == len({make(), base})
     assert tier.far.data.keys() == {base, "x"}  # type: ignore[attr-defined]
     tier.close()
 
