@@ -59,6 +59,7 @@ class Behind:
         """No write is taken any more. It is empty then, or `close` waits for that."""
         self._closing, self._change = Lock(), Monitor()
         self._thread: threading.Thread | None = None
+        self._begun: threading.Thread | None = None  # the same, from its first turn on
         ends.buffers.add(self)
 
     # --- writers ---------------------------------------------------------------------------------
@@ -70,6 +71,8 @@ class Behind:
         size = write[4]
         if size * 2 > self.max_bytes:
             return None
+        if self._thread is None and not self._over:
+            self._start()
         with self._change:
             if (
                 self._since + self._late < write[3]
@@ -86,6 +89,8 @@ class Behind:
         size = sum([write[4] for write in writes.values()])
         if size * 2 > self.max_bytes:
             return None
+        if self._thread is None and not self._over:
+            self._start()
         with self._change:
             self._make_room(size, time.monotonic(), writes)
             for key, write in writes.items():
@@ -166,8 +171,7 @@ class Behind:
                 if aside.tried > tried and aside.bytes + size > self._most(gone):
                     error = aside.error
                 if error is not None:
-                    text = f"the write-behind buffer is full: {error}"
-                    raise pending.like(error, text) from error
+                    pending.again(error, "the write-behind buffer is full")
                 self._wake()
                 self._change.wait(0.1)
         finally:
@@ -238,8 +242,7 @@ class Behind:
 
     def _wait_on(self, failed: int) -> None:
         if self._failed > failed and self.error is not None:
-            text = f"{self._count():,} writes wait for the far side: {self.error}"
-            raise pending.like(self.error, text) from self.error
+            pending.again(self.error, f"{self._count():,} writes wait for the far side")
         self._wake()
         self._change.wait(0.1)
 
@@ -293,25 +296,33 @@ class Behind:
     # --- the thread ------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        if (check := getattr(self.far, "_check_open", None)) is not None:
-            check()  # a forked child's Disk is closed, and takes nothing ever
-        ends.watch()
+        """Without the lock where it can be: this waits for the thread, and a ``__del__`` in that may write here."""
+        ends.watch(self.far)
         thread = threading.Thread(
             target=endure, args=(_run, weakref.ref(self)), name="gbcache-behind", daemon=True
         )
-        thread.start()
-        self._thread = thread  # not before: one that did not start writes nothing
+        try:
+            with self._change:
+                if self._thread is not None:
+                    return
+                self._thread = thread
+            thread.start()
+        except BaseException:
+            with self._change:  # it has its first turn behind it, or is to write nothing
+                if self._thread is thread is not self._begun:
+                    self._thread = None
+            raise
 
     def _turn(self) -> bool | None:
         """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""
         with self._change:
             if not self._own:
                 return None  # `start` failed, and yet this runs
+            self._begun = self._thread
             waiting = self._since != _NEVER
             batch = None if self._tried and waiting else self.aside.begin()
-            self._tried = (
-                batch is not None
-            )  # by turns: what is aside may fail for another reason, and for long
+            # By turns: what is aside may fail for another reason, and for long.
+            self._tried = batch is not None
             if batch is None:
                 rest = self.aside.rest()
                 if not waiting:

@@ -27,16 +27,19 @@ def settle(far: Far) -> None:
             try:
                 behind.drain()
             except FarError as error:
-                text = (
-                    f"what an earlier Tiered was to write comes first, and fails: {error}. It is tried again until it "
-                    f"is there; to give it up, close this far side and open another"
+                pending.again(
+                    error,
+                    "an earlier Tiered's writes come first, and are tried again until they are there "
+                    "(to give them up, close this far side and open another)",
                 )
-                raise pending.like(error, text) from error
 
 
-def watch() -> None:
-    """A child of multiprocessing ends by `os._exit`, once it has called this."""
+def watch(far: Far) -> None:
+    """Before something is on its way there. ClosedError: a forked child's Disk takes nothing ever. And a child of
+    multiprocessing ends by `os._exit`, once it has called this."""
     global _watched
+    if (check := getattr(far, "_check_open", None)) is not None:
+        check()
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
     if _watched or util is None or process is None or process.parent_process() is None:

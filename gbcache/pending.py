@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Collection, Iterable, Sequence
 from sys import getsizeof
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from .codec import Codec, decode_key, encode_key
 from .errors import ClosedError, FarError, ImageError
@@ -24,11 +24,11 @@ __all__ = [
     "AtRisk",
     "Pending",
     "TierStats",
+    "again",
     "are_plain",
     "check",
     "frozen",
     "give",
-    "like",
     "plain",
     "size_of",
     "tell",
@@ -146,9 +146,10 @@ def value_of(codec: Codec | None, write: Pending) -> Any:
     return write[0]
 
 
-def like(error: FarError, text: str) -> FarError:
-    """The same, in other words."""
-    return FarError(text) if error.errno is None else FarError(error.errno, text)
+def again(error: FarError, text: str) -> NoReturn:
+    """Raises the same, and what that means here."""
+    text = f"{text}: {error}"
+    raise (FarError(text) if error.errno is None else FarError(error.errno, text)) from error
 
 
 def tell(error: BaseException, about: type) -> None:

@@ -94,7 +94,7 @@ def test_a_tier_is_not_made_while_an_earlier_ones_writes_fail() -> None:
     with pytest.raises(FarError, match="out of order"):
         dropped.close()
     del dropped
-    with pytest.raises(FarError, match=r"an earlier Tiered was to write .*close this far side"):
+    with pytest.raises(FarError, match=r"an earlier Tiered's writes .*close this far side"):
         Tiered(near, far)
     with Tiered(near, Full()):  # it is free, and so is another far side
         pass

@@ -111,3 +111,84 @@ for i in (0, 3, 7):
     told = (tmp_path / "told").read_text().split(";")[:-1]
     assert sorted(told) == [f"k={i}" for i in (1, 2, 4, 5, 6)], done.stderr
     assert "at the end" in done.stderr
+
+
+STARTS = (
+    FAR
+    + """
+import signal, threading
+signal.alarm(20)
+ident, done = threading.Thread._set_ident, []
+def first(thread):  # before whoever starts it goes on: the collector may run a __del__ there
+    if thread.name.startswith("gbcache") and thread.name not in done:
+        done.append(thread.name)
+        within()
+    ident(thread)
+threading.Thread._set_ident = first
+"""
+)
+
+
+def test_what_is_written_as_the_buffers_thread_starts_is_not_waited_for(tmp_path: Path) -> None:
+    program = """
+tier = Tiered(Cache("1MB", housekeeping=False), Far(sys.argv[1]), write="behind", behind_seconds=0.05)
+def within(): tier["b"] = 2; tier.update(c=3)
+{first}
+tier.sync()
+assert done == ["gbcache-behind"], done
+tier.far.close()
+"""
+    for i, first in enumerate(('tier["a"] = 1', 'tier.update({"a": 1})', 'tier.discard("a")')):
+        path = tmp_path / str(i)
+        done = run(STARTS + program.format(first=first), path)
+        assert done.returncode == 0, done.stderr
+        told = "".join(sorted(path.read_text().split(";")))
+        assert told == ("" if i == 2 else "a=1") + "b=2c=3"
+
+
+def test_what_expires_as_the_housekeeper_starts_is_not_waited_for() -> None:
+    program = """
+import time
+a, b = Cache("1MB"), Cache("1MB")
+def within(): b.set("k", 1, ttl=0.05)
+a.set("k", 1, ttl=0.05)
+assert done == ["gbcache-housekeeper"], done
+end = time.monotonic() + 10
+while len(a) or len(b): assert time.monotonic() < end
+"""
+    done = run(STARTS + program, "")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_start_that_is_interrupted_leaves_one_thread_at_most(tmp_path: Path, when: str) -> None:
+    """`start` is cut off before the thread took its first turn, or thereafter: then that one goes on."""
+    program = """
+import time
+start, cut = threading.Thread.start, [1]
+def within(): pass
+def cuts(thread):
+    if thread.name == "gbcache-behind" and cut:
+        cut.pop()
+        if sys.argv[2] == "after":
+            start(thread)
+            time.sleep(0.2)
+        raise KeyboardInterrupt
+    start(thread)
+threading.Thread.start = cuts
+tier = Tiered(Cache("1MB"), Far(sys.argv[1]), write="behind", behind_seconds=0.05)
+try:
+    tier["a"] = 1
+    raise SystemExit("it was not cut off")
+except KeyboardInterrupt:
+    pass
+for i in range(20):
+    tier[i] = i
+    time.sleep(0.01)
+tier.sync()
+assert [t.name for t in threading.enumerate()].count("gbcache-behind") == 1
+"""
+    path = tmp_path / "told"
+    done = run(STARTS + program, path, when)
+    assert done.returncode == 0, done.stderr
+    assert path.read_text().split(";")[:-1] == [f"{i}={i}" for i in range(20)]
