@@ -32,6 +32,7 @@ from .errors import BudgetError, ClosedError, KeyLengthError
 from .flight import MISS
 from .leaders import Threads
 from .locks import Lock
+from .pending import plain
 from .writes import Write, Writes
 
 __all__ = ["ABSENT", "UNFIT", "Found", "NearSide", "Word", "claim"]
@@ -55,24 +56,28 @@ class Found(NamedTuple):
     """On `time.monotonic`, when it expires; None: never."""
 
 
+_claiming = Lock()
+
+
 def claim(tier: Any, near: Cache | ObjectCache, **parts: Any) -> None:
     """A near cache under two tiers would serve the one's values to the other; of two before one Disk neither would be
     told of the other's writes. And what is in memory beforehand was not read from this far side, or long ago."""
     parts["near"] = near
-    for what, part in parts.items():
-        of = getattr(part, "_tier", None)
-        other = None if of is None else of()
-        if other is not None and not other._closed:
+    with _claiming:
+        for what, part in parts.items():
+            of = getattr(part, "_tier", None)
+            other = None if of is None else of()
+            if other is not None and not other._closed:
+                raise ValueError(
+                    f"{what}={part!r} belongs to another Tiered already: share that one, or close it"
+                )
+        if held := len(near):  # what has expired is among it: it might be served stale
             raise ValueError(
-                f"{what}={part!r} belongs to another Tiered already: share that one, or close it"
+                f"near={near!r} holds {held:,} entries, and a Tiered begins with an empty memory: near.clear() first, "
+                f"the far side has the truth"
             )
-    if held := len(near):  # what has expired is among it: it might be served stale
-        raise ValueError(
-            f"near={near!r} holds {held:,} entries, and a Tiered begins with an empty memory: near.clear() first, "
-            f"the far side has the truth"
-        )
-    for part in parts.values():
-        part._tier = weakref.ref(tier)
+        for part in parts.values():
+            part._tier = weakref.ref(tier)
 
 
 class Word:
@@ -355,6 +360,7 @@ class NearSide:
     def changed(self, keys: Sequence[Any] | None) -> None:
         """Somebody else wrote these keys (None: any)."""
         try:
+            keys = None if keys is None else list(map(plain, keys))
             self._writing.void(keys)
             if self.behind is not None:
                 self.behind.void()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -239,3 +240,26 @@ def test_a_forked_childs_memory_begins_empty_too() -> None:
 
     survives(child)
     assert tiers[0]["k"] == 1
+
+
+def test_of_two_that_claim_at_once_one_does() -> None:
+    class Slow(Cache):
+        def __len__(self) -> int:
+            held = super().__len__()
+            time.sleep(0.2)  # the other one is here, too
+            return held
+
+    near, made, refused = Slow("1MB"), list[Tiered](), list[str]()
+
+    def make() -> None:
+        try:
+            made.append(Tiered(near, Full()))
+        except ValueError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(made) == 1 == len(refused) and "belongs to another" in refused[0]

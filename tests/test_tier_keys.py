@@ -174,3 +174,14 @@ def test_a_key_that_is_none_is_refused_as_ever(near: Any) -> None:
                 with pytest.raises(error):
                     call(bad)
         assert not len(tier)
+
+
+def test_a_change_that_is_told_by_another_name_is_of_the_same_key(near: Any, key: Any) -> None:
+    make, base = key
+    with Tiered(near, Telling(), negative_ttl=60) as tier:
+        far: Any = tier.far
+        far.listener.restored()
+        assert tier[make()] == 1 if tier.add(base, 1) else False
+        far.data[base] = 2, None
+        far.listener.changed([make()])
+        assert tier[base] == 2
