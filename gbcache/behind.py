@@ -13,6 +13,7 @@ from . import ends, pending
 from .codec import Codec
 from .errors import ClosedError, FarError
 from .far import Far
+from .housekeeper import join
 from .locks import SHORT, Lock, Monitor, endure
 from .pending import AtRisk, Pending
 
@@ -290,7 +291,7 @@ class Behind:
                     raise
                 self._change.tell()
             if thread is not None:
-                thread.join()
+                join(thread)
             ends.buffers.discard(self)
 
     # --- the thread ------------------------------------------------------------------------------

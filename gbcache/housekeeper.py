@@ -21,7 +21,7 @@ from .locks import Latch, Lock, endure
 if TYPE_CHECKING:
     from ._packed import PackedStore
 
-__all__ = ["PERIOD", "keep"]
+__all__ = ["PERIOD", "join", "keep"]
 
 PERIOD = 0.04
 """Seconds between two rounds: expired bytes begin to come back within 100 ms."""
@@ -103,14 +103,18 @@ def _stop() -> None:
     _wake.open()
     if _starting.acquire(5.0):  # from here on none is begun
         _starting.release()
+    thread = _thread
+    if thread is not None and thread is not threading.current_thread():
+        join(thread, 5.0)
+
+
+def join(thread: threading.Thread, seconds: float | None = None) -> None:
+    """Until it has ended; one that somebody is about to start can be joined once it was."""
     for _ in range(5000):
-        thread = _thread
-        if thread is None or thread is threading.current_thread():
-            return
         try:
-            thread.join(5.0)
+            thread.join(seconds)
             return
-        except RuntimeError:  # whoever begins it has not come so far
+        except RuntimeError:
             sleep(0.001)
 
 

@@ -192,3 +192,29 @@ assert [t.name for t in threading.enumerate()].count("gbcache-behind") == 1
     done = run(STARTS + program, path, when)
     assert done.returncode == 0, done.stderr
     assert path.read_text().split(";")[:-1] == [f"{i}={i}" for i in range(20)]
+
+
+@pytest.mark.parametrize("name", ["behind", "housekeeper"])
+def test_an_end_waits_for_a_thread_that_is_being_started(tmp_path: Path, name: str) -> None:
+    program = """
+import time
+start, reached = threading.Thread.start, threading.Event()
+def within(): pass
+def slow(thread):
+    if thread.name == f"gbcache-{sys.argv[2]}":
+        reached.set()
+        time.sleep(0.3)
+    start(thread)
+threading.Thread.start = slow
+cache = Cache("1MB")
+tier = Tiered(Cache("1MB", housekeeping=False), Far(sys.argv[1]), write="behind", behind_seconds=0.05)
+def write():
+    try:
+        tier["k"] = 1 if sys.argv[2] == "behind" else cache.set("k", 1, ttl=5)
+    except gbcache.ClosedError:
+        print("closed")
+start(threading.Thread(target=write, daemon=True))
+assert reached.wait(10)
+"""
+    done = run(STARTS + program, tmp_path / "told", name)
+    assert done.returncode == 0 and not done.stderr, done.stderr
