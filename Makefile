@@ -8,7 +8,7 @@ PYTEST := $(VENV)/bin/python $(VENV)/bin/pytest
 JOBS ?= 2
 SUITE := $(PYTEST) -n $(JOBS) --dist worksteal tests
 # What Cython writes.
-CYTHONS := $(patsubst %,gbcache/%.c,_packed _object _disk flight forks groups locks notify subscribers writes)
+CYTHONS := $(patsubst %,gbcache/%.c,_packed _object _disk flight forks groups locks notify subscribers watch writes)
 SOURCES := $(filter-out $(CYTHONS),$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
 STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined

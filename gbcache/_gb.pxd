@@ -199,6 +199,7 @@ cdef extern from "_bell.h":
         uint32_t n
     bint gb_bell_add(gb_bells *bs, gb_bell *b)
     void gb_bell_drop(gb_bells *bs, const gb_bell *b)
+    void gb_bell_free(gb_bells *bs)
 
 cdef extern from "_event.h":
     int gb_event_install() except -1

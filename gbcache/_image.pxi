@@ -52,6 +52,7 @@ cdef class PackedImage:
         if self.door.open:
             self.door.open = False
             PyBuffer_Release(&self.view)
+        gb_bell_free(&self.door.bells)
 
     def close(self):
         """Gives the image's memory back. Closing twice is allowed; any other use raises ClosedError.
@@ -199,7 +200,7 @@ cdef class PackedImage:
             gb_bell_drop(&d.bells, <gb_bell *>bell)
         gb_door_unlock(d)
         if not done:
-            raise ValueError("too many readers sleep on one cache: 32 watches and subscribers' threads at most")
+            raise MemoryError
 
     @cython.critical_section
     def _hear(self, fn):

@@ -214,7 +214,8 @@ class Common(MutableMapping[Any, Any]):
         """The changes from now on as an iterator that waits, or an async iterator; a context manager.
 
         `since`: begin with what is still kept of the events with a higher number. The rest is as in
-        `subscribe`; `read` and `aread` of what is returned give many events at once.
+        `subscribe`; `read` and `aread` of what is returned give many events at once. Each watch has a file
+        descriptor, and each change looks at each watch (1 to 4 ns): for thousands, let one tell the others.
         """
         return self._events().watch(kinds, prefix, values, since)
 
