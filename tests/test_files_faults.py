@@ -38,6 +38,7 @@ PIECEMEAL = ("pwrite", "write", "pread", "read")  # these may do a part, and are
 TOLD = (
     "pwrite",
     "write",
+    "writev",
     "ftruncate",
     "fallocate",
     "msync",
