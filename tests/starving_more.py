@@ -20,6 +20,7 @@ from starving import ABSENT, CASES, Work
 import gbcache
 from gbcache import Cache, ObjectCache, Tiered
 from gbcache.codec import TypedCodec, decode_key, encode_key
+from gbcache.flight import Flight
 
 
 class OnMemo(Work):
@@ -363,6 +364,8 @@ def _listed() -> Any:
 
 
 class _Celled:
+    __module__ = "gbcache"  # counted as ours: interpreters leave such, too
+
     def find(self, key: Any) -> Any:
         return lambda: (self, key)
 
@@ -449,8 +452,16 @@ def plant() -> None:
         except MemoryError:
             cache.get_or_set("key", die)
 
+    kept: list[Any] = [None]
+
+    def keeps(w: Any) -> None:
+        kept[0] = Flight(1), kept[0]
+        w.made = bytearray(50), bytearray(50)
+        kept[0] = None
+
     for name, act in {
         "half a state": half,
+        "an object that is kept": keeps,
         "a descriptor": descriptor,
         "a crash": crash,
         "nothing": len,

@@ -20,6 +20,7 @@ pytest.importorskip("lmdb", reason="a Disk needs lmdb: pip install gbcache[disk]
 import lmdb
 from far_contract import in_threads, scanned
 
+import gbcache
 from gbcache import files, journal
 from gbcache.disk import Disk
 from gbcache.errors import FarError, ImageError
@@ -130,6 +131,7 @@ import ctypes, json, os, sys
 from gbcache import engine
 from gbcache.disk import Disk
 from gbcache.errors import FarError
+from test_files_faults import TOLD, refuses
 engine.LAYER = 2000
 shim = ctypes.CDLL(None)
 
@@ -141,6 +143,8 @@ def life(folder):
     except OSError as error:  # FarError is one
         assert error.errno == int(code) or mode == "2", error
         return known
+    struck = shim.shim_calls() >= int(turn)
+    assert not (struck and call in TOLD and refuses(int(code), int(mode))), "it was opened"
     for i in range(40):
         key, value = i % 13, b"%d" % i * 40
         try:
@@ -186,13 +190,87 @@ print(json.dumps([struck, calls]))
 """
 
 
-def fail(root: Path, library: Path, faults: list[str]) -> tuple[int, int]:
-    """A Disk's life for each "call:turn:error:how"; how many of them were reached, and the last one's calls."""
-    env = {**os.environ, "LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()}
-    ran = subprocess.run([sys.executable, "-c", FAILING, str(root), *faults], env=env, capture_output=True, text=True,
+ASKED = """
+import ctypes, errno, itertools, sys
+from gbcache import engine
+from gbcache.disk import Disk
+from gbcache.errors import FarError
+engine.SWEEP = engine.IDLE = 3600  # nobody else calls what fails
+shim = ctypes.CDLL(None)
+real, tried, fresh = engine.append, 0, itertools.count()
+
+
+def careless(*given):
+    try:
+        real(*given)
+    except OSError:
+        pass
+
+
+def fails(where, call, act, how=0):
+    "Each turn of a call there: whoever asked is told, with its number. And where none is reached nothing is told."
+    global tried
+    turn, struck = 0, True
+    while struck:
+        turn += 1
+        shim.shim_root(where.encode())
+        shim.shim_arm(call, turn, errno.EIO, how)
+        told = None
+        try:
+            act()
+        except FarError as error:
+            told = error.errno
+        struck = shim.shim_disarm() >= turn
+        assert told == (errno.EIO if struck else None), (where, call, turn, told)
+        tried += struck
+    assert turn > 1, (where, call, "never failed")
+
+
+with Disk(sys.argv[1] + "/1") as disk:
+    disk.put_many([("a", 1, None), ("n", 1, None)])
+    if len(sys.argv) > 2:
+        engine.append = careless
+    for act in (
+        lambda: disk.put_many([("b", 2, None)]), lambda: disk.incr("n"), lambda: disk.add(next(fresh), 1),
+        lambda: disk.delete_many([disk.put_many([("c", 1, None)]) or "c"]),
+    ):
+        for call in b"pwrite", b"fdatasync":
+            disk.sync()  # a new journal, where that is in doubt
+            fails(disk._engine.journal.path, call, act)
+        disk.sync()
+        fails(disk._engine.owner.path, b"pwrite", act)
+
+
+def sync():
+    disk.put_many([("k", tried, None)])
+    disk.sync()
+
+
+with Disk(sys.argv[1] + "/2", sync="interval", interval=3600) as disk:
+    fails(sys.argv[1] + "/2", b"fdatasync", sync, 1)  # the journal's, and then LMDB's
+closed = lambda: Disk(sys.argv[1] + "/2").close()
+fails(sys.argv[1] + "/2/owner", b"fsync", closed)  # when it is opened, and when it is closed
+print(tried)
+"""
+
+
+def behind(library: Path, program: str, *args: str) -> str:
+    """What a program printed whose libc is behind the shim."""
+    paths = [str(Path(gbcache.__file__).parent.parent), str(Path(__file__).parent)]
+    env = {
+        **os.environ,
+        "LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}".strip(),
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    ran = subprocess.run([sys.executable, "-c", program, *args], env=env, capture_output=True, text=True,
                          timeout=300)  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    struck, calls = json.loads(ran.stdout)
+    return ran.stdout
+
+
+def fail(root: Path, library: Path, faults: list[str]) -> tuple[int, int]:
+    """A Disk's life for each "call:turn:error:how"; how many of them were reached, and the last one's calls."""
+    struck, calls = json.loads(behind(library, FAILING, str(root), *faults))
     return struck, calls
 
 
@@ -215,6 +293,26 @@ def test_one_call_of_the_system_fails(tmp_path: Path, call: str) -> None:
     faults = [f"{call}:{turn}:{code}:0" for turn in range(1, 40, 7) for code in codes]
     struck, _ = fail(tmp_path, library, faults)
     assert struck >= 3, "they have to be reached"
+
+
+needs_shim = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not shutil.which("gcc"),
+    reason="the calls are made to fail by a preloaded library: Linux, and gcc",
+)
+
+
+@needs_shim
+def test_who_asked_is_told_of_what_failed(tmp_path: Path) -> None:
+    """An acknowledgement whose write or sync failed is none: not of a change, not of a sync, not of an end."""
+    library = build_shim(tmp_path / "shim.so")
+    assert int(behind(library, ASKED, str(tmp_path))) >= 16
+
+
+@needs_shim
+def test_an_error_that_is_swallowed_is_found(tmp_path: Path) -> None:
+    library = build_shim(tmp_path / "shim.so")
+    with pytest.raises(AssertionError, match=r"pwrite.*None"):
+        behind(library, ASKED, str(tmp_path), "plant")
 
 
 def test_an_error_is_for_whom_it_concerns(disk: Disk) -> None:
@@ -369,12 +467,17 @@ def campaign(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("plant", [[], ["--plant"]], ids=["", "plant"])
+KILLS, STORES = ["--kills", "10" if SHORT else "25"], ["--stores", "25" if SHORT else "60"]
+
+
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "plant"),
     [
-        ("disk_kill.py", ["--kills", "10" if SHORT else "25"]),
-        ("disk_damage.py", ["--stores", "25" if SHORT else "60"]),
+        ("disk_kill.py", KILLS, []),
+        ("disk_kill.py", KILLS, ["--plant"]),
+        ("disk_kill.py", KILLS, ["--plant", "stuck"]),
+        ("disk_damage.py", STORES, []),
+        ("disk_damage.py", STORES, ["--plant"]),
     ],
 )
 def test_a_slice_of_the_campaign(name: str, options: list[str], plant: list[str]) -> None:

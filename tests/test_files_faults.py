@@ -6,6 +6,7 @@ The calls fail in a child, whose libc is behind tests/fault/shim.c; it runs `mai
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -34,6 +35,19 @@ CALLS = (
     "write", "fsync", "fdatasync", "rename", "link", "unlink", "close",
 )  # fmt: skip
 PIECEMEAL = ("pwrite", "write", "pread", "read")  # these may do a part, and are called again
+TOLD = (
+    "pwrite",
+    "write",
+    "writev",
+    "ftruncate",
+    "fallocate",
+    "msync",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "link",
+)
+"""Where one of these fails, whoever asked is told: the file may look right now, and not be on disk."""
 FAIL, FAIL_ON, HALF = range(3)
 KEYS, SIZE = 300, "400kB"
 
@@ -322,6 +336,11 @@ def faults(short: bool) -> Iterator[Fault]:
             yield Fault(call, errno.EINTR, FAIL)
 
 
+def refuses(error: int, how: int) -> bool:
+    """Not where a part is done, nor where the call was interrupted: both go on."""
+    return how != HALF and error != errno.EINTR
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -355,8 +374,10 @@ class Child:
             count = self.shim.shim_disarm()
         return count, raised
 
-    def wrong(self, fault: Fault, raised: BaseException | None) -> str:
+    def wrong(self, fault: Fault, raised: BaseException | None, struck: bool) -> str:
         """What does not hold after it; empty if all does."""
+        if struck and raised is None and fault.call in TOLD and refuses(fault.error, fault.how):
+            return "raised nothing"
         left = sorted(p.name for p in self.root.iterdir() if p.name.endswith((".saving", ".new")))
         if left and not (fault.call == "unlink" and fault.how == FAIL_ON):
             return f"left {left}"
@@ -396,7 +417,7 @@ class Child:
                 self.open = descriptors()
                 count, raised = self.attempt(fault, turn)
                 turns[fault.call] = max(turns[fault.call], count)
-                what = self.wrong(fault, raised)
+                what = self.wrong(fault, raised, count >= turn)
                 if what:
                     bad.append(f"{fault} turn {turn}: {what}")
                 if count < turn:
@@ -406,7 +427,20 @@ class Child:
         return {"tried": tried, "turns": turns, "bad": bad}
 
 
-def main(work: str, root: str, short: str) -> None:
+def careless(name: str) -> None:
+    """A fault to be found: from here on nobody hears that this call failed."""
+    real = getattr(os, name)
+
+    def call(*args: Any) -> None:
+        with contextlib.suppress(OSError):
+            real(*args)
+
+    setattr(os, name, call)
+
+
+def main(work: str, root: str, short: str, *planted: str) -> None:
+    for name in planted:
+        careless(name)
     print(json.dumps(Child(work, Path(root)).run(bool(int(short)))))
 
 
@@ -427,11 +461,11 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def run_child(shim: Path, work: str, root: Path) -> dict[str, Any]:
+def run_child(shim: Path, work: str, root: Path, *planted: str) -> dict[str, Any]:
     before = os.environ.get("LD_PRELOAD", "")
     package = str(Path(gbcache.__file__).parent.parent)
     env = {**os.environ, "LD_PRELOAD": f"{before} {shim}".strip(), "PYTHONPATH": package}
-    call = [sys.executable, __file__, work, str(root), str(int(SHORT))]
+    call = [sys.executable, __file__, work, str(root), str(int(SHORT)), *planted]
     ran = subprocess.run(call, env=env, cwd="/", capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return dict(json.loads(ran.stdout))
@@ -444,6 +478,13 @@ def test_each_call_fails(work: str, shim: Path) -> None:
         told = run_child(shim, work, Path(root))
     assert not told["bad"], "\n".join(told["bad"][:20])
     assert told["tried"] and all(told["turns"][call] for call in MUST[work].split()), told
+
+
+@needs_shim
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_an_error_that_is_swallowed_is_found(call: str, shim: Path, tmp_path: Path) -> None:
+    told = run_child(shim, "SaveOver", tmp_path, call)
+    assert any(f"'{call}'" in what and "raised nothing" in what for what in told["bad"]), told
 
 
 if __name__ == "__main__":

@@ -34,11 +34,12 @@ def test_sixty_kills() -> None:
     assert "lost 0, resurrected 0, wrong 0, other 0" in ran.stdout
 
 
-@pytest.mark.parametrize("what", ["lost", "resurrected", "wrong"])
+@pytest.mark.parametrize("what", ["lost", "resurrected", "wrong", "stuck"])
 def test_a_planted_fault_is_found(what: str) -> None:
-    """A child acknowledges a set or a delete that it did not do, or sets another value."""
+    """A child acknowledges a set or a delete that it did not do, sets another value, or its writers stop."""
     ran = campaign("--kills", "60", "--wait", "10", "70", "--seed", "1", "--plant", what)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     # A counter that was not set shows as wrong, or as an error, at the child's next look.
-    assert any(f"\n{kind}: " in ran.stdout for kind in (what, "wrong", "error")), ran.stdout
+    shown = ("hang",) if what == "stuck" else (what, "wrong", "error")
+    assert any(f"\n{kind}: " in ran.stdout for kind in shown), ran.stdout
     shutil.rmtree(ran.stdout.split("kept: ")[1].strip())

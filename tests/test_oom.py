@@ -86,10 +86,11 @@ def test_memory_is_short(way: str, cases: list[str], step: int, shim: Path) -> N
 
 
 def test_it_finds_what_is_planted(shim: Path) -> None:
-    """A half state, a leak and a crash, in operations of their own."""
+    """A half state, leaks and a crash, in operations of their own."""
     found = {
         one["case"]: one["bad"] for one in sweep(shim, "python", "--only", "planted:", "--planted")
     }
     assert found["planted: half a state"] and found["planted: a descriptor"], found
+    assert any("held by" in what for what in found["planted: an object that is kept"]), found
     assert any("ended in ours with signal 11" in what for what in found["planted: a crash"]), found
     assert not found["planted: nothing"], found

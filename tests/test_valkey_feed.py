@@ -477,7 +477,7 @@ def proof(*options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(SHORT, reason="the proofs count in seconds")
 def test_no_copy_outlives_what_is_stated() -> None:
-    ran = proof("--writes", "8000", "--cuts", "8", "--down", "0.3")
+    ran = proof("--writes", "8000", "--cuts", "8", "--down", "0.8")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "all as stated" in ran.stdout
 

@@ -4,7 +4,8 @@
  *
  *   shim_root(path)              what is watched; nothing else is touched, and nothing else is counted
  *   shim_arm(name, n, error, how)   the n-th call of `name` from here on does what `how` says; "" counts all
- *   shim_disarm()                how many calls of that name there were
+ *   shim_calls()                 how many calls of that name there were so far
+ *   shim_disarm()                the same, and no more fail
  *   shim_log(path)               what is written from here on is recorded there; NULL: no longer
  *   shim_mark(text)              a line of its own in the record
  *   shim_memory(n, how)          the n-th thing our own objects ask of the system's memory fails: malloc, calloc,
@@ -84,6 +85,7 @@ void shim_arm(const char *name, int n, int error, int what) {
     snprintf(armed, sizeof armed, "%s", name);
     turn = n, error_no = error, how = what, calls = 0, is_armed = 1;
 }
+int shim_calls(void) { return calls; }
 int shim_disarm(void) {
     is_armed = 0;
     return calls;

@@ -126,7 +126,8 @@ def main() -> int:
     targets = args.only or TARGETS
     what = [(target, variant) for target in targets for variant in args.variant or VARIANTS]
     limit = Limit(max(1, args.seconds * args.jobs // len(what)), args.runs)
-    print(f"{'clang, libFuzzer' if clang else 'gcc, driver.c'}; seed {args.seed}", flush=True)
+    driver = "clang's libFuzzer" if clang else "gcc and driver.c"
+    print(f"{driver}; seed {args.seed}", flush=True)
     with ThreadPoolExecutor(args.jobs) as jobs:
         runs = list(jobs.map(lambda one: run(*one, clang, limit, args.seed), what))
     for target in targets:
@@ -136,7 +137,7 @@ def main() -> int:
         found = "nothing found" if good else f"FOUND, in build/proof, seed {args.seed}"
         said.row(
             f"fuzz {target}, under ASan and UBSan: nothing is found",
-            f"{total:,} runs, {rate:,.0f}/s: {found}",
+            f"{total:,} runs by {driver}, {rate:,.0f}/s: {found}",
             good,
         )
     return said.verdict()

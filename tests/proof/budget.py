@@ -247,7 +247,7 @@ def main() -> int:
     said.row(
         f"accounted bytes within the budget after each operation, {build} build; too large: refused, nothing evicted",
         f"{looks:,} operations, {wrong or '0 wrong'}",
-        not wrong,
+        not wrong and looks > 0,
     )
     if not args.accounts:
         growth(args.seed, args.plant)

@@ -27,12 +27,14 @@ import said
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test_files_corrupt as corrupt
 
-from gbcache import Cache, snapshot
+from gbcache import Cache, _packed, snapshot
 from gbcache._packed import BUILD
 
 BYTES = 65_536
 MOMENT = 1_700_000_000_000
 """Of the wall clock, in milliseconds."""
+SANITIZED = b"__asan_init" in Path(_packed.__file__).read_bytes()
+"""Of the build itself: its library may be loaded beside any."""
 
 
 def make(path: Path, n: int, seed: int) -> None:
@@ -137,6 +139,8 @@ def main() -> int:
     parser.add_argument("--plant", action="store_true")
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
+    if "ASAN_OPTIONS" in os.environ and not SANITIZED:
+        parser.error(f"{_packed.__file__} is not built with ASan")
     ram = "/dev/shm" if os.path.isdir("/dev/shm") else None
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(dir=ram) as made:
@@ -152,7 +156,7 @@ def main() -> int:
     total = sum(n for n, _, _ in told)
     said.row(
         f"a snapshot of {args.bytes / 1024:g} KiB: every bit flipped, every truncation, read and mapped: refused",
-        f"{total:,} files, each refused{', under ASan and UBSan' if 'ASAN_OPTIONS' in os.environ else ''}; seed "
+        f"{total:,} files, each refused{', under ASan and UBSan' if SANITIZED else ''}; seed "
         f"{args.seed}, the sound file's digest {digests[0]}"
         if not wrong
         else f"{len(wrong)} modes WRONG: {wrong[0]}; seed {args.seed}",

@@ -115,10 +115,12 @@ def damage(folder: Path, dice: random.Random) -> str:
     if path.stat().st_size == 0 or dice.random() < 0.01:
         path.unlink()
         return f"{path.name.partition('.')[0]} removed"
-    data = bytearray(path.read_bytes())
-    how = dice.choice([flip, flip, flip_head, flip_head, smash, swap, cut, cut, lengthen])(
-        data, dice
-    )
+    before = path.read_bytes()
+    data = bytearray(before)
+    while data == before:  # zeros over zeros, a bit flipped twice: no damage
+        how = dice.choice([flip, flip, flip_head, flip_head, smash, swap, cut, cut, lengthen])(
+            data, dice
+        )
     path.write_bytes(data)
     return f"{path.name.partition('.')[0]} {how}"
 
@@ -198,7 +200,7 @@ def campaign(stores: int, seed: int, plant: bool = False) -> tuple[Counter[str],
         for killed in (False, True):
             folder = root / ("killed" if killed else "closed")
             sound.append((folder, make(folder, seed, killed)))
-        for n in range(stores):
+        for n in range(stores + 2):  # the first two are not damaged, and must be well
             dice = random.Random(f"{seed}:{n}")
             source, entries = sound[n % 2]
             folder = root / "damaged"
@@ -230,7 +232,7 @@ def main() -> int:
     )
     if args.plant:
         return int(not problems)
-    refused, harmless = outcomes[NAMES[REFUSED]], outcomes[NAMES[HARMLESS]]
+    refused, harmless = outcomes[NAMES[REFUSED]], outcomes[NAMES[HARMLESS]] - 2
     said.row(
         "a damaged Disk is refused, or all of it is right",
         f"{args.stores:,} damaged stores: {refused:,} refused, {harmless:,} unharmed, {len(problems)} wrong",

@@ -7,8 +7,9 @@ threads, each on its own keys: single ones, many in a call, removals, values of 
 that LMDB is written to all the time, or large ones. The parent kills it at a random instant: while it opens, looks,
 writes, or closes. The ledger is memory that both share: an operation is noted before it begins and after it returned.
 A key may be as its last operation left it or, where one had begun, as that one would. With ``--plant`` a child
-acknowledges what it does not do, and that must be found. A child that ends in any way but by our kill, or is still
-opening after a minute, is a fault as well.
+acknowledges what it does not do, with ``--plant stuck`` a thread waits for ever, and that must be found. A child that
+ends in any way but by our kill, is still opening after a minute, or has a thread that acknowledges nothing before it is
+killed, is a fault as well. After the last kill all is looked at once more.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from gbcache.disk import Disk
 THREADS, KEYS, PATIENCE = 4, 60, 60.0
 MODES = ("always", "interval", "never")
 SLOT = struct.Struct("<QQ")  # begun, done
-HEAD = 4096  # opened 8 | wrong: length 8, text
+HEAD = 4096  # opened 8 | wrong: length 8, text | at DONE, of each thread: calls acknowledged 8
+DONE = 3072
+SHUT, OPENED, CLOSING = range(3)
 LAYERS = (1 << 15, 1 << 18, 16 << 20)
 
 
@@ -60,9 +63,15 @@ class Ledger:
         return int(struct.unpack_from("<Q", self.memory, 0)[0])
 
     def complain(self, text: str) -> None:
-        said = text.encode()[:3000]
+        said = text.encode()[: DONE - 16]
         self.memory[16 : 16 + len(said)] = said
         struct.pack_into("<Q", self.memory, 8, len(said))
+
+    def calls(self, thread: int) -> int:
+        return int(struct.unpack_from("<Q", self.memory, DONE + 8 * thread)[0])
+
+    def add_call(self, thread: int) -> None:
+        struct.pack_into("<Q", self.memory, DONE + 8 * thread, self.calls(thread) + 1)
 
     @property
     def complaint(self) -> str:
@@ -119,9 +128,11 @@ def verify(disk: Disk, ledger: Ledger) -> None:
         )
 
 
-def write(disk: Disk, ledger: Ledger, thread: int, seed: str, plant: bool) -> None:
+def write(disk: Disk, ledger: Ledger, thread: int, seed: str, plant: str) -> None:
     dice = random.Random(f"{seed}:{thread}")
     while True:
+        if plant == "stuck" and dice.random() < 0.05:
+            threading.Event().wait()
         many = dice.choice([1, 1, 1, 3, 10])
         slots = [thread * KEYS + i for i in dice.sample(range(KEYS), many)]
         numbers = [ledger.get(slot)[1] + 1 for slot in slots]
@@ -129,15 +140,17 @@ def write(disk: Disk, ledger: Ledger, thread: int, seed: str, plant: bool) -> No
             ledger.begin(slot, n)
         made = [(key_of(slot), state(slot, n)) for slot, n in zip(slots, numbers, strict=True)]
         gone = [key for key, value in made if value is None]
-        if not (plant and dice.random() < 0.05):
+        if not (plant == "lost" and dice.random() < 0.05):
             if gone:
                 disk.delete_many(gone)
             disk.put_many([(k, v, dice.choice([None, 1e6])) for k, v in made if v is not None])
         for slot, n in zip(slots, numbers, strict=True):
             ledger.end(slot, n)
+        ledger.add_call(thread)
 
 
-def child(folder: Path, ledger: Ledger, seed: str, plant: bool) -> None:
+def child(folder: Path, ledger: Ledger, seed: str, plant: str, last: bool = False) -> None:
+    """`last`: it looks, closes, and ends well."""
     try:
         dice = random.Random(seed)
         engine.LAYER, engine.SWEEP, engine.IDLE = (
@@ -149,7 +162,10 @@ def child(folder: Path, ledger: Ledger, seed: str, plant: bool) -> None:
             folder, sync=dice.choice(MODES[:2] if dice.random() < 0.9 else MODES), interval=0.005
         )
         verify(disk, ledger)
-        ledger.set_opened(1)
+        if last:
+            disk.close()
+            os._exit(0)
+        ledger.set_opened(OPENED)
         closing = threading.Event()
         work = [
             threading.Thread(
@@ -161,6 +177,7 @@ def child(folder: Path, ledger: Ledger, seed: str, plant: bool) -> None:
             thread.start()
         if dice.random() < 0.2:
             time.sleep(dice.random() * 0.05)
+            ledger.set_opened(CLOSING)
             closing.set()
             disk.close()
         time.sleep(PATIENCE)
@@ -185,13 +202,24 @@ def alive(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
-def campaign(kills: int, seed: int, plant: bool = False) -> tuple[dict[str, int], str]:
+def stuck(ledger: Ledger, pid: int, patience: float) -> str:
+    """Which thread acknowledges nothing more; of those that wait for each other a kill would show nothing."""
+    for thread in range(THREADS):
+        before, end = ledger.calls(thread), time.monotonic() + patience
+        while ledger.calls(thread) == before and ledger.opened == OPENED and alive(pid):
+            if time.monotonic() > end:
+                return f"thread {thread} acknowledged nothing in {patience:g} s"
+            time.sleep(0.001)
+    return ""
+
+
+def campaign(kills: int, seed: int, plant: str = "") -> tuple[dict[str, int], str]:
     """Counts, and what was wrong, which ends it."""
     dice, ledger = random.Random(seed), Ledger()
     counts = {"kills": 0, "while opening": 0}
     folder = Path(tempfile.mkdtemp(prefix="disk-kill-"))
-    for n in range(kills + 1):
-        ledger.set_opened(0)
+    for n in range(kills):
+        ledger.set_opened(SHUT)
         hung = ""
         pid = os.fork()
         if not pid:
@@ -206,6 +234,8 @@ def campaign(kills: int, seed: int, plant: bool = False) -> tuple[dict[str, int]
                     break
                 time.sleep(0.001)
             time.sleep(dice.random() * 0.06)
+            hung = hung or stuck(ledger, pid, 3 if plant == "stuck" else PATIENCE)
+            time.sleep(dice.random() * 0.01)  # not always as the last of them has returned
         counts["while opening"] += not ledger.opened
         os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
@@ -214,6 +244,12 @@ def campaign(kills: int, seed: int, plant: bool = False) -> tuple[dict[str, int]
         ended = "" if killed else f"it was not our kill that ended it: wait status {status:#x}"
         if wrong := ledger.complaint or hung or ended:
             return counts, f"round {n}: {wrong} (kept: {folder})"
+    pid = os.fork()
+    if not pid:
+        signal.alarm(int(PATIENCE))
+        child(folder / "d", ledger, f"{seed}:last", "", last=True)
+    if os.waitpid(pid, 0)[1]:
+        return counts, f"after the last kill: {ledger.complaint or 'it died'} (kept: {folder})"
     counts["acknowledged"] = sum(ledger.get(slot)[1] for slot in range(THREADS * KEYS))
     shutil.rmtree(folder)
     return counts, ""
@@ -223,7 +259,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--plant", action="store_true")
+    parser.add_argument("--plant", nargs="?", const="lost", default="", choices=["lost", "stuck"])
     args = parser.parse_args()
     counts, wrong = campaign(args.kills, args.seed, args.plant)
     print(f"seed {args.seed}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))

@@ -1,11 +1,12 @@
 """kill -9 of the process that has a live file, again and again: nothing that was acknowledged may be lost.
 
 `python tests/proof/kill.py --kills 300`. Each round forks a child that opens the file and writes with four threads,
-each on its own keys, and acknowledges every operation in a side file; kills it at a random instant; and has another
-process reopen the file, check it, and compare every key with what was acknowledged. That one is killed too, half of
-the time, so that a file is mended many times over. Two files by turns: in the roomy one nothing is ever evicted, and so
-nothing may be missing; in the crowded one much is, and only what is found is compared. What else may be under way at a
-kill: sync, save, resize, clear, close, mending, creation.
+each on its own keys, and acknowledges every operation in a side file; kills it at a random instant, once each of the
+four was seen to go on (one that is stuck is a fault); and has another process reopen the file, check it, and compare
+every key with what was acknowledged. That one is killed too, half of the time, so that a file is mended many times
+over. Two files by turns: in the roomy one nothing is ever evicted, and so nothing may be missing; in the crowded one
+much is, and only what is found is compared. What else may be under way at a kill: sync, save, resize, clear, close,
+mending, creation.
 
 Exits with 1 at the first thing that is wrong; then the directory is kept, with the file as each process found it.
 """
@@ -28,12 +29,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import said
-from kill_child import PLANTS, Plan, brief, child, complain
+from kill_child import ASIDES, PLANTS, Plan, brief, child, complain
 from kill_ledger import (
     ABSENT,
     GONE,
     MISSING,
     SLOTS,
+    THREADS,
     Ledger,
     State,
     allows,
@@ -233,6 +235,9 @@ class Campaign:
         self.kinds: Counter[str] = Counter()
         """Kills, by what was under way."""
         self.acknowledged = dict.fromkeys(SIZES, 0)
+        self.asides: Counter[str] = Counter()
+        """How often each came to its end beside the writers."""
+        self.patience = 3.0 if plant == "stuck" else PATIENCE
         self.under_way = self.came_true = self.evictions = 0
         self.slowest = 0.0
         self.problems: list[tuple[str, str]] = []
@@ -251,7 +256,7 @@ class Campaign:
 
     def fork(self, arena: Arena, run: Callable[[], object]) -> int:
         arena.keep_copy()
-        for name in ("running", "stop"):
+        for name in ("running", "stop", "asides"):
             arena.ledger.put(name, 0)
         pid = os.fork()
         if not pid:
@@ -284,18 +289,33 @@ class Campaign:
                 self.problems += [tuple(json.loads(line)) for line in lines]
             os.unlink(path)
 
-    def until_running(self, arena: Arena, pid: int) -> None:
-        end = time.monotonic() + PATIENCE
-        while not arena.ledger.get("running"):
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is not None:
-                return  # `kill` finds out
+    def until(self, arena: Arena, pid: int, met: Callable[[], Any], hung: str) -> None:
+        """Till that is so, or the child has ended: `kill` finds out."""
+        end = time.monotonic() + self.patience
+        while not met():
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return
             if time.monotonic() > end:
-                what = f"{arena.name}: a child does not open its file in {PATIENCE} s"
+                what = f"{arena.name}: {hung} in {self.patience} s"
                 self.problems.append(("hang", what))
                 return
             time.sleep(0.0002)
+
+    def until_running(self, arena: Arena, pid: int) -> None:
+        open_ = "a child does not open its file"
+        self.until(arena, pid, lambda: arena.ledger.get("running"), open_)
         self.slowest = max(self.slowest, arena.ledger.get("recovery_us") / 1e6)
+
+    def until_all_go_on(self, arena: Arena, pid: int) -> None:
+        """Each writer acknowledges one more: of those that wait for each other the kill would show nothing."""
+        for part in range(THREADS):
+            before = arena.ledger.progress(part)
+            stuck = f"writer {part} acknowledges nothing"
+            self.until(
+                arena, pid, lambda n=part, was=before: arena.ledger.progress(n) != was, stuck
+            )  # type: ignore[misc]
+            if self.problems:
+                return
 
     # --- a round ---------------------------------------------------------------------------------
 
@@ -318,6 +338,9 @@ class Campaign:
         pid = self.fork(arena, lambda: child(plan, arena.ledger))
         self.until_running(arena, pid)
         time.sleep(self.rng.uniform(*self.wait))
+        if not self.problems:
+            self.until_all_go_on(arena, pid)
+        time.sleep(self.rng.uniform(0, 0.005))  # not always as the last of them has returned
         closing = self.rng.random() < 0.08
         if closing:
             arena.ledger.put("stop", 1)
@@ -327,6 +350,7 @@ class Campaign:
         what = "closing" if closing else plan.aside or ("clear" if plan.clears else "writes alone")
         if killed is not None:
             self.kinds[what] += 1
+        self.asides[plan.aside] += arena.ledger.get("asides")
         arena.ledger.fold()
         self.acknowledged[arena.name] += arena.ledger.acknowledged() - before
         return killed
@@ -377,6 +401,11 @@ class Campaign:
         self.came_true += report.came_true
         self.evictions = max(self.evictions, report.evictions)
         self.kinds["(found " + report.how + ")"] += 1
+
+    def idle(self) -> list[str]:
+        """What acknowledged nothing, of what was to be under way at a kill."""
+        files = [name for name, n in self.acknowledged.items() if not n]
+        return files + [what for what in ASIDES if self.kinds[what] >= 10 and not self.asides[what]]
 
     # --- what it says ----------------------------------------------------------------------------
 
@@ -429,12 +458,14 @@ def main() -> int:
             number += 1
     finally:
         print(campaign.summary(seed, time.monotonic() - begun), flush=True)
+    idle = campaign.idle()
     said.row(
         "kill -9 of a live file's writers: nothing acknowledged is lost, raised from the dead or another's",
         f"{campaign.kills():,} kills by turns; {campaign.acknowledged['roomy']:,} acknowledged where there is room for "
         f"all; and {campaign.acknowledged['crowded']:,} in a crowded file, of which what is found is checked (what is "
-        f"missing may be evicted); {len(campaign.problems)} wrong",
-        not campaign.problems and campaign.kills() >= given.kills,
+        f"missing may be evicted); {len(campaign.problems)} wrong"
+        + (f"; nothing acknowledged: {', '.join(idle)}" if idle else ""),
+        not campaign.problems and not idle and campaign.kills() >= given.kills,
     )
     for kind, text in campaign.problems[:10]:
         print(f"{kind}: {text}")

@@ -39,7 +39,7 @@ from kill_ledger import (
 
 import gbcache
 
-PLANTS = ["lost", "resurrected", "wrong"]
+PLANTS = ["lost", "resurrected", "wrong", "stuck"]
 KEYS = [key_of(slot) for slot in range(SLOTS)]
 
 
@@ -61,7 +61,7 @@ class Plan:
     """One thread writes all keys, and clears now and then."""
     options: dict[str, Any] = field(default_factory=dict)
     plant: str = ""
-    """A fault to be found: an operation in 50 that is acknowledged and not done (or done wrong)."""
+    """A fault to be found: an operation in 50 that is acknowledged and not done (or done wrong), or never returns."""
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -92,6 +92,8 @@ class Writer:
         return range(self.first, self.first + PER_THREAD)
 
     def step(self) -> None:
+        if self.planted("stuck"):
+            threading.Event().wait()
         self.mix[int(self.rng.random() * 100)]()
 
     # --- what to write ---------------------------------------------------------------------------
@@ -382,7 +384,7 @@ def work(plan: Plan, ledger: Ledger) -> None:
         jobs = [lambda: alone(cache, ledger, writers)]
     if plan.aside in ASIDES:
         aside = ASIDES[plan.aside]
-        jobs.append(lambda: aside(cache, plan))
+        jobs.append(lambda: (aside(cache, plan), ledger.put("asides", ledger.get("asides") + 1)))
     threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
     for thread in threads:
         thread.start()

@@ -33,7 +33,7 @@ MISSING = object()
 _WORDS = 16  # of a slot
 _HEAD = 64
 _DRILL = 16  # five words for each part: first slot, how many, begun, done; and operations of drills that are over
-_FIELDS = ["running", "stop", "clearing", "recovery_us"]
+_FIELDS = ["running", "stop", "clearing", "recovery_us", "asides"]
 _POOL = random.Random(0).randbytes(140_000).hex().encode()
 
 
@@ -239,6 +239,12 @@ class Ledger:
                 self._words[at] = self._words[at + 1] + begun
                 self._words[at + 1] += done
             self._words[drill + 1] = 0
+
+    def progress(self, part: int) -> tuple[int, int, int]:
+        """Another one after each operation of this writer that was acknowledged."""
+        at, drill = self._at(part * PER_THREAD), _DRILL + 5 * part
+        done = sum(self._words[at + 1 : at + PER_THREAD * _WORDS : _WORDS])
+        return done, self._words[drill + 3], self._words[drill + 4]
 
     def acknowledged(self) -> int:
         return sum(self._words[_HEAD + 1 :: _WORDS]) + sum(

@@ -17,6 +17,7 @@ KEPT = Path(__file__).resolve().parent.parent.parent / "build" / "proof"
 MARK = "row|"
 OURS = re.compile(r"/gbcache/\w+\.\w")
 """A frame of a stack in what we wrote, or what Cython made of it: every module, whatever its name."""
+GIVEN = ("GB_EXPECT", "GB_SLICE", "PYTHONMALLOC", "ASAN_OPTIONS", "LD_PRELOAD")
 _rows: list[str] = []
 _all_good = True
 
@@ -47,18 +48,20 @@ def kept(name: str) -> Path:
 
 
 def replay() -> str:
-    """The command of this part, with all it was given."""
+    """The command of this part, with all it was given: a build under ASan does not start without its library."""
     root = KEPT.parent.parent
     name, paths = os.path.relpath(sys.argv[0], root), os.environ.get("PYTHONPATH", ".")
     path = os.path.relpath(paths.split(os.pathsep)[0], root)
-    return shlex.join([f"PYTHONPATH={path}", "python", name, *sys.argv[1:]])
+    more = [f"{given}={os.environ[given]}" for given in GIVEN if given in os.environ]
+    return shlex.join(["env", f"PYTHONPATH={path}", *more, "python", name, *sys.argv[1:]])
 
 
 def verdict() -> int:
-    """0 if every row so far is good: the exit status of a part."""
+    """0 if there are rows, and every one so far is good: the exit status of a part."""
     print(f"replayed by: {replay()}", flush=True)
-    if not _all_good:
+    good = _all_good and bool(_rows)
+    if not good:
         path = kept(Path(sys.argv[0]).stem + "-rows")
         path.write_text("\n".join([replay(), *_rows, ""]))
         print(f"kept: {path}", flush=True)
-    return 0 if _all_good else 1
+    return 0 if good else 1

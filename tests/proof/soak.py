@@ -8,8 +8,8 @@ may not be slower than the first (medians, over windows, of each window's median
 dict's operations that are timed beside them: the machine is shared). Whoever measures is another process, which was
 forked from: what it keeps is in build/proof/soak-*, and the two share the words that are counted in. A third one writes
 to a live file and acknowledges in a side file; it is killed, started again, and what it acknowledged must be there.
-With `--plant leak` a thread keeps what it reads, with `--plant slow` each read waits longer and longer: both must be
-found.
+With `--plant leak` a thread keeps what it reads, with `--plant slow` each read waits longer and longer, with
+`--plant mute` the child acknowledges nothing: all must be found.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ THREADS, KEYS, SAMPLE = 8, 40_000, 4000
 ROUND, PERIOD = 50, 0.004
 """Operations, and the seconds in which each thread does so many of them, however fast the machine is: what threads
 hold at one moment is of one size then, and a busy neighbour is not taken for growth (100,000 operations a second)."""
+PATIENCE = 30.0
+"""Seconds a child has to open its file and to acknowledge, beyond those until it is killed."""
 FILL = 200_000
 """Entries that are set before anything is measured: six times what the byte budget holds, and more."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -111,44 +113,71 @@ def add(ring: memoryview, x: int) -> None:
 # --- the child -------------------------------------------------------------------------------------------------
 
 
-def child(root: Path) -> None:
-    """Counts up in a live file, and acknowledges each number in a side file once it is there."""
+def acknowledged_in(root: Path) -> int:
+    path = root / "acknowledged"
+    return int(path.read_bytes() or b"0") if path.exists() else 0
+
+
+def child(root: Path, how: str) -> None:
+    """Counts up in a live file, and acknowledges each number in a side file once it is there. `how`: "look", that all
+    is there, and no more; "mute", a fault: it acknowledges nothing."""
     with Cache("2MB", path=root / "live") as cache:
         acknowledged = os.open(root / "acknowledged", os.O_CREAT | os.O_RDWR, 0o600)
-        n = int(os.pread(acknowledged, 20, 0) or b"0")
+        n = acknowledged_in(root)
         for key in range(max(0, n - 99), n + 1):
             found = cache.get(key % 100)
             if n and (found is None or found < key):
                 print(f"key {key % 100} is {found}, {key} was acknowledged", flush=True)
                 os._exit(3)
+        if how == "look":
+            return
         while True:
             n += 1
             cache[n % 100] = n
-            os.pwrite(acknowledged, b"%020d" % n, 0)
+            if how != "mute":
+                os.pwrite(acknowledged, b"%020d" % n, 0)
             if not n % ROUND:  # at a pace, too: it is not to be a load beside what is timed
                 time.sleep(PERIOD)
 
 
 class Kills(threading.Thread):
-    def __init__(self, root: Path, every: float) -> None:
+    def __init__(self, root: Path, every: float, plant: str) -> None:
         super().__init__(daemon=True)
         self.root, self.every, self.over = root, every, threading.Event()
         self.kills, self.wrong = 0, list[str]()
+        self.how = "mute" if plant == "mute" else "count"
+
+    def begin(self, how: str) -> subprocess.Popen[str]:
+        call = [sys.executable, __file__, "--child", str(self.root), how]
+        return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def run(self) -> None:
-        while not self.over.is_set():
-            call = [sys.executable, __file__, "--child", str(self.root)]
-            made = subprocess.Popen(
-                call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            self.over.wait(self.every)
-            if made.poll() is None:
-                os.kill(made.pid, signal.SIGKILL)
+        while not self.over.is_set() and not self.wrong:
+            self.once()
+        if not self.wrong:  # what the last one acknowledged is there
+            made = self.begin("look")
             out, _ = made.communicate()
-            if made.returncode != -signal.SIGKILL:
-                self.wrong.append(f"the child ended with {made.returncode}: {out[-400:]}")
-                return
+            if made.returncode:
+                self.wrong.append(f"after the last kill: {made.returncode}: {out[-400:]}")
+
+    def once(self) -> None:
+        """A kill counts of a child that opened the file and went on in it; a busy machine is given time."""
+        before, made = acknowledged_in(self.root), self.begin(self.how)
+        self.over.wait(self.every)
+        until = time.monotonic() + PATIENCE
+        while acknowledged_in(self.root) == before and made.poll() is None:
+            if self.over.wait(0.05) or time.monotonic() > until:
+                break
+        over, went_on = self.over.is_set(), acknowledged_in(self.root) > before
+        if made.poll() is None:
+            os.kill(made.pid, signal.SIGKILL)
+        out, _ = made.communicate()
+        if made.returncode != -signal.SIGKILL:
+            self.wrong.append(f"the child ended with {made.returncode}: {out[-400:]}")
+        elif went_on:
             self.kills += 1
+        elif not over:
+            self.wrong.append("the child acknowledged nothing before it was killed")
 
 
 # --- the work --------------------------------------------------------------------------------------------------
@@ -274,9 +303,11 @@ def works(words: Words, args: argparse.Namespace, root: Path, timed: float) -> i
     return pid
 
 
-def measured(words: Words, pid: int, root: Path, seconds: float, every: float) -> dict[str, Any]:
+def measured(
+    words: Words, pid: int, root: Path, seconds: float, every: float, plant: str
+) -> dict[str, Any]:
     """Looks at the process from outside, for so long; then it is to end."""
-    kills, begun = Kills(root, every), time.monotonic()
+    kills, begun = Kills(root, every, plant), time.monotonic()
     kills.start()
     rings = [words.ring(n) for n in range(2 * THREADS)]
     samples, windows, lie = [], [], []
@@ -365,15 +396,17 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--plant", choices=["leak", "slow"], default="")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--plant", choices=["leak", "slow", "mute"], default="")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(Path(args.child))
+        child(Path(args.child[0]), args.child[1])
+        return 0
     seconds, words = args.minutes * 60, Words()
     with tempfile.TemporaryDirectory() as root:
         pid = works(words, args, Path(root), 0.05 if seconds < 600 else 0.005)
-        told = measured(words, pid, Path(root), seconds, min(60.0, max(3.0, seconds / 12)))
+        every = min(60.0, max(3.0, seconds / 12))
+        told = measured(words, pid, Path(root), seconds, every, args.plant)
     for what in told["wrong"][:10]:
         print(what, flush=True)
     case = said.kept("soak")

@@ -82,7 +82,7 @@ def under_python(
     """The exit status of a Python under memcheck, what it said, our reports, and how many there were in all."""
     log = folder / "log.xml"
     env = {**os.environ, "PYTHONMALLOC": "malloc", "PYTHONPATH": f"{BUILD}:{sysconfig.get_path('purelib')}",
-           "GB_SLICE": "short", "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
+           "GB_SLICE": "short", "GB_EXPECT": BUILD.name, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
     ran = subprocess.run(
         [*MEMCHECK, "--undef-value-errors=no", "--child-silent-after-fork=yes", "--xml=yes", f"--xml-file={log}", python, *arguments],
         env=env, cwd=ROOT, capture_output=True, text=True, check=False,

@@ -41,7 +41,8 @@ from gbcache.valkey import Valkey  # noqa: E402
 KEYS, CALLERS = 1000, 8
 LIMIT = 0.050
 """Seconds: of a channel that is whole, no copy is older than that."""
-HEARTBEAT = 0.1
+HEARTBEAT, NOTICED = 0.1, 5.0
+"""Seconds; and after how many, at most, a channel that was cut must have begun anew."""
 NAMES = [f"key{i}" for i in range(KEYS)]
 
 
@@ -53,6 +54,26 @@ class Deaf:
 
     def changed(self, keys: Any) -> None:
         pass
+
+
+class Told:
+    """A listener that counts how often the channel began anew."""
+
+    def __init__(self, listener: Any) -> None:
+        self.lost, self.changed = listener.lost, listener.changed
+        self._restored, self.begun = listener.restored, 0
+
+    def restored(self) -> None:
+        self.begun += 1
+        self._restored()
+
+
+class Counted(Valkey):
+    told: Told
+
+    def feed(self, listener: Any) -> None:
+        self.told = Told(listener)
+        super().feed(self.told)
 
 
 class Planted(Valkey):
@@ -250,7 +271,7 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
     writes = count * 40_000 + 200_000
     path = place / f"cuts{max_staleness}"
     ledger, rng = Ledger(path, writes), random.Random(seed)
-    far = Valkey(
+    far = Counted(
         proxy.url, timeout=0.3, heartbeat=60 if plant else HEARTBEAT, max_staleness=max_staleness
     )
     tier = Tiered(ObjectCache(10 * KEYS), far)
@@ -270,7 +291,7 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
     filler.start()
     metronome = Metronome()
     kinds: Counter[str] = Counter()
-    slowest = 0.0
+    slowest, unseen = 0.0, 0
     turns = rng.sample(["reset", "killed", "silent", "deaf"], 4)
     for n in range(10 * count):
         if n >= count and peeks.seen >= count * 10:  # on a busy machine few copies are seen
@@ -278,7 +299,14 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
         time.sleep(rng.uniform(0.05, 0.3))
         kind = turns[n % 4]
         kinds[kind] += 1
+        before = far.told.begun
         do_fault(kind, proxy, server, rng)
+        try:
+            until(lambda was=before: far.told.begun > was, NOTICED)
+        except AssertionError:  # nobody was cut off: it shows nothing
+            unseen += 1
+            if unseen == 3:
+                break
         slowest = max(slowest, until(lambda: tier.trusts, 10))
     machine = metronome.end()
     lived = filler.is_alive() and peeks.is_alive()
@@ -302,13 +330,16 @@ def cuts(place: Path, count: int, seed: int, max_staleness: float, plant: bool) 
     proxy.close()
     server.close()
     faults = [f"cuts: {what}" for what in died]
+    if unseen:
+        faults.append(f"cuts: {unseen} of {kinds.total()} were not noticed")
     if not lived or not running or peeks.seen < count * 10:
         faults.append("cuts: nothing was proved")
     if peeks.worst > bound + 2 * machine:
         faults.append(f"cuts: a copy was {peeks.worst:.3f} s behind, the bound is {bound} s")
     said.row(
         f"the channel is cut: a copy is behind by two heartbeats + {max_staleness} s at most",
-        f"{kinds.total()} cuts, {peeks.seen:,} looks, {peeks.worst * 1000:.0f} ms of {bound * 1000:.0f} ms",
+        f"{kinds.total()} cuts, {unseen} not noticed, {peeks.seen:,} looks, "
+        f"{peeks.worst * 1000:.0f} ms of {bound * 1000:.0f} ms",
         not faults,
     )
     return faults
@@ -351,11 +382,14 @@ def down(seconds: float, seed: int) -> list[str]:
     threads = [Noted(work, died, n) for n in range(CALLERS)]
     for thread in threads:
         thread.start()
-    back = []
+    back, idle = [], []
     for how in ("stop", "kill"):
         time.sleep(0.3)
+        failed = done["failed"]
         server.stop() if how == "stop" else server.kill()
         time.sleep(seconds)
+        if done["failed"] == failed:
+            idle.append(f"no call failed after the server's {how}")
         server.go_on() if how == "stop" else server.start()
         before = done["good"]
         back.append(until(lambda b=before: tier.trusts and done["good"] > b + 100))
@@ -375,7 +409,7 @@ def down(seconds: float, seed: int) -> list[str]:
     tier.close()
     server.close()
     own = 0.05  # what a call does beside waiting, and how late the machine wakes it
-    faults = [f"down: {what}" for what in died]
+    faults = [f"down: {what}" for what in [*died, *idle]]
     if stuck or most > timeout + own + 2 * machine:
         faults.append(f"down: a call took {most:.3f} s, {stuck} threads are stuck")
     if len(longest) != CALLERS:
