@@ -11,6 +11,7 @@ from cpython.mem cimport PyMem_Free
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy
 
 from ._refs cimport *
 from .errors import BudgetError, ClosedError

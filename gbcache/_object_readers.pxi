@@ -109,22 +109,27 @@ def grow(ObjectStore store):
 
 
 cdef tuple figures_of(gb_refs *r):
-    cdef uint64_t top
-    c = r.counters
-    top = (<uint64_t>gb_refs_top(r) + 1) * 8
-    queue = 0 if r.queue == NULL else gb_queue_bytes(r.queue)
+    """All is copied before the first object is made: that may run the collector, and it anything, `close` too."""
+    cdef gb_refs_counters c = r.counters
+    cdef uint32_t ledger[9]
+    memcpy(ledger, r.index.arena.root.ledger, sizeof(ledger))
+    cdef uint64_t top = (<uint64_t>gb_refs_top(r) + 1) * 8
+    cdef uint64_t queue = 0 if r.queue == NULL else gb_queue_bytes(r.queue)
+    cdef uint64_t weight = r.weight, max_weight = r.max_weight
+    cdef uint32_t count = r.index.table.root.count, timed = r.index.wheel.root.count
+    cdef uint32_t max_entries = r.max_entries, max_steps = r.max_steps
     counters = dict(hits=c.hits, misses_absent=c.misses_absent,
                     misses_expired=c.misses_expired, sets=c.sets, replaces=c.replaces,
                     deletes=c.deletes, evictions=c.evictions, expirations=c.expirations,
                     rejects=c.rejects, clears=c.clears, moves=0, loads=c.loads,
                     load_errors=c.load_errors, stale_hits=c.stale_hits)
-    parts = {name: <uint64_t>r.index.arena.root.ledger[i] * 8 for i, name in enumerate(KINDS)}
+    parts = {name: <uint64_t>ledger[i] * 8 for i, name in enumerate(KINDS)}
     parts["free"] = 0
     parts["free"] = top - sum(parts.values())
     parts["ring"] += queue
-    sizes = dict(entries=r.index.table.root.count, timed=r.index.wheel.root.count,
-                 total=top + queue, max_entries=r.max_entries, weight=r.weight, max_weight=r.max_weight)
-    return counters, parts, sizes, {"any": r.max_steps}
+    sizes = dict(entries=count, timed=timed, total=top + queue, max_entries=max_entries, weight=weight,
+                 max_weight=max_weight)
+    return counters, parts, sizes, {"any": max_steps}
 
 
 cdef install():
