@@ -89,7 +89,7 @@ class Watch:
     """
 
     def __init__(self, hub: Hub, cursor: Cursor, kinds: int, values: bool) -> None:
-        self._hub, self._cursor = hub, cursor
+        self._hub, self._cursor, self._cache = hub, cursor, hub._cache()
         self.kinds, self.values = kinds, values
         self._batch: Sequence[Event] = ()  # the one that is being iterated over
         self._at = 0
@@ -143,8 +143,10 @@ class Watch:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_wake"):
-            self._hub.silence(self._wake)
+        if hasattr(self, "_wake") and self._cache is not None:
+            self._cache._bells(
+                self._wake.address, False
+            )  # the hub's reference may be cleared already
 
     def _asleep(self) -> bool:
         """Arms the bell; False if there is news already, or nothing to wait for."""

@@ -82,3 +82,34 @@ for i in range(150):
 print("fine")
 """
     assert said(code, verb) == fine
+
+
+# --- a cache that outlives its watch -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", ["Cache('1MB')", "ObjectCache()"])
+def test_a_watch_that_dies_in_a_cycle_from_which_its_cache_comes_back(make: str) -> None:
+    """Before 3.14 weak references are cleared first, so that the hub does not know its cache any more."""
+    code = """
+import gc
+pool = []
+
+class Owner:
+    def __init__(self):
+        self.cache = eval("gbcache." + sys.argv[1])
+        self.watch = self.cache.watch()
+        self.watch._asleep()
+        self.me = self
+
+    def __del__(self):
+        pool.append(self.cache)
+
+Owner()
+gc.collect()
+bells = [gbcache.watch.Bell(-1) for _ in range(32)]  # as many as there may be
+for bell in bells:
+    pool[0]._bells(bell.address, True)
+pool[0]["k"] = 1
+print("fine")
+"""
+    assert said(code, make) == fine
