@@ -11,7 +11,7 @@ from typing import Any
 
 from . import forks, memory
 from ._object import ObjectStore
-from ._packed import smallest
+from ._packed import smallest, too_small
 from .codec import Codec, name_of, resolve
 from .errors import ClosedError
 from .files import Path
@@ -234,14 +234,11 @@ class Cache(Persistent, Common):
         """
         length = _limit(max_bytes)
         asked = bytes_of(max_bytes)
-        ring = self._figures()[1]["ring"]
-        if length < smallest() + ring:
-            raise ValueError(
-                f"max_bytes={max_bytes!r} is too small: with its ring of events, {ring} bytes, the "
-                f"smallest that works is {smallest() + ring}"
-            )
         count = None if max_entries is None else _count(max_entries)
         with self._alone("resize"):
+            ring = self._figures()[1]["ring"]
+            if length < smallest() + ring:
+                raise too_small(max_bytes, ring)
             if count is not None:
                 self._limit(count)
             before = self._figures()[2]["total"]
