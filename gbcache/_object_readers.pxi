@@ -53,7 +53,7 @@ cdef class ObjectWalk:
     cdef Py_ssize_t at
     cdef int what
 
-    def __cinit__(self, ObjectStore store, int what):
+    def __cinit__(self, ObjectStore store not None, int what):
         self.store, self.what = store, what
         self.keys = gb_bulk_snapshot(&store.refs, &self.hashes)
 
@@ -102,7 +102,7 @@ FRONT = PyCapsule_New(<void *>read_object, GB_FRONT_CAPSULE, NULL)
 """How the front of a `Tiered` reads an ObjectStore."""
 
 
-def grow(ObjectStore store):
+def grow(ObjectStore store not None):
     """Twice the address space, in place where the system can."""
     length = min(MOST, 2 * len(store.map))
     store._reserve(length, copy_needed(length))
@@ -139,6 +139,8 @@ cdef install():
     gb_refs_names.keep = <PyObject *>keep
     gb_refs_names.grow = <PyObject *>grow
     gb_clock_seconds = <PyObject *>seconds_of
+    for name in (BudgetError, ClosedError, keep, grow, seconds_of):
+        Py_INCREF(name)  # C has them as long as the process lasts, whatever becomes of the modules' names
     gb_event_install()
     gb_quick_install(<void *>ObjectStore, sizeof(gb_quick_store))
     import sys

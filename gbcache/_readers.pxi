@@ -8,7 +8,7 @@ cdef class PackedWalk:
     cdef size_t at, n
     cdef int what
 
-    def __cinit__(self, PackedImage store, int what):
+    def __cinit__(self, PackedImage store not None, int what):
         self.store, self.what = store, what
         gb_walk_snapshot(&store.door, &self.hashes, &self.n)
 
@@ -46,6 +46,9 @@ cdef class PackedCursor:
     cdef bint busy  # a thread is within pull: it may wait there without the GIL
     cdef bint finishing  # or within finish
     cdef object __weakref__
+
+    def __cinit__(self, PackedImage store not None):
+        self.store = store
 
     def __dealloc__(self):
         gb_news_close(&self.news)
@@ -127,7 +130,7 @@ cdef class BatchWalk:
     cdef Batch all
     cdef Py_ssize_t at
 
-    def __cinit__(self, Batch all):
+    def __cinit__(self, Batch all not None):
         self.all = all
 
     def __iter__(self):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
 from children import run
+
+from gbcache import Cache
 
 fine = ("fine\n", 0)
 
@@ -113,3 +118,149 @@ pool[0]["k"] = 1
 print("fine")
 """
     assert said(code, make) == fine
+
+
+# --- what closes, or grows, meanwhile ----------------------------------------------------------------
+
+
+HOLDS = """
+hooks = []
+os.register_at_fork(before=lambda: hooks and hooks[0]())  # within ours: the locks are held
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(os.environ.get("GB_EXPECT") == "asan", reason="forks beside threads")
+def test_a_load_that_ends_while_its_cache_is_closed_raises_nothing() -> None:
+    """It found the cache open, and waits for its lock while another thread closes it."""
+    code = """
+import threading, time
+signal.alarm(40)
+raised = []
+
+def ends():
+    try:
+        c._leave("k", bytearray(1), True, False)
+    except gbcache.ClosedError as error:
+        raised.append(error)
+
+def wait():
+    for thread in threads:
+        thread.start()
+    time.sleep(0.03)
+
+hooks.append(wait)
+for _ in range(20):
+    c = gbcache.Cache("1MB")
+    threads = [threading.Thread(target=do) for do in (ends, ends, c.close, ends, ends)]
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    for thread in threads:
+        thread.join()
+assert c.closed and not raised, raised
+print("fine")
+"""
+    done = run(code, first=HOLDS)
+    assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+def test_a_first_reader_while_a_cache_is_made_smaller(step: str) -> None:
+    """Its ring is there between two looks: the cache stays as it was."""
+
+    class Watched(Cache):
+        watch_now = False
+
+        def _figures(self) -> Any:
+            if self.watch_now and step == "before":
+                self._watch()
+            figures = super()._figures()
+            if self.watch_now:
+                self._watch()
+            return figures
+
+        def _watch(self) -> None:
+            self.watch_now = False
+            self.reader = self.watch()
+
+    with Watched("16MB") as cache:
+        cache["k"] = 1
+        cache.watch_now = True
+        with pytest.raises(
+            ValueError, match=r"its ring of events, \d+ bytes, the smallest that works"
+        ):
+            cache.resize("300kB")
+        assert cache.max_bytes == 16_000_000 and cache["k"] == 1
+        cache["k"] = 2
+        assert [event.key for event in cache.reader.read(timeout=1)] == ["k"]
+        cache.check()
+        cache.resize("2MB")
+        cache.check()
+
+
+# --- types that are not for use alone ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "type(iter(Cache('1MB')))(None, 0)",
+        "type(iter(ObjectCache()))(None, 0)",
+        "type(iter(Cache('1MB').watch()._cursor.pull(9)))(None)",
+        "packed.Saver(None, 1, max_bytes=1, at=1, id=bytes(16), codec=b'')",
+        "packed.load(None, 0, 1, '', 1, None)",
+        "gbcache._object.grow(None)",
+        "packed.PackedCursor().pull(2)",
+        "packed.PackedCursor().pending()",
+        "packed.PackedCursor().finish()",
+        "len(packed.Batch()), packed.Batch()[0]",
+        "(iter(packed.Batch()).__next__(),)",
+        "packed.SealedImage().get('k')",
+    ],
+)
+def test_what_is_made_of_nothing_is_an_error(act: str) -> None:
+    code = """
+from gbcache import Cache, ObjectCache, _packed as packed
+try:
+    eval(sys.argv[1])
+except (TypeError, IndexError, StopIteration, gbcache.ClosedError):
+    print("fine")
+"""
+    assert said(code, act) == fine
+
+
+def test_a_save_that_was_ended_goes_on_no_more() -> None:
+    code = """
+from gbcache._packed import Saver
+fd = os.open(os.devnull, os.O_WRONLY)
+saver = Saver(gbcache.Cache("1MB"), fd, max_bytes=1, at=1, id=bytes(16), codec=b"")
+saver.end()
+for act in (lambda: saver.run(1), saver.finish, lambda: saver.written):
+    try:
+        act()
+    except ValueError:
+        print("fine")
+"""
+    assert said(code) == ("fine\n" * 3, 0)
+
+
+def test_what_the_core_calls_outlives_its_names() -> None:
+    code = """
+import gc
+from datetime import timedelta
+
+c, o = gbcache.Cache("1MB"), gbcache.ObjectCache()
+ours = [vars(module) for name, module in sys.modules.items() if name.partition(".")[0] == "gbcache"]
+for name in ("seconds_of", "encode_key", "decode_key", "keep", "KeyLengthError"):
+    for names in ours:
+        names.pop(name, None)
+gc.collect()
+hoard = [(lambda: 7) for _ in range(1000)]
+for cache in (c, o):
+    cache.set("k", 1, ttl=timedelta(seconds=5))
+c[(1, "two")] = 1
+assert list(c) == ["k", (1, "two")]
+print("fine")
+"""
+    assert said(code) == fine
