@@ -338,11 +338,16 @@ cdef class PackedImage:
         gb_door_fork_parent(&self.door)
 
     def _fork_child(self):
+        """Again, it does nothing more. One that was not held, as the fork went past `_before` or cut it short, is closed
+        where another thread was within, for that is not here to go on: as a live file is, whose one writer is the parent."""
         cdef gb_door *d = &self.door
+        cdef bint whole = gb_door_mine(d) or gb_lock_try(&d.lock)
         gb_alone_reborn(<PyObject *>self)
+        if not whole or d.store.live:
+            gb_door_shut(d)
         gb_door_fork_child(d)
-        if not d.store.live or not d.open: return
-        d.open, d.forked = False, True  # one writer: the parent
+        if d.open or self.map is None: return
+        d.forked = d.store.live
         PyBuffer_Release(&self.view)
         map, self.map = self.map, None
         map.close()

@@ -59,7 +59,7 @@ cdef class PackedCursor:
         cdef Batch batch = Batch.__new__(Batch)
         batch.store = self.store
         while self.finishing:
-            gb_door_rest()
+            gb_door_yield(&self.store.door)
         if self.busy:
             raise RuntimeError("another thread is reading these events: give each its own watch")
         self.busy = True
@@ -78,7 +78,7 @@ cdef class PackedCursor:
     def finish(self):
         """Copies out what is left: the cache is about to be closed."""
         while self.busy or self.finishing:
-            gb_door_rest()
+            gb_door_yield(&self.store.door)
         self.finishing = True
         try:
             gb_news_finish(&self.store.door, &self.news)

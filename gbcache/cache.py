@@ -196,8 +196,13 @@ class Cache(Persistent, Common):
     def close(self) -> None:
         """Gives the image's memory back. Closing twice is allowed; any other use raises ClosedError.
 
-        Waits for long copies under way in other threads. What was recorded before is still delivered.
+        Waits for long copies under way in other threads. What was recorded before is still delivered. In a fork's
+        hook that was registered before gbcache was imported it is closed once the fork is over.
         """
+        if not forks.put_off(self._close_now):
+            self._close_now()
+
+    def _close_now(self) -> None:
         was_open = not self.closed
         try:
             if self._file is not None and was_open:
@@ -254,6 +259,10 @@ class Cache(Persistent, Common):
     @contextmanager
     def _alone(self, what: str) -> Iterator[None]:
         """One resize or save at a time; others wait."""
+        if forks.within():
+            raise RuntimeError(
+                f"{what}() within a fork: its other threads cannot go on until it is over"
+            )
         with self._resizing:
             if self._resizing._depth > 1:  # of this thread: the lock is reentrant
                 raise RuntimeError(
@@ -369,8 +378,12 @@ class ObjectCache(ObjectStore, Common):
     def close(self) -> None:
         """Lets go of every key and value, and of the memory. Any other use then raises ClosedError.
 
-        What was recorded before is still delivered.
+        What was recorded before is still delivered. In a fork's hook: as a `Cache`.
         """
+        if not forks.put_off(self._close_now):
+            self._close_now()
+
+    def _close_now(self) -> None:
         was_open = not self.closed
         try:
             if was_open and self._hub is not None:
@@ -429,3 +442,6 @@ class ObjectCache(ObjectStore, Common):
             return f"<{type(self).__name__}{name} closed>"
         bound = f" of {self.max_entries:,}" if self.max_entries else ""
         return f"<{type(self).__name__}{name} {len(self):,}{bound} entries>"
+
+
+forks.in_child(forks.over)  # behind the hooks of all that a cache has
