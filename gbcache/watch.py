@@ -144,9 +144,8 @@ class Watch:
 
     def __del__(self) -> None:
         if hasattr(self, "_wake") and self._cache is not None:
-            self._cache._bells(
-                self._wake.address, False
-            )  # the hub's reference may be cleared already
+            # Itself: the hub's reference may be cleared already.
+            self._cache._bells(self._wake.address, False)
 
     def _asleep(self) -> bool:
         """Arms the bell; False if there is news already, or nothing to wait for."""
