@@ -8,7 +8,7 @@ PYTEST := $(VENV)/bin/python $(VENV)/bin/pytest
 JOBS ?= 2
 SUITE := $(PYTEST) -n $(JOBS) --dist worksteal tests
 # What Cython writes.
-CYTHONS := $(patsubst %,gbcache/%.c,_packed _object _disk flight forks groups locks notify subscribers writes)
+CYTHONS := $(patsubst %,gbcache/%.c,_packed _object _disk flight forks groups locks notify subscribers watch writes)
 SOURCES := $(filter-out $(CYTHONS),$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
 STRICT := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -194,6 +194,8 @@ fuzz: $(VENV)/.made ## operation streams against the model, FUZZ_SECONDS long, f
 
 fuzz-tools: ## clang with libFuzzer, which fuzz then uses (Debian, as root)
 	apt-get update -q && apt-get install -y --no-install-recommends clang libclang-rt-dev llvm
+
+tools: servers gate-tools fuzz-tools ## all of these, which `make proof` wants (Debian, as root)
 
 servers: ## redis-server, which the tests of Valkey then use, and memcached, for a bench (Debian, as root)
 	apt-get update -q && apt-get install -y --no-install-recommends redis-server memcached

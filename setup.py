@@ -56,7 +56,7 @@ MODULES = {
 }
 LEAN = {"_disk": ["_pages.c"]}  # with the core alone
 # Python as it stands, compiled: half the time, and no signal's handler runs between two lines.
-PURE = ["flight", "forks", "groups", "locks", "notify", "subscribers", "writes"]
+PURE = ["flight", "forks", "groups", "locks", "notify", "subscribers", "watch", "writes"]
 HEADERS = sorted(
     str(p.relative_to(HERE)) for room in ("csrc", "gbcache") for p in (HERE / room).glob("*.[ch]")
     if p.stem not in {*MODULES, *LEAN, *PURE}

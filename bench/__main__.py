@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 
 from bench import (
     events,
@@ -37,6 +38,18 @@ BENCHES = {
 }
 
 
+def wanting() -> dict[str, str]:
+    """The benches that cannot be had whole on this machine, and what is missing for them."""
+    absent = {}
+    if not valkey.possible():
+        absent["valkey"] = "it needs a redis-server (make servers)"
+    if not valkey.possible() or not shutil.which("memcached"):
+        absent["outside"] = "it needs a redis-server and memcached (make servers)"
+    if not traces.there():
+        absent["traces"] = f"no traces in {traces.folder()}: GB_TRACES names a folder that has some"
+    return absent
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("which", nargs="*", default=["all"], choices=[*BENCHES, "all"])
@@ -45,9 +58,10 @@ def main() -> int:
     )
     args = parser.parse_args()
     chosen = list(BENCHES) if "all" in args.which else args.which
-    if "all" in args.which and not valkey.possible():
-        print("no valkey: it needs a redis-server (make servers)")
-        chosen.remove("valkey")
+    absent = wanting() if "all" in args.which else {}
+    for name, why in absent.items():
+        print(f"no {name}: {why}; what is kept of it stays as it is")
+    chosen = [name for name in chosen if name not in absent]
     missed = []
     for name in chosen:
         report = BENCHES[name](args.quick)

@@ -23,6 +23,10 @@ def folder() -> Path:
     return Path(os.environ.get("GB_TRACES", HERE.parent.parent / "shared" / "traces"))
 
 
+def there() -> list[Path]:
+    return sorted(folder().glob("*.txt.xz"))
+
+
 def rows_of(path: Path, limit: int | None) -> list[list[int]]:
     with lzma.open(path, "rt") as lines:
         next(lines)
@@ -132,7 +136,7 @@ def ttl_ours(rows: list[list[int]], max_bytes: int) -> tuple[float, float, float
 
 def run(quick: bool) -> Report:
     report = Report("traces", quick)
-    paths = sorted(folder().glob("*.txt.xz"))
+    paths = there()
     if not paths:
         print(f"no traces in {folder()}: set GB_TRACES to a folder that has some")
     for path in paths:

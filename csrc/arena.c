@@ -94,6 +94,7 @@ static gb_ref carve(struct gb_arena *a, gb_ref ref, gb_ref at, uint32_t granules
     }
     GB_ORDER();
     word_at(a, at)[0] = granules | ((uint32_t)kind << 10) | prev;
+    GB_ORDER(); /* where nothing is before it, its second word was the free block's size */
     if (before) {
         write_free(a, ref, before, word_at(a, ref)[0] & GB_WORD_PREV_FREE);
         class_in(a, ref, before);

@@ -286,27 +286,45 @@ static gb_ref newcomer(const struct mending *m, uint32_t hash) {
     }
 }
 
-/* One of two entries of a key goes, or of a bucket that has no room for both: the one that lost its chain to the
+/* The same in any bucket: the block it took for another one of its own may be the one that is missing here. */
+static gb_ref newcomer_elsewhere(const struct mending *m) {
+    for (gb_ref at = m->first; at < m->end; at += size_of(m, at)) {
+        if (!marked(m, at)) continue;
+        struct ahead a = look_ahead(m, at);
+        if (gb_store_find(m->s, &a.key) == at) return at;
+    }
+    return 0;
+}
+
+/* It is not, or no longer, in table, wheel and sums. */
+static void leave(struct mending *m, gb_ref gone) {
+    m->bare -= chainless(m, gone);
+    if (!marked(m, gone)) gb_list_unlink(m->s->base, GB_LRU_OF(gone));
+    unmark(m, gone);
+    gb_room_drop(m->s, gone);
+}
+
+/* One of two entries of a key goes, or of a table that has no room for both: the one that lost its chain to the
  * other, else the one that is not on the list, else either. `of` is the one in table, wheel and sums. */
 static void part(struct mending *m, gb_ref of, gb_ref twin) {
     struct gb_store *s = m->s;
     if (!of) of = newcomer(m, gb_entry_at(s->base, twin)->hash);
+    if (!of && !marked(m, twin)) of = newcomer_elsewhere(m);
     bool keep_twin = of && (chainless(m, of) || (!chainless(m, twin) && marked(m, of) && !marked(m, twin)));
-    gb_ref gone = keep_twin ? of : twin;
     if (keep_twin) {
         uint32_t word = word_of(m, of);
         gb_table_remove(&s->index.table, gb_entry_at(s->base, of)->hash, of);
-        (void)gb_table_insert(&s->index.table, look_ahead(m, twin).key.hash, twin); /* in the other's room */
         if (word & GB_WORD_TTL) gb_wheel_unlink(&s->index.wheel, of);
-        if (word_of(m, twin) & GB_WORD_TTL) gb_wheel_link(&s->index.wheel, twin);
-        gb_room_born(s, twin);
         s->head->key_bytes -= gb_key_len(s->base, of, word);
         s->head->value_bytes -= gb_value_len(s->base, of, word);
+        leave(m, of);
+        if (gb_table_insert(&s->index.table, look_ahead(m, twin).key.hash, twin) == GB_OK) { /* in the other's room */
+            if (word_of(m, twin) & GB_WORD_TTL) gb_wheel_link(&s->index.wheel, twin);
+            gb_room_born(s, twin);
+            return;
+        }
     }
-    m->bare -= chainless(m, gone);
-    if (!marked(m, gone)) gb_list_unlink(s->base, GB_LRU_OF(gone));
-    unmark(m, gone);
-    gb_room_drop(s, gone);
+    leave(m, twin);
 }
 
 static void list_mend(struct mending *m, gb_ref head) {

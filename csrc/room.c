@@ -326,6 +326,7 @@ static void move_ring(struct gb_store *s, uint64_t length) {
 
 void gb_room_grow(struct gb_store *s, uint64_t length) {
     GB_ASSERT(!s->keep); /* its bits are as many as the image had places */
+    shrink_leave(s); /* a cut below the old end is none of the new one's */
     move_ring(s, length);
     gb_arena_grow(&s->index.arena, end_of(s, length));
 }

@@ -68,8 +68,8 @@ uint64_t gb_wheel_next(const struct gb_wheel *w);
 /* `end`: of the entries. */
 bool gb_wheel_check(const struct gb_wheel *w, gb_ref end, struct gb_fault *f);
 
-/* The deadline in full. A narrow one is understood relative to the wheel's clock: it cannot lie
- * further from it than 2^31 ms, because the clock passes no timer that is still linked. */
+/* The deadline in full. A narrow one is understood relative to the wheel's clock: it was near when it was
+ * linked, and the clock passes no timer that is still linked. */
 static inline uint64_t gb_wheel_deadline(const struct gb_wheel *w, gb_ref entry) {
     const struct gb_entry *e = gb_entry_at(w->base, entry);
     const struct gb_timer *t = gb_timer_at(w->base, entry);
@@ -80,9 +80,10 @@ static inline uint64_t gb_wheel_deadline(const struct gb_wheel *w, gb_ref entry)
     uint64_t clock = w->root->tick << GB_WHEEL_TICK_SHIFT;
     return clock + (uint64_t)(int64_t)(int32_t)(t->due - (uint32_t)clock);
 }
-/* Whether a deadline so far ahead needs GB_EXTRA_WIDE. */
+/* Whether a deadline needs GB_EXTRA_WIDE: so far ahead of the wheel's clock, or behind it where a caller's went back. */
 static inline bool gb_wheel_wide(const struct gb_wheel *w, uint64_t due) {
-    return due > (w->root->tick << GB_WHEEL_TICK_SHIFT) + GB_WHEEL_NARROW;
+    uint64_t clock = w->root->tick << GB_WHEEL_TICK_SHIFT;
+    return due + GB_WHEEL_NARROW - clock > 2u * GB_WHEEL_NARROW; /* unsigned: one comparison for both */
 }
 
 #endif

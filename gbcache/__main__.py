@@ -66,7 +66,7 @@ class Feed:
         self.thread.join(5)
 
     def line(self) -> str:
-        kinds = "  ".join(f"{kind} {n:,}" for kind, n in self.seen.most_common(4))
+        kinds = "  ".join(f"{kind} {n:,}" for kind, n in Counter(dict(self.seen)).most_common(4))
         last = f"  last: {self.last[-1].kind} {self.last[-1].key!r}" if self.last else ""
         return f"events: {kinds}{last}"
 

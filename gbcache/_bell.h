@@ -13,20 +13,20 @@
 #ifndef GB_BELL_H
 #define GB_BELL_H
 
+#include <Python.h> /* first: it chooses what the system headers declare */
+
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <unistd.h>
-
-#define GB_BELLS 32u /* readers of one cache that may sleep, at most */
 
 struct gb_bell {
     _Atomic bool armed;
     int fd;
 };
 struct gb_bells {
-    uint32_t n;
-    struct gb_bell *all[GB_BELLS];
+    uint32_t n, room; /* as many as there are descriptors, at most */
+    struct gb_bell **all;
 };
 
 static inline void gb_bell_ring(struct gb_bell *b) {
@@ -39,9 +39,15 @@ static inline void gb_bell_ring(struct gb_bell *b) {
 static inline void gb_bell_ring_all(const struct gb_bells *bs) {
     for (uint32_t i = 0; i < bs->n; i++) gb_bell_ring(bs->all[i]);
 }
-/* False: there are GB_BELLS already. */
+/* False: no memory, and nothing has changed. As drop: under the lock under which they are rung. */
 static inline bool gb_bell_add(struct gb_bells *bs, struct gb_bell *b) {
-    if (bs->n == GB_BELLS) return false;
+    if (bs->n == bs->room) {
+        uint32_t room = bs->room ? 2u * bs->room : 8u;
+        struct gb_bell **all = PyMem_RawRealloc(bs->all, room * sizeof(struct gb_bell *));
+        if (!all) return false;
+        bs->all = all;
+        bs->room = room;
+    }
     bs->all[bs->n++] = b;
     return true;
 }
@@ -49,5 +55,6 @@ static inline void gb_bell_drop(struct gb_bells *bs, const struct gb_bell *b) {
     for (uint32_t i = 0; i < bs->n; i++)
         if (bs->all[i] == b) bs->all[i--] = bs->all[--bs->n];
 }
+static inline void gb_bell_free(struct gb_bells *bs) { PyMem_RawFree(bs->all); }
 
 #endif

@@ -46,6 +46,21 @@ bool gb_box_key_slow(struct gb_box *b, PyObject *key) {
     return key_by_codec(b, key);
 }
 
+/* Whether Python compares it as its bytes are compared. What lies too deep is encode_key's to refuse. */
+static bool is_plain(PyObject *key, int depth) {
+    PyTypeObject *t = Py_TYPE(key);
+    if (t != &PyTuple_Type)
+        return t == &PyUnicode_Type || t == &PyLong_Type || t == &PyBytes_Type || t == &PyFloat_Type ||
+               t == &PyBool_Type || key == Py_None;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(key); i++)
+        if (!depth || !is_plain(PyTuple_GET_ITEM(key, i), depth - 1)) return false;
+    return true;
+}
+
+PyObject *gb_box_base(PyObject *key) {
+    return is_plain(key, 64) ? Py_NewRef(key) : PyObject_CallOneArg(gb_door_names.base_key, key);
+}
+
 static bool value_by_codec(const struct gb_door *d, struct gb_box *b, PyObject *value) {
     if (!d->encode) {
         PyErr_SetString(gb_door_names.closed_error, "the cache was never initialised: a subclass must call super().__init__()");

@@ -18,6 +18,10 @@
 #include "_door.h"
 #include "_types.h"
 
+/* What a key's entry is known by, as an object (a new one, or a new reference): of an int, str ... or tuple that has an
+ * equality of its own, which flights would go by, the plain one. NULL with an exception, as gb_box_key. */
+PyObject *gb_box_base(PyObject *key);
+
 struct gb_box {
     PyObject *owner; /* keeps borrowed bytes alive; NULL if the caller's object does */
     uint64_t raw;

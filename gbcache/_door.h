@@ -56,7 +56,7 @@ static inline PyObject *gb_door_owner(struct gb_door *d) {
 
 /* Set once, when the module is made: the exceptions, and the Python halves of rare conversions. */
 struct gb_door_names {
-    PyObject *budget_error, *closed_error, *key_length_error, *encode_key, *decode_key, *keep;
+    PyObject *budget_error, *closed_error, *key_length_error, *encode_key, *decode_key, *base_key, *keep;
 };
 extern struct gb_door_names gb_door_names;
 

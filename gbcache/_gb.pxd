@@ -200,6 +200,7 @@ cdef extern from "_bell.h":
         uint32_t n
     bint gb_bell_add(gb_bells *bs, gb_bell *b)
     void gb_bell_drop(gb_bells *bs, const gb_bell *b)
+    void gb_bell_free(gb_bells *bs)
 
 cdef extern from "_event.h":
     int gb_event_install() except -1
@@ -240,6 +241,7 @@ cdef extern from "_hot.h":
         PyObject *key_length_error
         PyObject *encode_key
         PyObject *decode_key
+        PyObject *base_key
         PyObject *keep
     gb_door_names_t gb_door_names
     enum gb_hot_how:
@@ -277,6 +279,7 @@ cdef extern from "_hot.h":
     bint gb_box_key(gb_box *b, PyObject *key) except 0
     bint gb_box_core_key(const gb_door *d, const gb_box *b, gb_key *k)
     void gb_box_drop(gb_box *b)
+    object gb_box_base(PyObject *key)
     object gb_box_key_object(uint32_t type, PyObject *raw)
     object gb_box_finish(const gb_door *d, uint32_t type, PyObject *raw)
     PyObject *gb_box_raw(uint32_t type, const uint8_t *bytes, uint32_t n)
@@ -287,6 +290,7 @@ cdef extern from "_hot.h":
     int gb_hot_land(gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, PyObject *mark,
                     uint32_t stale, bint over) except -1
     int gb_hot_timed(gb_door *d) except -1
+    bint gb_hot_void(gb_door *d, PyObject *key) except 0
     int gb_hot_remove(gb_door *d, PyObject *key, gb_cause cause) except -1
     int gb_hot_has(gb_door *d, PyObject *key) except -1
     void gb_hot_times(gb_door *d, gb_put *p, uint64_t now, uint64_t ttl) noexcept nogil

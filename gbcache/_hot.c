@@ -156,8 +156,12 @@ static int write_key(struct gb_door *d, PyObject *key, PyObject *value, PyObject
 }
 
 bool gb_hot_void_slow(struct gb_door *d, PyObject *key) {
+    PyObject *base = gb_box_base(key);
+    if (!base) return false;
     GB_ALONE(gb_door_owner(d));
-    return gb_args_void(d->flights, key);
+    bool done = gb_args_void(d->flights, base);
+    Py_DECREF(base);
+    return done;
 }
 
 int gb_hot_write(struct gb_door *d, PyObject *key, PyObject *value, PyObject *ttl, bool add) {

@@ -52,6 +52,7 @@ cdef class PackedImage:
         if self.door.open:
             self.door.open = False
             PyBuffer_Release(&self.view)
+        gb_bell_free(&self.door.bells)
 
     def close(self):
         """Gives the image's memory back. Closing twice is allowed; any other use raises ClosedError.
@@ -120,20 +121,21 @@ cdef class PackedImage:
     @cython.critical_section
     def _board(self, key, mine, over):
         """The flight of the key: the one that is there; `mine`, if there is none, or `over`."""
+        key = gb_box_base(<PyObject *>key)
         found = self.flights.get(key)
         if found is not None and found is not over:
             return found
         self.flights[key] = mine
         return mine
 
-    @cython.critical_section
     def _void(self, key):
         """The key is changed: what a flight under way loads is not to be stored."""
-        return gb_args_void(self.door.flights, <PyObject *>key)
+        return gb_hot_void(&self.door, <PyObject *>key)
 
     def _leave(self, key, flight, bint loaded, bint failed):
         """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
         cdef gb_door *d = &self.door
+        key = gb_box_base(<PyObject *>key)
         with cython.critical_section(self):
             if self.flights.get(key) is flight:
                 found = self.flights.pop(key, None)
@@ -197,7 +199,7 @@ cdef class PackedImage:
             gb_bell_drop(&d.bells, <gb_bell *>bell)
         gb_door_unlock(d)
         if not done:
-            raise ValueError("too many readers sleep on one cache: 32 watches and subscribers' threads at most")
+            raise MemoryError
 
     @cython.critical_section
     def _hear(self, fn):

@@ -433,7 +433,7 @@ cdef class ObjectStore:
         """A ``struct gb_bell`` that is rung after every change that is recorded; or is no more."""
         cdef gb_queue *q = gb_refs_queue(&self.refs) if add else self.refs.queue
         if add and not gb_bell_add(&q.bells, <gb_bell *>bell):
-            raise ValueError("too many readers sleep on one cache: 32 watches and subscribers' threads at most")
+            raise MemoryError
         if not add and q != NULL:
             gb_bell_drop(&q.bells, <gb_bell *>bell)
 

@@ -19,7 +19,7 @@ from time import monotonic_ns, time, time_ns
 
 from ._gb cimport *
 
-from .codec import decode_key, encode_key
+from .codec import base_key, decode_key, encode_key
 from .errors import BudgetError, ClosedError, ImageError, KeyLengthError
 from .housekeeper import keep
 from .memory import refused
@@ -200,8 +200,15 @@ cdef class PackedStore(PackedImage):
         return before
 
     def _once(self, key):
-        """What stands for the key while it is loaded: hashed once, in the object store."""
-        return key
+        """What stands for the key while it is loaded. KeyLengthError where nothing could be stored under it."""
+        cdef gb_box box
+        cdef gb_put p
+        gb_box_key(&box, <PyObject *>key)
+        cdef bint fits = box.len <= GB_KEY_MAX or gb_box_core_key(&self.door, &box, &p.key)
+        gb_box_drop(&box)
+        if not fits:
+            gb_door_raise(&self.door, GB_LONGKEY, &p)
+        return gb_box_base(<PyObject *>key)
 
     def _stale(self, key, default, bint serve):
         """The value of `key`, also past its deadline while it is kept; `serve`: that is use, and counted."""
@@ -241,6 +248,7 @@ cdef install():
     gb_clock_seconds = <PyObject *>seconds_of
     gb_door_names.encode_key = <PyObject *>encode_key
     gb_door_names.decode_key = <PyObject *>decode_key
+    gb_door_names.base_key = <PyObject *>base_key
     gb_door_names.keep = <PyObject *>keep
     gb_hot_install(<void *>PackedStore, sizeof(gb_hot_store))
     gb_front_install(<void *>Front, Front.__basicsize__)

@@ -26,7 +26,7 @@ int gb_queue_open(struct gb_queue *q, uint64_t room) {
 }
 
 uint64_t gb_queue_bytes(const struct gb_queue *q) {
-    return q->all ? sizeof *q + q->room * sizeof *q->all : 0u;
+    return q->all ? sizeof *q + q->room * sizeof *q->all + q->bells.room * sizeof *q->bells.all : 0u;
 }
 
 static uint32_t kind_of(const struct gb_queue_record *e) { return (uint32_t)(e->when & 127u); }
@@ -74,6 +74,7 @@ void gb_queue_empty(struct gb_queue *q) {
 
 void gb_queue_free(struct gb_queue *q) {
     gb_queue_empty(q);
+    gb_bell_free(&q->bells);
     PyMem_RawFree(q->all);
     PyMem_RawFree(q);
 }

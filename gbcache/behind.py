@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
 import weakref
@@ -10,10 +9,11 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from . import forks, pending
+from . import ends, pending
 from .codec import Codec
 from .errors import ClosedError, FarError
 from .far import Far
+from .housekeeper import join
 from .locks import SHORT, Lock, Monitor, endure
 from .pending import AtRisk, Pending
 
@@ -42,7 +42,7 @@ class Behind:
         self._ample = max_bytes // 2  # up to so many bytes there is room, and no hurry
         self._late = interval * 0.7
         """Seconds: the oldest write is that old, and writers wait. What is being written has the rest."""
-        self.refused = 0
+        self.refused = self.errors = 0  # writes refused for good; times the far side failed
         self.error: FarError | None = None
         """Why the last attempt failed, if it did."""
         self._failed = self._row = 0  # attempts, ever; of them, since the last that did not
@@ -60,7 +60,8 @@ class Behind:
         """No write is taken any more. It is empty then, or `close` waits for that."""
         self._closing, self._change = Lock(), Monitor()
         self._thread: threading.Thread | None = None
-        _all.add(self)
+        self._begun: threading.Thread | None = None  # the same, from its first turn on
+        ends.buffers.add(self)
 
     # --- writers ---------------------------------------------------------------------------------
 
@@ -71,6 +72,8 @@ class Behind:
         size = write[4]
         if size * 2 > self.max_bytes:
             return None
+        if self._thread is None and not self._over:
+            self._start()
         with self._change:
             if (
                 self._since + self._late < write[3]
@@ -87,6 +90,8 @@ class Behind:
         size = sum([write[4] for write in writes.values()])
         if size * 2 > self.max_bytes:
             return None
+        if self._thread is None and not self._over:
+            self._start()
         with self._change:
             self._make_room(size, time.monotonic(), writes)
             for key, write in writes.items():
@@ -122,7 +127,7 @@ class Behind:
             self._generations.append(newest)
             self._newest = newest
         if self._since == _NEVER:
-            _pending.add(self)
+            ends.waiting.add(self)
             self._change.tell()  # the thread waits for a first one
             self._since = write[3]
         self._bytes = total
@@ -167,8 +172,7 @@ class Behind:
                 if aside.tried > tried and aside.bytes + size > self._most(gone):
                     error = aside.error
                 if error is not None:
-                    text = f"the write-behind buffer is full: {error}"
-                    raise pending.like(error, text) from error
+                    pending.again(error, "the write-behind buffer is full")
                 self._wake()
                 self._change.wait(0.1)
         finally:
@@ -181,21 +185,26 @@ class Behind:
 
     def last(self, key: Any) -> Pending | None:
         """The write of the key that is on its way, if one is."""
-        with self._change:
-            generations = (self.aside.writes, *self._generations)
-        for generation in reversed(generations):
-            write: Pending | None = generation.get(key)
-            if write is not None:
-                return write
-        return None
+        while True:
+            with self._change:
+                generations = (self.aside.writes, *self._generations)
+            found: Pending | None = None
+            for generation in generations:  # the newest last: there it is before it leaves `aside`
+                found = generation.get(key, found)
+            if found is not None or self._newest is generations[-1]:  # else one that began since
+                return found
 
     def has_any(self, keys: Iterable[Any]) -> bool:
         """Whether a write of one of them is on its way."""
-        with self._change:
-            if self._since == _NEVER and not self.aside.writes:
+        while True:  # as in `last`
+            with self._change:
+                if self._since == _NEVER and not self.aside.writes:
+                    return False
+                generations = (self.aside.writes, *self._generations)
+            if not all([writes.keys().isdisjoint(keys) for writes in generations]):
+                return True
+            if self._newest is generations[-1]:
                 return False
-            generations = (self.aside.writes, *self._generations)
-        return not all([writes.keys().isdisjoint(keys) for writes in generations])
 
     def value_of(self, write: Pending) -> Any:
         """A copy of what is written."""
@@ -234,8 +243,7 @@ class Behind:
 
     def _wait_on(self, failed: int) -> None:
         if self._failed > failed and self.error is not None:
-            text = f"{self._count():,} writes wait for the far side: {self.error}"
-            raise pending.like(self.error, text) from self.error
+            pending.again(self.error, f"{self._count():,} writes wait for the far side")
         self._wake()
         self._change.wait(0.1)
 
@@ -263,7 +271,7 @@ class Behind:
         first = next(filter(None, self._generations), None)
         self._since = next(iter(first.values()))[3] if first else _NEVER
         if not first and not self.aside.writes:
-            _pending.discard(self)
+            ends.waiting.discard(self)
 
     def close(self) -> None:
         """Writes all, and ends the thread. FarError if that fails: nothing is lost yet, close again."""
@@ -283,28 +291,39 @@ class Behind:
                     raise
                 self._change.tell()
             if thread is not None:
-                thread.join()
-            _all.discard(self)
+                join(thread)
+            ends.buffers.discard(self)
 
     # --- the thread ------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        """Without the lock where it can be: this waits for the thread, and a ``__del__`` in that may write here."""
+        ends.watch(self.far)
         thread = threading.Thread(
             target=endure, args=(_run, weakref.ref(self)), name="gbcache-behind", daemon=True
         )
-        thread.start()
-        self._thread = thread  # not before: one that did not start writes nothing
+        try:
+            with self._change:
+                if self._thread is not None:
+                    return
+                self._thread = thread
+            thread.start()
+        except BaseException:
+            with self._change:  # it has its first turn behind it, or is to write nothing
+                if self._thread is thread is not self._begun:
+                    self._thread = None
+            raise
 
     def _turn(self) -> bool | None:
         """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""
         with self._change:
             if not self._own:
                 return None  # `start` failed, and yet this runs
+            self._begun = self._thread
             waiting = self._since != _NEVER
             batch = None if self._tried and waiting else self.aside.begin()
-            self._tried = (
-                batch is not None
-            )  # by turns: what is aside may fail for another reason, and for long
+            # By turns: what is aside may fail for another reason, and for long.
+            self._tried = batch is not None
             if batch is None:
                 rest = self.aside.rest()
                 if not waiting:
@@ -366,6 +385,7 @@ class Behind:
         with self._change:
             self.error = error
             self._failed += 1
+            self.errors += error is not pending.SHORT
             self._row += 1
             self._change.tell()
             until = time.monotonic() + min(pending.FIRST * 2 ** min(self._row, 10), pending.LONGEST)
@@ -375,7 +395,9 @@ class Behind:
     def _send(self, batch: dict[Any, Pending]) -> dict[Any, Pending]:
         """Those that the far side has no room for, as yet."""
         left, full, never = pending.give(self.far, self.codec, batch)
-        self.aside.error = full or self.aside.error
+        if full is not None:
+            self.aside.error = full
+            self.errors += 1
         for key, error in never.items():
             self._refuse(key, error)
         return left
@@ -412,11 +434,6 @@ class Behind:
         self._since, self._over = _NEVER, False  # who was closing it is not here
 
 
-_all: weakref.WeakSet[Behind] = weakref.WeakSet()
-_pending: set[Behind] = set()
-"""Those with something on its way: they last until it is written, if everybody else has dropped them."""
-
-
 def _run(ref: weakref.ref[Behind]) -> None:
     while (behind := ref()) is not None:
         more: bool | None = True
@@ -430,21 +447,3 @@ def _run(ref: weakref.ref[Behind]) -> None:
         if more is None:
             return
         del behind
-
-
-def _at_exit() -> None:
-    for behind in list(_all):
-        try:
-            behind.close()
-        except Exception as error:
-            pending.tell(error, Behind)
-
-
-def _forked() -> None:
-    for behind in list(_all):
-        behind._in_child()
-    _pending.clear()  # last: they are the parent's
-
-
-atexit.register(_at_exit)
-forks.in_child(_forked)

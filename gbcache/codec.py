@@ -11,6 +11,7 @@ keys, and only those, have equal bytes. Equality is Python's own: ``1 == 1.0 == 
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
@@ -30,6 +31,7 @@ __all__ = [
     "Codec",
     "PickleCodec",
     "TypedCodec",
+    "base_key",
     "decode_key",
     "encode_key",
     "pack_value",
@@ -72,10 +74,10 @@ class TypedCodec:
 
         self._parse = partial(msgpack.unpackb, raw=False, use_list=True, strict_map_key=False)
 
+        unpackb, revived = msgpack.unpackb, self._revive
+
         def unpack(data: bytes) -> Any:
-            return msgpack.unpackb(
-                data, raw=False, use_list=True, strict_map_key=False, ext_hook=self._revive
-            )
+            return unpackb(data, strict_map_key=False, ext_hook=revived)
 
         packer = msgpack.Packer
         self._unpack = unpack
@@ -101,11 +103,31 @@ class TypedCodec:
             self._load()
         assert self._unpack is not None
         try:
-            return self._unpack(data)
+            value = self._unpack(data)
+            if 0xFF in data and _STAMP.search(data):
+                _refuse_stamps(value)
+            return value
         except MemoryError:
             raise
         except Exception as error:  # hostile bytes may trip anything below; it is all one verdict
             raise ValueError(f"not an encoded value: {type(error).__name__}: {error}") from None
+
+
+_STAMP = re.compile(rb"[\xd6\xd7]\xff|\xc7\x0c\xff")
+"""Where msgpack's own extension may begin, a Timestamp, of which it asks no hook."""
+
+
+def _refuse_stamps(value: Any) -> None:
+    left = [value]
+    while left:
+        at = left.pop()
+        kind = type(at)
+        if kind is dict:
+            left += [*at, *at.values()]
+        elif kind in (list, tuple, set, frozenset):
+            left += at
+        elif kind.__module__ == "msgpack.ext":
+            raise ValueError("extension -1, which no value has")
 
 
 _Where = tuple[Any, str, Any] | None
@@ -329,6 +351,11 @@ def encode_key(key: Any) -> tuple[int, bytes]:
     tuples nested deeper than 64.
     """
     return _encode_key(key, 0)
+
+
+def base_key(key: Any) -> Any:
+    """The key as it comes back from its bytes: Python compares it as these are compared."""
+    return decode_key(*encode_key(key))
 
 
 def _encode_key(key: Any, depth: int) -> tuple[int, bytes]:

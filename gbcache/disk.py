@@ -306,6 +306,9 @@ class Disk:
             expired=engine.expired,
         )
 
+    def _check_open(self) -> None:
+        self._engine.check_open()
+
     def _is_big(self, size: int) -> bool:
         return size >= min(BIG, self._engine.layer // 4)
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ._packed import report
-from .locks import SHORT, Lock, endure
+from .locks import SHORT, Lock, endure, is_short
 from .watch import Wake
 
 __all__ = ["Dispatcher", "reborn", "the"]
@@ -93,6 +93,8 @@ class Dispatcher:
         except SHORT:
             raise
         except BaseException as error:
+            if is_short(error):
+                raise
             report(error, ask)
             with self._lock:  # else one that joins now would have no bell
                 self._hubs.pop(id(hub), None)
@@ -151,10 +153,12 @@ def the() -> Dispatcher:
 
 
 def reborn() -> Wake | None:
-    """In a forked child: a new one. The old one's descriptor, which is the parent's."""
+    """In a forked child: a new one. The old one's descriptor, which is the parent's: its thread, if it is the one that
+    forked, ends once the subscriber returns, and never sleeps on it."""
     global _one
-    dead, _one = _one._wake, Dispatcher()
-    return dead
+    old, _one = _one, Dispatcher()
+    old._over = True
+    return old._wake
 
 
 def _at_exit() -> None:

@@ -95,8 +95,8 @@ class Engine:
         _OPEN.add(self)
 
     def abandon(self) -> None:
-        self._stopping = self.closed = True  # for a thread that did start
-        self._wake.open()
+        self.closed = True  # for a thread that did start
+        self._halt()
         with contextlib.suppress(OSError, LMDBError):  # what went wrong before is what is told
             self._give_back()
 
@@ -163,9 +163,7 @@ class Engine:
     def sync(self) -> None:
         """The journal, or what waits, is on disk."""
         self.check_open()
-        if not self.suspect and self.synced < self.seq:
-            with contextlib.suppress(FarError):
-                aside(self._sync_journals)
+        self._sync_behind()
         if self.suspect:
             self.run(Do(self._flush))
 
@@ -173,19 +171,27 @@ class Engine:
         """`last`: it is to be what the thread that tends does last."""
         if self.closed:
             return
-        if not last:
-            self._check_outside()
-            self.groups.check()
-        self._closes, self._stopping = self._closes or last, True
+        if last:
+            self._closes = True
+            self._halt()
+            return
+        self._check_outside()
+        self.groups.check()
+        aside(partial(self._end, threading.current_thread()))
+
+    def _halt(self) -> None:
+        self._stopping = True
         self._wake.open()
         self._stop.open()
-        if last:
-            return
+
+    def _end(self, closer: threading.Thread) -> None:
+        """All of a close, for no handler to cut in two: with its background gone a Disk is not to be left open."""
+        self._halt()
         for thread in self.threads:
-            if thread is not threading.current_thread():
-                thread.join()
+            while thread is not closer and thread.is_alive():  # join() would register this thread
+                time.sleep(0.001)
         with contextlib.suppress(ClosedError):
-            self.run(Do(self.shut))
+            self.groups.insist(partial(Do, self.shut))
 
     # --- the leader --------------------------------------------------------------------------
 
@@ -237,13 +243,6 @@ class Engine:
         if size and any(self.layers) and self.store.beyond(waiting):
             self.groups.aside(self._make_room)
 
-    def admit(self, size: int, alone: bool = False) -> None:
-        """Raises FarError where there is no room for so many more bytes; `alone`: they are of one call."""
-        if self.active_size > 2 * self.layer and self.trouble is not None:
-            told = f"{self.path}: {self.active_size} bytes wait, and cannot be written"
-            raise failed(self.trouble, told)
-        self.store.admit(self.active_size + self.frozen_size + size, size if alone else 0)
-
     @property
     def suspect(self) -> bool:
         """The journal may not hold what it was given: before anything else LMDB gets all, and a new one begins."""
@@ -257,7 +256,7 @@ class Engine:
         frame = journal.frame(seq, self.synced, view.overlay)
         waits = self.active_size + view.size + 64 * len(view.overlay)
         append(self, journal, frame, journal.size + len(frame), seq, waits, view.overlay,
-               self.sync_mode == "always", owner.fd, owner.mark_of(seq), group)  # fmt: skip
+               self.sync_mode == "always" or self._stopping, owner.fd, owner.mark_of(seq), group)  # fmt: skip
         self.expired += view.expired
         if self.active_size > self.layer:
             self._wake.open()
@@ -299,8 +298,7 @@ class Engine:
 
     def _go_on_in(self, fresh: Journal) -> None:
         with self._files:
-            old, self.journal = self.journal, fresh
-            self.synced = self.seq
+            old, self.journal, self.synced = self.journal, fresh, self.seq
             try:
                 old.remove()
             except (OSError, MemoryError):  # the fresh one says that all before it was applied
@@ -320,8 +318,8 @@ class Engine:
                 self._frozen_journal = None
 
     def _new_journal(self, first: bool) -> Journal:
-        seed, applied = self.store.seed, self.store.applied
-        made = Journal.create(self.path, self.number + 1, seed, applied, first)
+        store, number = self.store, self.number + 1
+        made = Journal.create(self.path, number, store.seed, store.applied, first)
         self.number += 1
         return made
 
@@ -389,9 +387,13 @@ class Engine:
 
     def _sync_on(self) -> None:
         while not self._stop.wait(self.interval):
-            if self.synced < self.seq and not self.suspect:
-                with contextlib.suppress(FarError):  # it is suspect then, and that is seen to
-                    self._sync_journals()
+            self._sync_behind()
+        self._sync_behind()  # the end may take its time
+
+    def _sync_behind(self) -> None:
+        if self.synced < self.seq and not self.suspect:
+            with contextlib.suppress(FarError):  # it is suspect then, and that is seen to
+                aside(self._sync_journals)
 
     def _settle_behind(self) -> None:
         """While others write on."""
@@ -401,8 +403,7 @@ class Engine:
             if not frozen:
                 return
             self._write(frozen, self._frozen_seq)
-            self.layers = (self.layers[0], {})
-            self.frozen_size = 0
+            self.layers, self.frozen_size = (self.layers[0], {}), 0
             self._forget_frozen()
 
     def _sweep(self) -> None:

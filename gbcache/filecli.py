@@ -8,6 +8,7 @@ import fcntl
 import json
 import mmap
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -26,7 +27,9 @@ from .live import LiveFile
 __all__ = ["VERBS", "add_verbs", "run"]
 
 VERBS = ("info", "check", "dump", "load")
-_PLAIN = (str, int, float, bool, type(None))
+_PLAIN = (int, float, bool, type(None))
+_HALF = re.compile("[\ud800-\udfff]")
+"""A lone surrogate. JSON's escape of a character beyond 16 bits is that of two: it reads two as one."""
 
 
 class Usage(Exception):
@@ -230,10 +233,14 @@ def _check(args: argparse.Namespace) -> int:
 
 def _is_plain(value: Any) -> bool:
     """Whether JSON holds it as it is, type and all."""
+    if type(value) is str:
+        return _HALF.search(value) is None
     if type(value) is list:
         return all(_is_plain(v) for v in value)
     if type(value) is dict:
-        return "$" not in value and all(type(k) is str and _is_plain(v) for k, v in value.items())
+        return "$" not in value and all(
+            type(k) is str and _is_plain(k) and _is_plain(v) for k, v in value.items()
+        )
     if type(value) is float:
         return value - value == 0.0  # neither infinite nor NaN
     if type(value) is int:

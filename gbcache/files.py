@@ -154,8 +154,8 @@ def replacing(path: str) -> Iterator[int]:
     if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
         rule = "it is a regular file, or there is none: nothing else is replaced"
         raise ImageError(path, None, rule)
-    beside = path + ".saving"
-    fd, owner = _open_beside(beside), os.getpid()
+    beside, owner = path + ".saving", os.getpid()
+    fd = _open_beside(beside)  # nothing between: a signal's handler may raise, and it would stay
     try:
         try:
             os.fchmod(fd, 0o600)

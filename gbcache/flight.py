@@ -18,10 +18,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar, Token
 from inspect import isawaitable
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .errors import BudgetError, ClosedError
 from .locks import gate
+
+if TYPE_CHECKING:
+    from .mapping import Loadable
 
 __all__ = ["MISS", "Flight", "afill", "aload", "fill", "fill_many", "load"]
 
@@ -31,19 +34,6 @@ _AGAIN = object()
 """What followers are told when the leader was cancelled, interrupted or left by its loop: one of them leads now."""
 _LOOK = 0.1
 """Seconds between two looks at a leader's loop, by who waits elsewhere."""
-
-
-class Loadable(Protocol):
-    """What a flight needs of a cache."""
-
-    def get(self, key: Any, default: Any = None) -> Any: ...
-    def peek(self, key: Any, default: Any = None) -> Any: ...
-    def _once(self, key: Any) -> Any: ...
-    def _stale(self, key: Any, default: Any, serve: bool) -> Any: ...
-    def _land(self, key: Any, value: Any, ttl: Any, flight: bytearray, stale: int) -> bool: ...
-    def _board(self, key: Any, mine: Any, over: Any) -> Any: ...
-    def _leave(self, key: Any, flight: bytearray, loaded: bool, failed: bool) -> None: ...
-    def _arrived(self, key: Any, value: Any) -> Any: ...
 
 
 class Waiters:
@@ -82,17 +72,19 @@ class Flight(bytearray):
 _leading: ContextVar[Any] = ContextVar("gbcache_leading", default=None)
 """The flights this thread, task, or a task it comes from, is loading for: (flight, the rest), or None."""
 _graph = threading.RLock()
-"""Guards who waits for whom, and how a flight ended. Held for a few steps, in which nothing is made that
-the collector counts: it could run user code. Without `with`, as all that is compiled: where there is no memory for a
-traceback, Cython's passes NULL on."""
+"""Guards who waits for whom, and how a flight ended. Held for a few steps, in which nothing is made that the collector
+counts: it could run user code. Without `with`: where a traceback has no memory, Cython's passes NULL on."""
 _walks = 0
 _open: list[Flight] = []
+_stuck: dict[int, list[Flight]] = {}
+"""What calls on an event loop wait for that block it, by its id: all that is led there waits for that, too."""
 _process = os.getpid()
 
 
 def _in_child() -> None:
     global _graph, _process
     _graph, _process = threading.RLock(), os.getpid()  # whoever held it is not here
+    _stuck.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -199,7 +191,7 @@ def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None)
     cycle, or it is over. Each has a waiter of its own, so that to give up takes nothing from others. No `wrap_future`,
     no `shield`: they make functions, whose code CPython 3.12 and 3.13 let go of twice where memory is short."""
     global _walks
-    told, ours = Waiters(), _leading.get()
+    told, ours, stuck = Waiters(), _leading.get(), [flight]
     told.all, told.value, told.error = {}, MISS, None
     blocked = asyncio._get_running_loop() if loop is None else None
     _graph.acquire()
@@ -212,14 +204,18 @@ def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None)
         while up is not None:
             up[0].led = _walks
             up = up[1]
-        _open.append(flight)
-        while _open:
-            at = _open.pop()
+        left: list[Flight] = _open  # so that Cython calls no method, which would be an object
+        left.append(flight)
+        while left:
+            at = left.pop()
             if at.led == _walks or (blocked is not None and at.loop is blocked):
                 return told
             if at.seen != _walks:
                 at.seen = _walks
-                _open.extend(at.waits)
+                left.extend(at.waits)
+                left.extend(_stuck.get(id(at.loop), ()))
+        if blocked is not None and _stuck.setdefault(id(blocked), stuck) is not stuck:
+            _stuck[id(blocked)].append(flight)  # a signal's handler came, and waits too
         while ours is not None:
             ours[0].waits.append(flight)
             ours = ours[1]
@@ -228,17 +224,21 @@ def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None)
         flight.waiters.all[waiter] = loop
         return flight.waiters
     except MemoryError:
-        _waited(flight, waiter)
+        _waited(flight, waiter, blocked)
         raise
     finally:
         _open.clear()
         _graph.release()
 
 
-def _waited(flight: Flight, waiter: Any) -> None:
-    ours = _leading.get()
+def _waited(flight: Flight, waiter: Any, blocked: asyncio.AbstractEventLoop | None) -> None:
+    ours, stuck = _leading.get(), _stuck.get(id(blocked))  # a list only this thread changes
     _graph.acquire()
     try:
+        if stuck is not None and flight in stuck:
+            stuck.remove(flight)
+            if not stuck:
+                del _stuck[id(blocked)]
         if flight.waiters is not None:
             flight.waiters.all.pop(waiter, None)
         while ours is not None:
@@ -331,7 +331,7 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
                     if waiter.acquire(True, -1.0 if flight.loop is None else _LOOK):
                         break
             finally:
-                _waited(flight, waiter)
+                _waited(flight, waiter, asyncio._get_running_loop())
         if told.error is not None:
             raise told.error
         if told.value is MISS:
@@ -437,7 +437,7 @@ async def afill(cache: Loadable, key: Any, fn: Loader, ttl: Any, stale: int) -> 
                 _look(flight, waiter, loop)
                 await waiter
             finally:
-                _waited(flight, waiter)
+                _waited(flight, waiter, None)
         if told.error is not None:
             raise told.error
         if told.value is MISS:

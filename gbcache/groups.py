@@ -80,18 +80,22 @@ class Groups:
     def run(self, request: Request) -> Any:
         """Has it done, here or by another thread; returns its result or raises its error. RuntimeError where this
         thread came back out of a request of its own (a signal's handler, a ``__del__``): it would wait for itself."""
+        follows = False
         self._lock.acquire()
         try:
-            self._refuse(request.thread)
-            self._waiting.append(request)
-            follows, self._led = self._led, True
-            if not follows:
-                self._leader = request.thread
-            if len(self._waiting) == self._expected and self._gathers:
-                self._gathers = False
-                self._gathered.release()
+            inside = self._inside(request.thread)
+            if not inside:
+                self._waiting.append(request)
+                follows, self._led = self._led, True
+                if not follows:
+                    self._leader = request.thread
+                if len(self._waiting) == self._expected and self._gathers:
+                    self._gathers = False
+                    self._gathered.release()
         finally:
             self._lock.release()
+        if inside:
+            raise RuntimeError(COME_BACK)
         if follows:
             try:
                 request.gate.acquire()
@@ -103,6 +107,16 @@ class Groups:
         if request.error is not None:
             raise request.error
         return request.result
+
+    def insist(self, make: Callable[[], Request]) -> Any:
+        """`run` of what is `alone`; again where who led was interrupted before it came to that."""
+        while True:
+            request = make()
+            try:
+                return self.run(request)
+            except FarError:
+                if request.told:
+                    raise
 
     def aside(self, call: Callable[[], None]) -> None:
         """For the leader, and where no signal's handler runs; whatever runs in that thread may not come back either."""
@@ -119,34 +133,41 @@ class Groups:
         """RuntimeError where `run` would raise it."""
         self._lock.acquire()
         try:
-            self._refuse(get_ident())
+            inside = self._inside(get_ident())
         finally:
             self._lock.release()
+        if inside:
+            raise RuntimeError(COME_BACK)
 
-    def _refuse(self, thread: int) -> None:
+    def _inside(self, thread: int) -> bool:
+        """Whether that thread is within a call already. Makes no object, as `_lock` is held: an exception might bring
+        the collector, and with it a ``__del__`` that comes back."""
         inside, at = self._leader == thread or self._stands_in == thread, 0
         while at < len(self._waiting):
             inside = inside or self._waiting[at].thread == thread
             at += 1
-        if inside:
-            raise RuntimeError(COME_BACK)
+        return inside
 
     def _gather(self) -> None:
         """Those who were told together that they are done come back together: to go without them would be a sync for
         one, and another for the rest. Waits for as many as there were, for a part of what a commit takes."""
+        gathers = came = False
         self._lock.acquire()
         try:
+            self._gathered.acquire(False)
             gathers = self._gathers = len(self._waiting) < self._expected
         finally:
             self._lock.release()
-        if gathers and not self._gathered.acquire(timeout=min(self._took * PATIENCE, 0.001)):
-            self._lock.acquire()
-            try:
-                came, self._gathers = not self._gathers, False
-            finally:
-                self._lock.release()
-            if came:  # at the last moment
-                self._gathered.acquire()
+        try:
+            came = gathers and self._gathered.acquire(timeout=min(self._took * PATIENCE, 0.001))
+        finally:
+            if gathers and not came:  # also where a signal's handler cut it off
+                self._lock.acquire()
+                try:
+                    self._gathers = False
+                    self._gathered.acquire(False)  # one came at the last moment
+                finally:
+                    self._lock.release()
 
     def _lead(self, own: Request) -> None:
         batch: Sequence[Request] = ()

@@ -12,6 +12,7 @@ import threading
 import warnings
 import weakref
 from functools import partial
+from time import sleep
 from typing import TYPE_CHECKING
 
 from . import forks
@@ -20,7 +21,7 @@ from .locks import Latch, Lock, endure
 if TYPE_CHECKING:
     from ._packed import PackedStore
 
-__all__ = ["PERIOD", "keep"]
+__all__ = ["PERIOD", "join", "keep"]
 
 PERIOD = 0.04
 """Seconds between two rounds: expired bytes begin to come back within 100 ms."""
@@ -46,21 +47,25 @@ def keep(store: PackedStore) -> None:
 
 
 def _start() -> None:
+    """Without the lock: this waits for the thread, and a ``__del__`` in that may write a TTL."""
     global _thread
-    with _starting:
-        if _thread is not None or _over:
-            return
-        _thread = thread = threading.Thread(
-            target=endure, args=(_run,), name="gbcache-housekeeper", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:  # no thread to be had; entries expire on sight all the same
-            _thread = None
-            warnings.warn(f"gbcache: no housekeeper thread: {error}", RuntimeWarning, stacklevel=2)
-        except BaseException:
-            _thread = None
+    if _thread is not None or _over:
+        return
+    thread = threading.Thread(target=endure, args=(_run,), name="gbcache-housekeeper", daemon=True)
+    try:
+        with _starting:
+            if _thread is not None or _over:
+                return
+            _thread = thread
+        thread.start()
+    except BaseException as error:
+        with _starting:
+            if _thread is thread:
+                _thread = None
+        if not isinstance(error, RuntimeError):
             raise
+        # no thread to be had; entries expire on sight all the same
+        warnings.warn(f"gbcache: no housekeeper thread: {error}", RuntimeWarning, stacklevel=2)
 
 
 def _round() -> float:
@@ -80,26 +85,37 @@ def _round() -> float:
 def _run() -> None:
     global _thread
     rest = PERIOD
-    with _starting:
-        if _thread is not threading.current_thread():  # `start` failed, and yet this runs
-            return
-    while not _wake.wait(rest):
-        rest = _round()
+    while True:
         with _starting:
+            if _thread is not threading.current_thread():  # `start` failed, and yet this runs
+                return
             if not _kept:
                 _thread = None
                 return
+        if _wake.wait(rest):
+            return
+        rest = _round()
 
 
 def _stop() -> None:
     global _over
     _over = True
     _wake.open()
-    if _starting.acquire(5.0):  # one that is just being started can be joined once it was
+    if _starting.acquire(5.0):  # from here on none is begun
         _starting.release()
     thread = _thread
     if thread is not None and thread is not threading.current_thread():
-        thread.join(timeout=5.0)
+        join(thread, 5.0)
+
+
+def join(thread: threading.Thread, seconds: float | None = None) -> None:
+    """Until it has ended; one that somebody is about to start can be joined once it was."""
+    for _ in range(5000):
+        try:
+            thread.join(seconds)
+            return
+        except RuntimeError:
+            sleep(0.001)
 
 
 def _in_child() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import forks
 
-__all__ = ["SHORT", "Latch", "Lock", "Monitor", "aside", "endure", "gate"]
+__all__ = ["SHORT", "Latch", "Lock", "Monitor", "aside", "endure", "gate", "is_short"]
 
 _EVER = -1.0
 """What `lock.acquire` takes for no limit."""
@@ -39,9 +39,14 @@ def endure(run: Callable[..., None], *args: Any) -> None:
         except SHORT:
             pass
         except RuntimeError as error:
-            if str(error) not in _NO_MORE:
+            if not is_short(error):
                 raise
         sleep(_PAUSE)  # no longer with what the error held
+
+
+def is_short(error: BaseException) -> bool:
+    """Whether it says that memory is short, or what a thread takes."""
+    return isinstance(error, SHORT) or (isinstance(error, RuntimeError) and str(error) in _NO_MORE)
 
 
 def gate() -> threading.Lock:

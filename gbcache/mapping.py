@@ -14,7 +14,7 @@ from collections.abc import (
     ValuesView,
 )
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from . import flight
 from ._packed import UNSET
@@ -24,7 +24,20 @@ from .notify import Hub, Subscription
 from .units import seconds_of
 from .watch import Watch
 
-__all__ = ["Common"]
+__all__ = ["Common", "Loadable"]
+
+
+class Loadable(Protocol):
+    """What a flight needs of a cache."""
+
+    def get(self, key: Any, default: Any = None) -> Any: ...
+    def peek(self, key: Any, default: Any = None) -> Any: ...
+    def _once(self, key: Any) -> Any: ...
+    def _stale(self, key: Any, default: Any, serve: bool) -> Any: ...
+    def _land(self, key: Any, value: Any, ttl: Any, flight: bytearray, stale: int) -> bool: ...
+    def _board(self, key: Any, mine: Any, over: Any) -> Any: ...
+    def _leave(self, key: Any, flight: bytearray, loaded: bool, failed: bool) -> None: ...
+    def _arrived(self, key: Any, value: Any) -> Any: ...
 
 
 class _Keys(KeysView[Any]):
@@ -136,7 +149,8 @@ class Common(MutableMapping[Any, Any]):
         loading, and else returns it at once; if the load raises, it returns the old value too
         (`stats().load_errors` counts). `len` counts such entries. At most 49 days.
 
-        A value that can never fit is returned all the same. Cost on a hit: a `get` and a call.
+        A value that can never fit is returned all the same; for a key that is too long KeyLengthError is
+        raised, and `fn` not called. Cost on a hit: a `get` and a call.
         """
         return flight.load(
             self, key, fn, ttl, 0 if stale.__class__ is int and not stale else stale_ms(stale)
@@ -200,7 +214,8 @@ class Common(MutableMapping[Any, Any]):
         """The changes from now on as an iterator that waits, or an async iterator; a context manager.
 
         `since`: begin with what is still kept of the events with a higher number. The rest is as in
-        `subscribe`; `read` and `aread` of what is returned give many events at once.
+        `subscribe`; `read` and `aread` of what is returned give many events at once. Each watch has a file
+        descriptor, and each change looks at each watch (1 to 4 ns): for thousands, let one tell the others.
         """
         return self._events().watch(kinds, prefix, values, since)
 

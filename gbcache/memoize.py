@@ -151,6 +151,9 @@ class Memoized(Memo, Generic[P, R]):
             free=not kept and cache is None,
         )
         functools.update_wrapper(self, fn)
+        for name in getattr(fn, "__dict__", ()):
+            if hasattr(cls, name) and name not in functools.WRAPPER_ASSIGNMENTS:
+                self.__dict__.pop(name, None)  # it would hide what we have of that name
         if slow:
             self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
             if hasattr(inspect, "markcoroutinefunction"):
@@ -192,11 +195,14 @@ class Memoized(Memo, Generic[P, R]):
                 content[self._slot] = held = holder  # it came along with a copied __dict__
         else:
             key, instances = id(obj), self._dictless
-            owner = weakref.ref(obj, lambda _: instances.pop(key, None))
-            held = instances.setdefault(key, (owner, holder))[1]
+            # in C: a signal's handler does not cut it off
+            mine = weakref.ref(obj, functools.partial(instances.pop, key)), holder
+            if (found := instances.setdefault(key, mine))[0]() is not obj:
+                instances[key] = found = mine  # of one that was here before, whose end went unheard
+            held = found[1]
         assert held is not None
         at, holders = id(held), self._holders
-        holders[at] = weakref.ref(held, lambda _: holders.pop(at, None))
+        holders[at] = weakref.ref(held, functools.partial(holders.pop, at))
         return held
 
     def _stores(self) -> list[ObjectCache]:

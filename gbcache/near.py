@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from . import forks
@@ -31,14 +32,17 @@ from .errors import BudgetError, ClosedError, KeyLengthError
 from .flight import MISS
 from .leaders import Threads
 from .locks import Lock
+from .pending import plain
 from .writes import Write, Writes
 
-__all__ = ["ABSENT", "UNFIT", "Found", "NearSide", "claim"]
+__all__ = ["ABSENT", "UNFIT", "Found", "NearSide", "Word", "claim"]
 
 ABSENT = object()
 """The far side has no such key."""
 UNFIT = (BudgetError, KeyLengthError)
 """Memory can never hold it: it is read from the far side each time."""
+_EARLY = 0.01
+"""Seconds by which a copy that is to outlast its time is over before the far side tells so: both count whole ms."""
 NEGATIVES = 65536
 """Keys known to be absent that are kept at once; some 100 bytes each."""
 
@@ -52,18 +56,68 @@ class Found(NamedTuple):
     """On `time.monotonic`, when it expires; None: never."""
 
 
-def claim(tier: Any, **parts: Any) -> None:
+_claiming = Lock()
+
+
+def claim(tier: Any, near: Cache | ObjectCache, **parts: Any) -> None:
     """A near cache under two tiers would serve the one's values to the other; of two before one Disk neither would be
-    told of the other's writes."""
-    for what, part in parts.items():
-        of = getattr(part, "_tier", None)
-        other = None if of is None else of()
-        if other is not None and not other._closed:
+    told of the other's writes. And what is in memory beforehand was not read from this far side, or long ago."""
+    parts["near"] = near
+    with _claiming:
+        for what, part in parts.items():
+            of = getattr(part, "_tier", None)
+            other = None if of is None else of()
+            if other is not None and not other._closed:
+                raise ValueError(
+                    f"{what}={part!r} belongs to another Tiered already: share that one, or close it"
+                )
+        if held := len(near):  # what has expired is among it: it might be served stale
             raise ValueError(
-                f"{what}={part!r} belongs to another Tiered already: share that one, or close it"
+                f"near={near!r} holds {held:,} entries, and a Tiered begins with an empty memory: near.clear() first, "
+                f"the far side has the truth"
             )
-    for part in parts.values():
-        part._tier = weakref.ref(tier)
+        for part in parts.values():
+            part._tier = weakref.ref(tier)
+
+
+class Word:
+    """The far side's word that somebody else wrote, and the buffer's of what came of ours. It keeps no tier alive."""
+
+    def __init__(self, tier: Any) -> None:
+        self.tier = weakref.ref(tier)
+
+    def changed(self, keys: Sequence[Any] | None) -> None:
+        tier = self.tier()
+        if tier is not None:
+            try:
+                tier._side.changed(keys)
+            except ClosedError:
+                return
+            tier._count("invalidations", 1 if keys is None else len(keys))
+
+    def lost(self) -> None:
+        tier = self.tier()
+        if tier is not None:
+            tier._believe(False)
+            if tier._on_error == "raise":
+                self.changed(None)
+
+    def restored(self) -> None:
+        tier = self.tier()
+        if tier is not None:
+            with suppress(ClosedError):
+                tier._side.changed(None)
+            tier._believe(True)
+
+    def refused(self, key: Any) -> None:
+        tier = self.tier()
+        if tier is not None:
+            tier._side.drop([key])
+
+    def answered(self) -> None:
+        tier = self.tier()
+        if tier is not None:
+            tier._answered()
 
 
 class NearSide:
@@ -84,6 +138,8 @@ class NearSide:
         """Whether something may be in memory that should have been taken out."""
         self._anew, self._settling = False, Lock()
         self.own_ttl = cache._own_ttl()
+        self._outlive = bool(stale) and self.own_ttl is None
+        """Whether what is over in memory was over on the far side, too, and stays for when that fails."""
         self.behind: Behind | None = None
         """What is on its way to the far side, if writes are."""
         self.absent = None
@@ -106,6 +162,8 @@ class NearSide:
         if until is None:
             return UNSET
         left = until - time.monotonic()
+        if self._outlive and self.fed:
+            left -= _EARLY
         if left <= 0:
             return None
         return left if self.own_ttl is None or left < self.own_ttl else UNSET
@@ -302,6 +360,7 @@ class NearSide:
     def changed(self, keys: Sequence[Any] | None) -> None:
         """Somebody else wrote these keys (None: any)."""
         try:
+            keys = None if keys is None else list(map(plain, keys))
             self._writing.void(keys)
             if self.behind is not None:
                 self.behind.void()
@@ -309,12 +368,22 @@ class NearSide:
                 self._empty()
             else:
                 for key in keys:
-                    self.forget(key)
+                    self._outdated(key)
         except ClosedError:
             raise
         except BaseException:
             self.doubt()
             raise
+
+    def _outdated(self, key: Any) -> None:
+        """Or the far side tells that it expired there: then it stays."""
+        if self._outlive:
+            self._void(key)  # first: what is over when we look has not landed since
+            if key not in self.cache:
+                if self.absent is not None:
+                    self.absent.pop(key, None)
+                return
+        self.forget(key)
 
     def clear(self) -> None:
         """Nothing is in memory; flights under way are void."""

@@ -15,6 +15,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    InvalidResponse,
     MovedError,
     NoPermissionError,
     ReadOnlyError,
@@ -27,7 +28,9 @@ from .errors import ClosedError, FarError
 from .locks import Lock
 from .wire import BROKEN, Address, Place, Wire
 
-__all__ = ["Job", "Nodes", "Slots", "backoff", "slots_of", "state_of"]
+__all__ = [
+    "Job", "Nodes", "Slots", "backoff", "number_of", "page_of", "slots_of", "state_of",
+]  # fmt: skip
 
 IDLE_MAX = 16
 """Idle connections kept to a node; what more a burst of threads made is closed."""
@@ -35,6 +38,7 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.02, 1.0
 _LATER = (TryAgainError, ClusterDownError, ReadOnlyError, BusyLoadingError)
 """Answers that say: not now. Nothing was done."""
 
+SLOTS = 16384
 Slots = list["Address | None"]
 """Of each of 16384 slots, its primary."""
 
@@ -54,14 +58,26 @@ def backoff(attempt: int) -> float:
 
 def slots_of(reply: Any, asked: Address, where: Place) -> Slots:
     """What CLUSTER SLOTS answered. A host that the node does not know is the one it was reached by."""
-    slots: Slots = [None] * 16384
-    for first, last, primary, *_ in reply:
-        host = primary[0].decode() if primary[0] else ""
-        address = (asked[0] if host in ("", "?") else host, int(primary[1]))
+    try:
+        served = [_served(*each) for each in reply]
+        if sum([last - first + 1 for first, last, _ in served]) > SLOTS:
+            raise ValueError("more slots than there are")
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise InvalidResponse(f"no answer to CLUSTER SLOTS: {reply!r:.100}") from error
+    slots: Slots = [None] * SLOTS
+    for first, last, (host, port) in served:
+        address = (asked[0] if host in ("", "?") else host, port)
         if where.remap:
             address = where.remap(address)
         slots[first : last + 1] = [address] * (last - first + 1)
     return slots
+
+
+def _served(first: int, last: int, primary: Any, *_: Any) -> tuple[int, int, Address]:
+    host, port = primary[0].decode() if primary[0] else "", int(primary[1])
+    if not (0 <= first <= last < SLOTS and 0 <= port < 1 << 16):
+        raise ValueError("no such slots, or no such port")
+    return first, last, (host, port)
 
 
 def state_of(info: Any) -> tuple[bool, int]:
@@ -70,7 +86,31 @@ def state_of(info: Any) -> tuple[bool, int]:
     if not isinstance(info, bytes):
         return True, 0
     said = dict(line.split(b":", 1) for line in info.split() if b":" in line)
-    return said.get(b"cluster_state", b"ok") == b"ok", int(said.get(b"cluster_current_epoch", 0))
+    epoch = said.get(b"cluster_current_epoch", b"0")
+    if not epoch.isdigit() or len(epoch) > 20:
+        raise InvalidResponse(f"no answer to CLUSTER INFO: an epoch of {epoch!r:.100}")
+    return said.get(b"cluster_state", b"ok") == b"ok", int(epoch)
+
+
+def page_of(reply: Any) -> tuple[int, list[bytes]]:
+    """What SCAN answered: where to go on, and the names."""
+    if isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], list):
+        at, names = reply
+        sound = isinstance(at, bytes) and at.isdigit() and len(at) <= 20
+        if sound and all([type(name) is bytes for name in names]):
+            return int(at), names
+    raise FarError(f"no answer to SCAN: {reply!r:.100}")
+
+
+def number_of(reply: Any) -> int:
+    """A number of 64 bits, however it is written."""
+    try:
+        number = int(reply)
+    except (TypeError, ValueError):
+        number = 1 << 63
+    if not -(1 << 63) <= number < 1 << 63:
+        raise FarError(f"no number of 64 bits: {reply!r:.100}")
+    return number
 
 
 class Nodes:

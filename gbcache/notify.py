@@ -136,6 +136,7 @@ class Hub:
         changing.acquire()
         try:
             self._still_open()
+            self._drop_stranded()
             if wake is not None and cache is not None:
                 cache._bells(wake.address, True)
             if isinstance(reader, Watch):
@@ -152,6 +153,13 @@ class Hub:
             self._listen()
         finally:
             changing.release()
+
+    def _drop_stranded(self) -> None:
+        """Those whose loop is closed: nobody can be told there any more, and each has a descriptor."""
+        for sub in self._subscribers:
+            loop = sub.delivery
+            if isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed():
+                sub.close()
 
     def silence(self, wake: Wake) -> None:
         """Nobody rings it any more. Takes no lock: the collector may call it anywhere."""

@@ -6,9 +6,9 @@ import errno
 import time
 from collections.abc import Collection, Iterable, Sequence
 from sys import getsizeof
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from .codec import Codec, encode_key
+from .codec import Codec, decode_key, encode_key
 from .errors import ClosedError, FarError, ImageError
 from .far import Far
 from .locks import Lock
@@ -23,9 +23,13 @@ __all__ = [
     "Aside",
     "AtRisk",
     "Pending",
+    "TierStats",
+    "again",
+    "are_plain",
+    "check",
     "frozen",
     "give",
-    "like",
+    "plain",
     "size_of",
     "tell",
     "value_of",
@@ -35,6 +39,7 @@ _ATOMS = frozenset({bytes, str, int, float, bool, type(None)})
 _EACH = 250
 """Bytes a pending write takes beside key and value."""
 _PLAIN_KEYS = frozenset({str, bytes})
+_KEYS = frozenset({str, bytes, int, float, bool, type(None)})
 _NAMED = 3
 FIRST, LONGEST = 0.02, 1.0
 """Seconds between two attempts while the far side fails: doubling, from and to."""
@@ -60,6 +65,50 @@ class AtRisk(NamedTuple):
     """Age of the oldest."""
 
 
+class TierStats(NamedTuple):
+    """What a `Tiered` has done since it was made. What memory did is in ``tiered.near.stats()``."""
+
+    far_hits: int
+    """Reads that memory could not answer, and the far side did."""
+    far_misses: int
+    """Reads that found nothing in either."""
+    negative_hits: int
+    """Reads answered by what is known to be absent."""
+    loads: int
+    """Values that `load` or `get_or_set` made."""
+    far_errors: int
+    """Times the far side failed, or had no room; what is written behind included."""
+    stale_served: int
+    """Reads answered from memory because the far side failed."""
+    invalidations: int
+    """Keys that changed elsewhere; of all keys at once, 1."""
+    at_risk: AtRisk
+    """What a killed process would lose now: zeros but for ``write="behind"``."""
+    behind_errors: int
+    """Writes that the far side refused for good (each was reported to `sys.unraisablehook`)."""
+
+
+def plain(key: Any) -> Any:
+    """The key as both sides store it: of a subclass of str, say, the base value, whatever its own ``==`` says."""
+    if _is_plain(key, 0) or not isinstance(key, (str, bytes, int, float, tuple)):
+        return key
+    return decode_key(*encode_key(key))
+
+
+def _is_plain(key: Any, depth: int) -> bool:
+    """False of a tuple nested so deep that it is no key."""
+    if type(key) is not tuple:
+        return type(key) in _KEYS
+    return _KEYS.issuperset(map(type, key)) or (
+        depth < 64 and all([_is_plain(part, depth + 1) for part in key])
+    )
+
+
+def are_plain(keys: Collection[Any]) -> bool:
+    """Whether they are as both sides store them."""
+    return _KEYS.issuperset(map(type, keys)) or all([_is_plain(key, 0) for key in keys])
+
+
 def _weight(key: Any) -> int:
     return getsizeof(key) + (sum(map(_weight, key)) if isinstance(key, tuple) else 0)
 
@@ -82,6 +131,13 @@ def frozen(codec: Codec | None, key: Any, value: Any, until: float | None) -> Pe
     return value, encoded, until, time.monotonic(), size + getsizeof(value)
 
 
+def check(codec: Codec | None, items: dict[Any, Any]) -> None:
+    """Raises what `frozen` would of one of them; keeps nothing, as there may be many."""
+    for key, value in items.items():
+        if type(key) not in _PLAIN_KEYS or type(value) not in _ATOMS:
+            frozen(codec, key, value, None)
+
+
 def value_of(codec: Codec | None, write: Pending) -> Any:
     """A copy of what is written."""
     if write[1]:
@@ -90,9 +146,10 @@ def value_of(codec: Codec | None, write: Pending) -> Any:
     return write[0]
 
 
-def like(error: FarError, text: str) -> FarError:
-    """The same, in other words."""
-    return FarError(text) if error.errno is None else FarError(error.errno, text)
+def again(error: FarError, text: str) -> NoReturn:
+    """Raises the same, and what that means here."""
+    text = f"{text}: {error}"
+    raise (FarError(text) if error.errno is None else FarError(error.errno, text)) from error
 
 
 def tell(error: BaseException, about: type) -> None:

@@ -13,9 +13,10 @@ from collections.abc import (
 )
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from inspect import iscoroutine
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import flight
 from ._packed import UNSET, Front
@@ -24,36 +25,13 @@ from .errors import ClosedError, FarError
 from .far import Far
 from .flight import MISS
 from .near import ABSENT, Found, NearSide
-from .pending import REMOVED, AtRisk, Pending
+from .pending import REMOVED, Pending, TierStats, plain
 from .units import seconds_of
 
 __all__ = ["ReadThrough", "TierStats", "needs"]
 
 BATCH = 1000
 """Keys the far side is asked for at once, where all are wanted."""
-
-
-class TierStats(NamedTuple):
-    """What a `Tiered` has done since it was made. What memory did is in ``tiered.near.stats()``."""
-
-    far_hits: int
-    """Reads that memory could not answer, and the far side did."""
-    far_misses: int
-    """Reads that found nothing in either."""
-    negative_hits: int
-    """Reads answered by what is known to be absent."""
-    loads: int
-    """Values that `load` or `get_or_set` made."""
-    far_errors: int
-    """Times the far side failed."""
-    stale_served: int
-    """Reads answered from memory because the far side failed."""
-    invalidations: int
-    """Keys that changed elsewhere; of all keys at once, 1."""
-    at_risk: AtRisk
-    """What a killed process would lose now: zeros but for ``write="behind"``."""
-    behind_errors: int
-    """Writes that the far side refused for good (each was reported to `sys.unraisablehook`)."""
 
 
 def needs(far: Far, verb: str, what: str) -> None:
@@ -153,12 +131,13 @@ class ReadThrough(Front):
     def _on_its_way(self, key: Any) -> Pending | None:
         return None if self._behind is None else self._behind.last(key)
 
-    def _ask(self, keys: list[Any]) -> dict[Any, Found]:
-        """What there is of keys that memory does not have, or `load` makes. Runs within their flights."""
+    def _ask(self, keys: list[Any], given: dict[Any, Any]) -> dict[Any, Found]:
+        """What there is of keys that memory does not have, or `load` makes, of each as it was `given`. Runs within
+        their flights."""
         found = self._asked(keys)
         if (load := self.load) is not None:
             for key in [key for key in keys if found[key].value is ABSENT]:
-                value = self._loaded(key, load)
+                value = self._loaded(given[key], load)
                 if value is not ABSENT:
                     found[key] = self._stored(key, value, self.default_ttl, _ours())
         return found
@@ -226,14 +205,14 @@ class ReadThrough(Front):
 
     def _missed(self, key: Any, default: Any) -> Any:
         """`Front` did not find it in memory; `default` UNSET: KeyError."""
-        found = self._find(key)
+        found = self._find(plain(key), key)
         if found.value is not ABSENT:
             return found.value
         if default is UNSET:
             raise KeyError(key)
         return default
 
-    def _find(self, key: Any) -> Found:
+    def _find(self, key: Any, given: Any) -> Found:
         write = self._on_its_way(key)
         if write is not None:
             found = self._of_pending(write)
@@ -243,7 +222,9 @@ class ReadThrough(Front):
             self._count("negative_hits")
             return Found(ABSENT)
         try:
-            led: Found = flight.fill(self._side, key, lambda: self._ask([key])[key], None, 0)
+            led: Found = flight.fill(
+                self._side, key, lambda: self._ask([key], {key: given})[key], None, 0
+            )
             return led
         except FarError:
             value = self._fallback(key)
@@ -269,26 +250,32 @@ class ReadThrough(Front):
         """
         wanted = dict.fromkeys(keys)
         found = self.near.get_many(wanted) if self.trusts else {}
-        missing = []
+        missing: dict[Any, Any] = {}
+        """As they are stored: as they were given."""
         for key in wanted:
             if key not in found:
-                write = self._on_its_way(key)
+                name = plain(key)
+                write = self._on_its_way(name)
                 one = None if write is None else self._of_pending(write)
                 if one is not None and one.value is not ABSENT:
                     found[key] = one.value
                 elif one is not None and self.load is None:
                     pass
-                elif self._side.known_absent(key):
+                elif self._side.known_absent(name):
                     self._count("negative_hits")
                 else:
-                    missing.append(key)
+                    missing[name] = key
         if missing:
-            found.update(self._find_many(missing))
+            got = self._find_many(missing)
+            for key in wanted:
+                if key not in found and (name := plain(key)) in got:
+                    found[key] = got[name]
         return found
 
-    def _find_many(self, keys: list[Any]) -> dict[Any, Any]:
+    def _find_many(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        keys = list(given)
         try:
-            got = flight.fill_many(self._side, keys, self._ask)
+            got = flight.fill_many(self._side, keys, partial(self._ask, given=given))
         except FarError:
             values = {key: self._fallback(key, False) for key in keys}
             if MISS in values.values():
@@ -300,6 +287,7 @@ class ReadThrough(Front):
 
     def peek(self, key: Any, default: Any = None) -> Any:
         """The value of `key`, or `default`; leaves memory, its order and all stats as they are."""
+        key = plain(key)
         value = self._side.peek(key, MISS)
         if value is MISS:
             write = self._on_its_way(key)
@@ -315,6 +303,7 @@ class ReadThrough(Front):
 
     def ttl(self, key: Any) -> float | None:
         """Seconds until `key` expires, None if it never does. KeyError if it is absent. Asks the far side."""
+        key = plain(key)
         write = self._on_its_way(key)
         if write is not None:
             found = self._of_pending(write)
@@ -339,13 +328,13 @@ class ReadThrough(Front):
         far side with `add`. The rest is as `Cache.get_or_set` has it.
         """
         needs(self.far, "add", "get_or_set")
-        seconds = self._seconds(ttl)
+        given, key, seconds = key, plain(key), self._seconds(ttl)
         value = self._side.get(key, MISS)
         if value is not MISS:
             return value.value
 
         def made() -> Found:
-            found = self._ask([key])[key]
+            found = self._ask([key], {key: given})[key]
             if found.value is not ABSENT:
                 return found
             value = fn()
@@ -368,7 +357,7 @@ class ReadThrough(Front):
     ) -> Any:
         """`get_or_set` for coroutines: ``await fn()``. The far side is asked in a thread: the loop goes on."""
         needs(self.far, "add", "aget_or_set")
-        seconds = self._seconds(ttl)
+        given, key, seconds = key, plain(key), self._seconds(ttl)
         value = self._side.get(key, MISS)
         if value is not MISS:
             return value.value
@@ -381,7 +370,7 @@ class ReadThrough(Front):
                 return found
             value = ABSENT
             if (load := self.load) is not None:
-                value = await call(True, self._loaded, key, load)
+                value = await call(True, self._loaded, given, load)
             if value is ABSENT:
                 value, keep = await flight._awaited(fn()), seconds
                 self._count("loads")

@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import time
+import zlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -86,7 +87,7 @@ def read_trace(path: Path, limit: int | None = None) -> list[Request]:
                     requests.append(_request(parts, columns, path, number))
                     if limit is not None and len(requests) >= limit:
                         break
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise TraceError(f"{path}, after line {number}: {error}") from error
     if not requests:
         raise TraceError(f"{path}: no requests in it")
@@ -119,6 +120,8 @@ def _request(parts: list[str], columns: tuple[str, ...], path: Path, number: int
         raise TraceError(f"{path}, line {number}: {error}") from error
     if request.size < 0 or not 0 <= request.ttl < math.inf:
         raise TraceError(f"{path}, line {number}: size and ttl must be 0 or above")
+    if request.size >= 2**32:
+        raise TraceError(f"{path}, line {number}: a size must be below 2**32, as a value's is")
     return request
 
 

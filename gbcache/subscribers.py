@@ -77,8 +77,8 @@ class Subscription:
 
     def turn(self) -> bool:
         """Delivers some events; whether there were any."""
+        fn: Any = self._fn()  # first: held weakly, it may go while a value is decoded
         events = self.take()
-        fn: Any = self._fn()
         while self._given < len(events) and not self.closed:
             self._given += 1
             try:
@@ -182,8 +182,8 @@ class OnLoop(Subscription):
     async def _run(self) -> None:
         task: Any = asyncio.current_task()
         while not self.closed:
-            events = self.take()
             fn: Any = self._fn()
+            events = self.take()
             while self._given < len(events) and not self.closed:
                 self._given += 1
                 try:
@@ -197,16 +197,16 @@ class OnLoop(Subscription):
                         raise  # it is we who were cancelled
                     self._failed(error)
             self._taken, self._given = (), 0
-            if events:
-                await asyncio.sleep(0)  # others' turn
-                continue
-            self._wake.bell.arm()
-            if not self.pending():
-                if self._ended:
-                    self.closed = True
-                    _take_off(self._loop, self._wake)
-                return
-            self._wake.bell.disarm()
+            if not events:
+                self._wake.bell.arm()
+                if not self.pending():
+                    if self._ended:
+                        self.closed = True
+                        _take_off(self._loop, self._wake)
+                    return
+                self._wake.bell.disarm()  # and of what the filter rejects, so much
+            fn = None
+            await asyncio.sleep(0)  # others' turn
 
     def _over(self, task: asyncio.Task[None]) -> None:
         """If the task did not end of itself, another goes on: later, for the loop may be about to end."""

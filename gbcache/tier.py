@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import errno
 import time
-import weakref
 from collections.abc import (
     Callable,
     Iterable,
     Mapping,
     MutableMapping,
-    Sequence,
 )
-from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 from typing import Any
@@ -21,13 +18,14 @@ from ._object import FRONT
 from ._packed import UNSET
 from .behind import Behind
 from .cache import Cache, ObjectCache
-from .errors import ClosedError, FarError
+from .ends import settle
+from .errors import FarError
 from .far import Far, Feed
 from .flight import MISS
 from .mapping import stale_ms
-from .near import ABSENT, Found, NearSide, claim
-from .pending import REMOVED, AtRisk, frozen
-from .readthrough import BATCH, ReadThrough, TierStats, needs
+from .near import ABSENT, Found, NearSide, Word, claim
+from .pending import REMOVED, AtRisk, TierStats, are_plain, check, frozen, plain
+from .readthrough import BATCH, ReadThrough, needs
 from .units import bytes_of, seconds_of
 
 __all__ = ["TierStats", "Tiered"]
@@ -36,46 +34,6 @@ _ERRORS = ("raise", "serve_stale", "near_only")
 _QUEUED = 200
 """Of many writes behind, those that are queued in one go."""
 _VERBS = ("get_many", "put_many", "delete_many", "scan", "sync", "close")
-
-
-class _Listener:
-    """The far side's word that somebody else wrote, and the buffer's of what came of ours. It keeps no tier alive."""
-
-    def __init__(self, tier: Tiered) -> None:
-        self.tier = weakref.ref(tier)
-
-    def changed(self, keys: Sequence[Any] | None) -> None:
-        tier = self.tier()
-        if tier is not None:
-            try:
-                tier._side.changed(keys)
-            except ClosedError:
-                return
-            tier._count("invalidations", 1 if keys is None else len(keys))
-
-    def lost(self) -> None:
-        tier = self.tier()
-        if tier is not None:
-            tier._believe(False)
-            if tier._on_error == "raise":
-                self.changed(None)
-
-    def restored(self) -> None:
-        tier = self.tier()
-        if tier is not None:
-            with suppress(ClosedError):
-                tier._side.changed(None)
-            tier._believe(True)
-
-    def refused(self, key: Any) -> None:
-        tier = self.tier()
-        if tier is not None:
-            tier._side.drop([key])
-
-    def answered(self) -> None:
-        tier = self.tier()
-        if tier is not None:
-            tier._answered()
 
 
 class Tiered(ReadThrough, MutableMapping[Any, Any]):
@@ -87,8 +45,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     Parameters
     ----------
     near : Cache or ObjectCache
-        Memory. Its own `ttl`, `idle` and bounds say how long a copy stays; never longer than the entry lives. It
-        is the tier's: do not write to it. Its `subscribe` tells what happens in memory, ``invalidate`` among it.
+        Memory, empty. Its own `ttl`, `idle` and bounds say how long a copy stays; never longer than the entry lives.
+        It is the tier's: do not write to it. Its `subscribe` tells what happens in memory, ``invalidate`` among it.
     far : Far
         `Disk`, `Valkey`, or what has the methods of `Far`.
     write : "through" or "behind"
@@ -98,7 +56,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         with ENOSPC) keeps nothing else out: it is tried again, and `sync` and `close` name it. What never fits (EFBIG)
         is dropped, reported to `sys.unraisablehook` and counted.
     ttl : float or timedelta, optional
-        Seconds an entry lives where a write does not say; None: for ever.
+        Seconds an entry lives where a write does not say; None: for ever. While the machine is suspended memory's
+        clock stands still (a Disk's does not): a copy may outlive its entry by that.
     negative_ttl : float or timedelta, optional
         Seconds for which it is remembered that the far side has no such key (65,536 keys at most).
     load : callable, optional
@@ -110,10 +69,12 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         TTL by `stale` seconds. ``"near_only"``: the same, and what memory lacks is a miss; `set`, ``[] =``, `set_many`
         and `update` stay in memory until the far side answers again, and are gone then. All else raises FarError.
     stale : float or timedelta
-        Seconds that memory keeps an entry past its TTL, for the above.
+        Seconds that memory keeps an entry past its TTL, for the above: whatever others have written since. (Not where
+        `near` has a `ttl` of its own: then what the far side tells of takes out also what is over.)
 
     Raises TypeError, ValueError for arguments that are none of these, ValueError where `near`, or a `Disk`, belongs to
-    another Tiered. Cost of a hit: the near side's, and 2 to 5 ns.
+    another Tiered, or `near` holds anything (the far side has the truth: ``near.clear()``). What an earlier Tiered has
+    on its way to this `far` is written first: FarError where that fails. Cost of a hit: the near side's, and 2 to 5 ns.
     Coherence: a read gives what a write left that ended before it began, or a later one. That holds within a process;
     with a far side that others write to, as far as it tells of that (`Valkey`).
     """
@@ -159,14 +120,19 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             if size < 65536:
                 raise ValueError(f"behind_bytes={behind_bytes!r} is less than 65536")
             self._behind = self._side.behind = Behind(
-                far, getattr(far, "codec", None), size, seconds, _Listener(self)
+                far, getattr(far, "codec", None), size, seconds, Word(self)
             )
-        claim(self, near=near, **{"far": far} if hasattr(far, "_tier") else {})
-        self._face(near, FRONT if isinstance(near, ObjectCache) else None)
-        if isinstance(far, Feed):
-            self._side.fed = True
-            self._believe(False)
-            far.feed(_Listener(self))
+        claim(self, near, **{"far": far} if hasattr(far, "_tier") else {})
+        try:
+            settle(far)
+            self._face(near, FRONT if isinstance(near, ObjectCache) else None)
+            if isinstance(far, Feed):
+                self._side.fed = True
+                self._believe(False)
+                far.feed(Word(self))
+        except BaseException:
+            self._closed = True  # one that was not made has none, while its exception is there, too
+            raise
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -174,6 +140,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         """Writes a value: to the far side, then to memory. `ttl`: seconds, a timedelta, None for never; not given: the
         tier's own. FarError: it may be there or not, and memory does not have it."""
         seconds = self.default_ttl if ttl is UNSET else self._seconds(ttl)
+        if type(key) is not str:
+            key = plain(key)
         if self._behind is None:
             self._put([key], [value], seconds)
         else:
@@ -189,9 +157,13 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     ) -> None:
         """Writes a mapping, or pairs, in one call of the far side."""
         given, seconds = dict(items), self._seconds(ttl)
+        if not are_plain(given):
+            given = {plain(key): value for key, value in given.items()}
         if self._behind is None:
             self._put(list(given), list(given.values()), seconds)
         else:
+            if len(given) > _QUEUED:  # all or none, where one is refused
+                check(self._behind.codec, given)
             pairs = iter(given.items())
             while some := dict(islice(pairs, _QUEUED)):
                 self._queue_many(some, seconds)
@@ -286,6 +258,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         """Writes a value only if `key` is absent; True if it was written. Atomic at the far side, which must have
         `add` (TypeError)."""
         needs(self.far, "add", "add")
+        key = plain(key)
         seconds = self._seconds(ttl)
         found = [Found(value, None if seconds is None else time.monotonic() + seconds)]
         add = self.far.add  # type: ignore[attr-defined]
@@ -298,6 +271,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         """Adds `delta` to the int at `key` and returns the sum; an absent key counts from `initial`. Atomic at the far
         side, which must have `incr` (TypeError). Keeps the TTL; a new one gets the tier's own."""
         needs(self.far, "incr", "incr")
+        key = plain(key)
         for name, number in (("delta", delta), ("initial", initial)):
             if type(number) is not int:
                 raise TypeError(f"incr: {name}={number!r} is not an int")
@@ -308,6 +282,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
     def touch(self, key: Any, ttl: float | timedelta | object | None = UNSET) -> bool:
         """Gives `key` the tier's own TTL again, or `ttl`; False if it is absent. The far side must have `touch`."""
         needs(self.far, "touch", "touch")
+        key = plain(key)
         seconds = self._seconds(ttl)
         verb = self.far.touch  # type: ignore[attr-defined]
         done: bool = self._side.write([key], (), self._told, [key], verb, key, seconds)
@@ -324,7 +299,7 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
 
     def delete_many(self, keys: Iterable[Any]) -> int:
         """Removes keys from both sides; how many were there."""
-        return sum(self._delete(list(dict.fromkeys(keys))))
+        return sum(self._delete(list(dict.fromkeys(map(plain, keys)))))
 
     def _delete(self, keys: list[Any]) -> list[bool]:
         gone: list[bool] = self._side.write(keys, (), self._gone, keys)
@@ -343,21 +318,21 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         )
 
     def __delitem__(self, key: Any) -> None:
-        if not self._delete([key])[0]:
+        if not self._delete([plain(key)])[0]:
             raise KeyError(key)
 
     def discard(self, key: Any) -> None:
         """Removes `key` if it is there. With ``write="behind"`` it does not wait for the far side."""
         if self._behind is None:
-            self._delete([key])
+            self._delete([plain(key)])
         else:
-            self._queue(key, REMOVED, None)
+            self._queue(plain(key), REMOVED, None)
 
     def pop(self, key: Any, default: Any = UNSET) -> Any:
         """Removes `key` and returns its value; `default`, or KeyError, if it is absent. Of those who pop a key at
         once, one gets it; a write between reading and removing is removed unread."""
         value = self.get(key, MISS)
-        if value is not MISS and self._delete([key])[0]:
+        if value is not MISS and self._delete([plain(key)])[0]:
             return value
         if default is UNSET:
             raise KeyError(key)
@@ -422,7 +397,10 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         behind = self._behind
         risk = AtRisk(0, 0, 0.0) if behind is None else behind.at_risk()
         refused = 0 if behind is None else behind.refused
-        return TierStats(**self._counts, at_risk=risk, behind_errors=refused)
+        counts = self._counts.copy()
+        if behind is not None:
+            counts["far_errors"] += behind.errors
+        return TierStats(**counts, at_risk=risk, behind_errors=refused)
 
     def close(self) -> None:
         """Writes what is on its way, and closes both sides. FarError if that fails, or some has no room: nothing is

@@ -60,7 +60,7 @@ class _Line:
         self.channel, self.address = channel, address
         self.up = False
         self._heard, self._attempt = 0.0, 0
-        self._fault: Exception | None = None
+        self._fault: BaseException | None = None
         """Why it is down, as long as the channel has not been told."""
         self.view: set[Address] = set()
         self.epoch = 0
@@ -96,7 +96,7 @@ class _Line:
                 self._stand()
                 self._attempt = 0
                 self._listen()
-            except Exception as error:
+            except BaseException as error:
                 # Whatever it is: were the thread to end here, copies would be kept that nobody tells of.
                 self._fault = error
             finally:
@@ -205,7 +205,7 @@ class Channel:
                  key_of: Callable[[bytes], Any]) -> None:  # fmt: skip
         self.nodes, self.prefix, self.heartbeat = nodes, prefix, heartbeat
         self._listener, self._max_staleness, self._key_of = listener, max_staleness, key_of
-        self.trouble: Exception | None = None
+        self.trouble: BaseException | None = None
         self._closed = False
         self._warned = False
         self._owed = False  # a line begins anew, or the listener raised: it is told `restored`
@@ -240,7 +240,8 @@ class Channel:
         end = time.monotonic() + self.nodes.timeout + 0.1
         if threading.current_thread() not in [line.thread for line in lines]:
             for line in lines:
-                line.thread.join(max(0.0, end - time.monotonic()))
+                with contextlib.suppress(RuntimeError):  # not begun yet: it is cut, and ends then
+                    line.thread.join(max(0.0, end - time.monotonic()))
 
     def _alarm(self, address: Address) -> None:
         """From a thread of a user's, so without the lock."""
@@ -273,7 +274,7 @@ class Channel:
                 self._want(self._views())
             self._settle()
 
-    def _down(self, line: _Line, error: Exception) -> None:
+    def _down(self, line: _Line, error: BaseException) -> None:
         with self._turn:
             if self._closed or self._lines.get(line.address) is not line:
                 return
@@ -384,7 +385,7 @@ class Channel:
                 return True
             try:
                 call(*what)
-            except Exception as error:
+            except BaseException as error:  # a SystemExit would end the line, and nobody be told
                 self._owed = True  # at the next answer to a heartbeat
                 _warn(f"a Listener raised {error!r}")
                 return False

@@ -34,7 +34,10 @@ def bytes_of(size: int | str, what: str = "max_bytes") -> int:
         unit = match and _UNITS.get(match[2].lower())
         if not match or not unit:
             raise ValueError(f"{what}={size!r} is not a size: write 268435456, '256MB' or '256MiB'")
-        return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
+        number = (float(match[1]) if "." in match[1] else int(match[1])) * unit
+        if number == math.inf:
+            raise ValueError(f"{what}={size!r} is more than there is")
+        return int(number)
     if size < 0:
         raise ValueError(f"{what}={size!r} is negative")
     return size
@@ -49,14 +52,15 @@ def seconds_of(ttl: float | timedelta, what: str = "ttl", never: bool = True) ->
     or_none = ", or None for never" if never else ""
     if isinstance(ttl, timedelta):
         seconds = ttl.total_seconds()
-    elif isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        if not hasattr(ttl, "__float__") or isinstance(ttl, (bool, str, bytes)):
-            raise TypeError(
-                f"{what}={ttl!r} is a {type(ttl).__name__}: give seconds or a timedelta{or_none}"
-            )
-        seconds = float(ttl)
+    elif not hasattr(ttl, "__float__") or isinstance(ttl, (bool, str, bytes)):
+        raise TypeError(
+            f"{what}={ttl!r} is a {type(ttl).__name__}: give seconds or a timedelta{or_none}"
+        )
     else:
-        seconds = float(min(ttl, 10**300)) if isinstance(ttl, int) else float(ttl)
+        try:
+            seconds = float(ttl)
+        except OverflowError:  # beyond all floats
+            seconds = math.inf if ttl > 0 else -math.inf
     if math.isnan(seconds) or seconds <= 0.0:
         raise ValueError(f"{what}={ttl!r} is not above 0: give seconds{or_none}")
     if seconds > TTL_MAX:

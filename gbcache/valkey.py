@@ -12,7 +12,7 @@ from redis.exceptions import ClusterCrossSlotError, MovedError, ResponseError
 from .codec import Codec, decode_key, encode_key, pack_value, resolve, unpack_value
 from .errors import FarError, ImageError
 from .far import Listener
-from .nodes import Job, Nodes
+from .nodes import Job, Nodes, number_of, page_of
 from .tracking import Channel
 from .units import seconds_of
 from .wire import Address, place
@@ -234,7 +234,7 @@ class Valkey:
                 raise TypeError(f"incr({key!r:.100}): what it holds is no int") from reply
             if str(reply).startswith("WRONGTYPE"):
                 self.get_many([key])  # which says what it is
-        return int(self._checked(reply))
+        return number_of(self._checked(reply))
 
     def add(self, key: Any, value: Any, ttl: float | None = None) -> bool:
         """Stores if the key is absent, atomically; whether it did. Raises as `put_many`."""
@@ -327,7 +327,7 @@ class Valkey:
     def _held(self, group: list[bytes], reply: Any) -> Iterator[tuple[bytes, tuple[Any, int]]]:
         """Of each key what `_GET` is to answer: its value, and the ms left."""
         sound = isinstance(reply, list) and len(reply) == 2 * len(group)
-        if not sound or not all(isinstance(left, int) for left in reply[1::2]):
+        if not sound or not all(isinstance(left, int) and _fits(left) for left in reply[1::2]):
             raise FarError(f"{self!r}: it answers {len(group)} keys with {reply!r:.100}")
         return zip(group, zip(reply[::2], reply[1::2], strict=True), strict=True)
 
@@ -370,8 +370,7 @@ class Valkey:
         while True:
             if address in nodes:
                 job = Job(address, ("SCAN", at, "MATCH", match, "COUNT", count))
-                token, names = self._run([job], again=True, until=until)[0]
-                at = int(token)
+                at, names = page_of(self._run([job], again=True, until=until)[0])
             else:  # it has no keys any more
                 at, names = 0, []
             if not at:

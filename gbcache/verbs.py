@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ._disk import deadline_of
 from .codec import encode_key
 from .groups import Request
-from .view import LONG, View
+from .view import LONG, View, admit
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -45,7 +45,7 @@ class Big(Request):
 
     def run(self, engine: Engine) -> Any:
         engine.make_way(self.size)
-        engine.admit(self.size, alone=True)
+        admit(engine, self.size, alone=True)
         view = View(engine, engine.now())
         try:
             result = self.do(view)

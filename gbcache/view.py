@@ -15,7 +15,7 @@ from .lmdbstore import LMDBError, failed
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["LONG", "Do", "Expire", "View", "answer", "refused", "running"]
+__all__ = ["LONG", "Do", "Expire", "View", "admit", "answer", "refused", "running"]
 
 LONG = 0x80
 """In a name's first byte: it is the digest of a key that is in the record."""
@@ -100,6 +100,14 @@ def refused(error: Exception, path: str) -> Exception:
     return failed(error, path)
 
 
+def admit(engine: Engine, size: int, alone: bool = False) -> None:
+    """Raises FarError where there is no room for so many more bytes; `alone`: they are of one call."""
+    if engine.active_size > 2 * engine.layer and engine.trouble is not None:
+        told = f"{engine.path}: {engine.active_size} bytes wait, and cannot be written"
+        raise failed(engine.trouble, told)
+    engine.store.admit(engine.active_size + engine.frozen_size + size, size if alone else 0)
+
+
 def answer(engine: Engine, view: View, group: Sequence[Request]) -> None:
     """Leader: does each of a group, in `view`."""
     for request in group:
@@ -107,7 +115,7 @@ def answer(engine: Engine, view: View, group: Sequence[Request]) -> None:
         try:
             engine.check_open()
             if request.grows:
-                engine.admit(request.size + view.size)
+                admit(engine, request.size + view.size)
             request.result = request.do(view)
         except Exception as error:
             request.error = engine.refused(error)

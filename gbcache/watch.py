@@ -1,9 +1,12 @@
-"""`Watch`: a cache's events as an iterator, and the descriptor on which a reader sleeps."""
+# cython: freethreading_compatible=True, annotation_typing=False
+"""`Watch`: a cache's events as an iterator, and the descriptor on which a reader sleeps.
+
+Compiled: no signal's handler runs between a pull and where what it gave is kept.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import select
 import time
@@ -11,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ._packed import Bell
-from .events import Event
+from .events import Event, Kind
 from .locks import Lock
 
 if TYPE_CHECKING:
@@ -52,13 +55,17 @@ class Wake:
 
     def ring(self) -> None:
         """Wakes whoever sleeps, news or not."""
-        with contextlib.suppress(OSError):  # full: it is rung already
+        try:  # noqa: SIM105, a `with`
             os.write(self._write, (1).to_bytes(8, "little"))
+        except OSError:  # full: it is rung already
+            pass
 
     def drain(self) -> None:
         """Makes the descriptor unreadable again."""
-        with contextlib.suppress(BlockingIOError):
+        try:  # noqa: SIM105, a `with`
             os.read(self.fd, 4096)
+        except BlockingIOError:
+            pass
 
     def sleep(self, timeout: float | None) -> None:
         """Until it is rung, `timeout` seconds at most."""
@@ -92,7 +99,7 @@ class Watch:
         self._hub, self._cursor, self._cache = hub, cursor, hub._cache()
         self.kinds, self.values = kinds, values
         self._batch: Sequence[Event] = ()  # the one that is being iterated over
-        self._at = 0
+        self._at = self._sound = 0  # its next; how many the next read may take of it, if not all
         self._ended = False  # the cache is closed: what is left can be read
         self._closed = False  # it is: nothing can
         self._wake = Wake()
@@ -111,8 +118,11 @@ class Watch:
 
     def close(self) -> None:
         """Ends it: what was not read is dropped, who waits is woken."""
-        with self._closing:
+        self._closing.acquire()
+        try:
             closed, self._closed = self._closed, True
+        finally:
+            self._closing.release()
         self._batch, self._at = (), 0
         if not closed:
             self._hub.leave(self, self._wake)
@@ -159,11 +169,23 @@ class Watch:
         """What an iteration has not come to, else the next."""
         if self._closed:
             return ()
-        rest = self._batch[self._at : self._at + most]
-        if rest:
-            self._at += len(rest)
-            return rest
-        return self._cursor.pull(most)
+        begun, batch = self._at, self._batch
+        rest: list[Event] = []
+        most, self._sound = min(most, self._sound or most), 0
+        while len(rest) < most and self._at < len(batch):
+            at, self._at = self._at, self._at + 1  # first: one that does not decode is passed over
+            try:
+                rest.append(batch[at])
+            except Exception:
+                if not rest:
+                    raise
+                self._at = at  # the next read begins with it
+                break
+            except BaseException:  # at once; the next read ends before it
+                if rest:
+                    self._at, self._sound = begun, len(rest)
+                raise
+        return rest or self._cursor.pull(most)
 
     def read(self, most: int = 10000, timeout: float | None = None) -> Sequence[Event]:
         """The next events, at most `most`, often fewer; waits for the first, `timeout` seconds at most.
@@ -172,8 +194,7 @@ class Watch:
         Of a `Cache`, a Batch: a sequence that makes each Event when it is looked at (0.1 us; until then an
         event costs 0.01 us), whose ``keys()`` gives the keys alone.
         """
-        if most < 2:  # a `lost` must never be all that ever fits
-            raise ValueError(f"most={most!r} is not above 1")
+        _check(most)
         until = None if timeout is None else time.monotonic() + timeout
         while True:
             events = self._take(most)
@@ -188,12 +209,15 @@ class Watch:
 
     async def aread(self, most: int = 10000) -> Sequence[Event]:
         """`read` for coroutines: waits on the running loop."""
+        _check(most)
         while True:
             events = self._take(most)
             if events or self.closed:
                 return events or self._take(most)
             if self._asleep():
                 await self._asleep_on(asyncio.get_running_loop())
+            else:  # what the filter rejects is not waited for: others' turn
+                await asyncio.sleep(0)
 
     async def _asleep_on(self, loop: asyncio.AbstractEventLoop) -> None:
         rung: asyncio.Future[None] = loop.create_future()
@@ -240,6 +264,11 @@ class Watch:
         return f"<Watch{' closed' if self.closed else ''} of {self._hub.name!r}>"
 
 
+def _check(most: int) -> None:
+    if most < 2:  # a `lost` must never be all that ever fits
+        raise ValueError(f"most={most!r} is not above 1")
+
+
 def drain(cursor: Cursor, last: int) -> Iterator[Event]:
     """The events of a cursor up to the one with the number `last`."""
     seq = -1
@@ -250,5 +279,8 @@ def drain(cursor: Cursor, last: int) -> Iterator[Event]:
         for event in events:
             seq = event.seq
             if seq > last:
+                beyond = seq - last
+                if event.kind is Kind.LOST and event.value > beyond:  # of those up to `last`, too
+                    yield event._replace(seq=last, value=event.value - beyond)
                 return
             yield event

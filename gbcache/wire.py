@@ -33,9 +33,13 @@ Address = tuple[str, int]
 """Host and port; of a Unix socket, its path and 0."""
 BROKEN = (RedisError, OSError)
 """What a connection may raise."""
+_WRONG = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What comes of an answer that is none."""
 
 EARS = 4 << 20
 """Bytes of what is told that the system may keep for us."""
+DEPTH = 32
+"""Of lists in lists in an answer, at most: no server of this kind has more than a few."""
 
 _TIMEVAL = struct.Struct("@ll")
 _KEPT = {
@@ -199,8 +203,8 @@ class _Answers:
         self._data = b"".join([self._data[self._at :], *self._parts])
         self._parts, self._got, self._at = [], 0, 0
 
-    def _value(self) -> Generator[int, None, Any]:
-        """One value. Yields how many bytes are missing, at least."""
+    def _value(self, depth: int = 0) -> Generator[int, None, Any]:
+        """One value. Yields how many bytes are missing, at least. ValueError for what is none."""
         while (end := self._data.find(b"\r\n", self._at)) < 0:
             yield 1
         kind, head = self._data[self._at : self._at + 1], self._data[self._at + 1 : end]
@@ -211,9 +215,11 @@ class _Answers:
                 return self._error_of(data.decode("utf-8", "replace"))
             return data[4:] if kind == b"=" and data is not None else data
         if kind in (b"*", b">", b"~"):
-            return None if head == b"-1" else (yield from self._list(int(head)))
+            return None if head == b"-1" else (yield from self._list(int(head), depth + 1))
         if kind == b"%":
-            flat = yield from self._list(2 * int(head))
+            flat = yield from self._list(2 * int(head), depth + 1)
+            if any(isinstance(key, (list, dict)) for key in flat[::2]):
+                raise ValueError("a key in a map is a list or a map")
             return dict(zip(flat[::2], flat[1::2], strict=True))
         if kind in (b":", b"("):
             return int(head)
@@ -234,18 +240,22 @@ class _Answers:
         self._at += size + 2
         return self._data[at : at + size]
 
-    def _list(self, count: int) -> Generator[int, None, list[Any]]:
+    def _list(self, count: int, depth: int) -> Generator[int, None, list[Any]]:
+        if depth > DEPTH:
+            raise ValueError(f"lists in lists, more than {DEPTH}")
         items: list[Any] = []
         while len(items) < count:
             data, at = self._data, self._at
             end = data.find(b"\r\n", at)
             if end > 0 and data[at] == 36 and data[at + 1] != 45:  # $ and no -: what most items are
                 stop = end + 2 + int(data[at + 1 : end])
+                if stop < end + 2:  # a blank before the -: it would be read again and again
+                    raise ValueError(f"no length is {data[at + 1 : end]!r}")
                 if stop + 2 <= len(data):
                     items.append(data[end + 2 : stop])
                     self._at = stop + 2
                     continue
-            items.append((yield from self._value()))
+            items.append((yield from self._value(depth)))
         return items
 
 
@@ -277,7 +287,15 @@ class Wire:
         )  # fmt: skip
         self._conn.until = until
         self.pid = os.getpid()
-        self._conn.connect()
+        try:
+            self._conn.connect()
+        except BROKEN:
+            raise
+        except (
+            _WRONG
+        ) as error:  # a host or port that is none, or an answer that redis-py does not understand
+            what = f"{address[0]}:{address[1]} cannot be connected to"
+            raise redis.exceptions.InvalidResponse(f"{what}: {error!r:.200}") from error
         self._sock: _Socket | None = self._conn._sock
         if protocol == 3:
             self._conn._sock.listen_well()
@@ -307,7 +325,7 @@ class Wire:
             raise redis.exceptions.TimeoutError("no answer in time") from None
         except OSError as error:
             raise redis.exceptions.ConnectionError(str(error)) from error
-        except ValueError as error:
+        except _WRONG as error:
             raise redis.exceptions.InvalidResponse(f"no server of this kind: {error}") from error
         loading = isinstance(reply, redis.exceptions.BusyLoadingError)
         if isinstance(reply, redis.exceptions.ConnectionError) and not loading:

@@ -78,3 +78,20 @@ def test_the_machines_clocks(code: str, tmp_path: Path) -> None:
     call = [sys.executable, "-c", HEAD + code, str(tmp_path / "file")]
     ran = subprocess.run(call, env=env, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+@pytest.mark.parametrize("back", [5e3, 30 * 86400, 9 * 365 * 86400])
+def test_a_ttl_given_by_a_clock_that_went_back_is_what_was_said(back: float) -> None:
+    now = [0.0]
+    cache = gbcache.Cache("1MB", clock=lambda: now[0])
+    cache.set("far", 1, ttl=10 * 365 * 86400)
+    now[0] = back
+    cache.expire()
+    now[0] = 0.0
+    cache.set("k", 1, ttl=10)
+    cache["later"] = 1
+    assert cache.touch("later", ttl=10)
+    assert (cache.ttl("k"), cache.ttl("later")) == (10, 10)
+    now[0] = 20.0
+    assert "k" not in cache and "later" not in cache
+    cache.check()

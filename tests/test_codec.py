@@ -17,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gbcache
+from gbcache import extensions
 from gbcache.codec import (
     DEPTH_MAX,
     KT_INT,
@@ -343,3 +344,40 @@ def test_a_codec_that_calls_back() -> None:
         assert cache["k"] == (None, b"e") and "k" not in cache
         cache.check()
     codec.cache = None
+
+
+STAMPS = [b"\xd6\xff\0\0\0\1", b"\xd7\xff" + bytes(8), b"\xc7\x0c\xff" + bytes(12)]
+
+
+@pytest.mark.parametrize("stamp", STAMPS, ids=["32 bits", "64 bits", "96 bits"])
+def test_a_timestamp_of_msgpacks_own_is_no_value(stamp: bytes) -> None:
+    """It is made without a word to whoever reads extensions, and could not be written again."""
+
+    def within(code: int, content: bytes) -> bytes:
+        return bytes([0xC7, len(content), code]) + content
+
+    codec = TypedCodec()
+    one = b"\x91" + stamp
+    for data in (
+        stamp,
+        one,
+        b"\x92\x01" + one,
+        b"\x81\xa1k" + stamp,
+        b"\x81" + stamp + b"\xa1k",
+        within(extensions.TUPLE, one),
+        b"\x91" + within(extensions.TUPLE, b"\x91" + within(extensions.TUPLE, one)),
+        within(extensions.SET, one),
+        within(extensions.FROZENSET, one),
+        within(extensions.DICT, b"\x91\x92\x01" + stamp),
+        within(extensions.DECIMAL, stamp),
+    ):
+        with pytest.raises(ValueError, match="not an encoded value"):
+            codec.decode(data)
+
+
+@pytest.mark.parametrize("stamp", STAMPS, ids=["32 bits", "64 bits", "96 bits"])
+def test_what_looks_like_a_timestamp_comes_back(stamp: bytes) -> None:
+    codec = TypedCodec()
+    value = [{"k": stamp, stamp: ({stamp}, frozenset([stamp]))}, [stamp.hex(), -1, 0xD6FF], None]
+    data = codec.encode(value)
+    assert stamp in data and codec.decode(data) == value

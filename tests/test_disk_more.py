@@ -175,7 +175,7 @@ def test_closed_where_lmdb_fails_both_journals_are_synced(
 ) -> None:
     """What was frozen too is acknowledged, and may have a tail that is not on disk."""
     synced: list[str] = []
-    disk = Disk(tmp_path / "d", sync="interval", interval=3600)
+    disk = Disk(tmp_path / "d", sync="never")  # the thread that syncs would at its end
     made = quiet(disk, monkeypatch)
     disk.put_many([("a", 1, None)])
     monkeypatch.setattr(made.store, "_transaction", planted)

@@ -154,6 +154,26 @@ def test_the_fault_of_one_cache_is_not_that_of_all(monkeypatch: pytest.MonkeyPat
     assert until(lambda: dispatch.the()._thread is None)
 
 
+def test_a_hub_that_lacks_a_thread_is_at_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a thread or a lock cannot be had for is short memory, and over later."""
+    told, short = list[Any](), ["can't start new thread", "can't allocate lock"]
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: told.append(args.exc_value))
+    cache, got = gbcache.Cache("1MB"), list[Any]()
+    hub: Any = cache._events()
+    turn = hub.turn
+
+    def lacks() -> bool:
+        if short:
+            raise RuntimeError(short.pop())
+        return bool(turn())
+
+    hub.turn = lacks
+    with cache.subscribe(got.append):
+        cache["k"] = 1
+        assert until(lambda: len(got) == 1) and not short and not told
+    assert until(lambda: dispatch.the()._thread is None)
+
+
 def test_a_thread_that_died_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     one = dispatch.Dispatcher()

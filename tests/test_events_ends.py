@@ -138,6 +138,35 @@ def test_a_fork_within_a_subscriber_whose_child_goes_on(make: Any, delivery: str
 
 @forks
 @both
+@pytest.mark.parametrize("ends", ["returns", "exits"])
+@isolated
+def test_a_child_that_a_subscriber_forked_ends_with_it(make: Any, ends: str) -> None:
+    """In the thread: else it would sleep on its parent's descriptor, and take its parent's news."""
+    cache, got, children = make(room=5000), [], []
+
+    def hear(event: Event) -> None:
+        if event.key != "fork":
+            got.append(event.key)
+            return
+        children.append(os.fork())
+        if not children[-1]:
+            cache["child"] = 1
+            if ends == "exits":
+                sys.exit(1)
+
+    sys.unraisablehook = lambda args: None
+    cache.subscribe(hear)
+    cache["fork"] = 1
+    assert until(lambda: children)
+    gone: list[int] = []
+    assert until(lambda: gone or gone.append(os.waitpid(children[0], os.WNOHANG)[0]) or gone.pop())
+    for i in range(200):
+        cache[i] = i
+        assert until(lambda i=i: got == [*range(i + 1)], 5), "a ring was taken by the child"
+
+
+@forks
+@both
 @isolated
 def test_a_child_keeps_no_descriptor_of_its_parents_readers(make: Any) -> None:
     def child(before: int) -> None:

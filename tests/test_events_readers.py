@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import resource
 import threading
 import time
 import weakref
@@ -150,21 +152,109 @@ def test_a_watch_is_not_needed_to_keep_a_cache(make: Any) -> None:
 
 
 @both
-def test_more_readers_than_can_sleep_are_refused_and_leave_nothing(make: Any) -> None:
+def test_as_many_readers_sleep_as_there_are_descriptors(make: Any) -> None:
     cache = make()
     with cache.subscribe(print):
         pass  # the thread's own descriptor stays
-    watches = [cache.watch() for _ in range(32)]
-    for ask in (cache.watch, lambda: cache.subscribe(lambda event: None)):
-        before = descriptors()
-        with pytest.raises(ValueError, match="32"):
-            ask()
-        assert descriptors() == before
-    assert not cache._hub._subscribers, "who was refused is not told"
-    watches.pop().close()
-    with cache.subscribe(lambda event: None):
+    before = descriptors()
+    watches = [cache.watch() for _ in range(200)]
+    threads = [in_thread(watch.read) for watch in watches[::20]]
+    for watch in watches[1::2]:
+        watch.close()
+    time.sleep(0.02)
+    cache["k"] = 1
+    joined(*threads)
+    assert [told(w) for w in watches[1::2]] == [[]] * 100
+    assert sum(pairs(told(w)) == [("set", "k")] for w in watches[::2]) == 90
+    with resources(descriptors() + 2):
+        for ask in (cache.watch, lambda: cache.subscribe(lambda event: None, delivery="asyncio")):
+            ours = list[Any]()
+            with pytest.raises((OSError, RuntimeError)):
+                for _ in range(9):
+                    ours.append(ask())
+    del ours, watch, watches
+    assert descriptors() == before and not cache._hub._subscribers
+
+
+@contextlib.contextmanager
+def resources(most: int) -> Any:
+    """No descriptor beyond so many."""
+    was = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, was[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, was)
+
+
+@both
+def test_subscribers_whose_loop_is_closed_go_when_another_comes(make: Any) -> None:
+    """Nobody is told there any more, and each has a descriptor."""
+    cache, got = make(), list[Any]()
+
+    async def subscribe() -> Any:
+        sub = cache.subscribe(lambda event: None, delivery="asyncio")
+        await asyncio.sleep(0.001)
+        return sub
+
+    before = descriptors()
+    subs = [asyncio.run(subscribe()) for _ in range(5)]
+    assert descriptors() <= before + 1 and [sub.closed for sub in subs] == [True] * 4 + [False]
+    with cache.subscribe(got.append, delivery="inline"):
+        assert subs[4].closed and descriptors() == before
         cache["k"] = 1
-    assert all(pairs(told(w)) == [("set", "k")] for w in watches)
+    assert len(got) == 1
+
+
+class Rejecting:
+    """A cursor with much to look at of which nothing passes."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.over = False
+
+    def pull(self, most: int) -> list[Event]:
+        self.looks += 1
+        assert self.looks < 1000, "nobody else has had a turn"
+        return []
+
+    def pending(self) -> bool:
+        return not self.over
+
+    def finish(self) -> None: ...
+
+
+@both
+@pytest.mark.parametrize("who", ["watch", "subscriber"])
+def test_a_loop_has_its_turn_while_a_filter_rejects(make: Any, who: str) -> None:
+    cache, cursor = make(), Rejecting()
+
+    async def main() -> None:
+        if who == "watch":
+            reader: Any = cache.watch()
+            reader._cursor = cursor
+            task = asyncio.create_task(reader.aread())
+        else:
+            reader = cache.subscribe(lambda event: None, delivery="asyncio")
+            reader._cursor = cursor
+        while cursor.looks < 20:
+            await asyncio.sleep(0)
+        cursor.over = True
+        reader.close()
+        if who == "watch":
+            assert not await task
+
+    asyncio.run(asyncio.wait_for(main(), HANG))
+
+
+@both
+def test_a_read_of_too_few_is_refused_on_a_loop_too(make: Any) -> None:
+    with make().watch() as watch:
+        for most in (1, 0, -1):
+            with pytest.raises(ValueError, match="above 1"):
+                watch.read(most)
+            with pytest.raises(ValueError, match="above 1"):
+                asyncio.run(asyncio.wait_for(watch.aread(most), 1))
 
 
 # --- asyncio -------------------------------------------------------------------------------------

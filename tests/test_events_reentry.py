@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from children import isolated
 from heard import SHORT, Hook, both, in_thread, joined, pairs, told, until
+from interrupted import exact, interrupted
 from test_hostile import ACTS, FINE, acts
 
 from gbcache import Cache, Event, subscribers
@@ -110,6 +111,56 @@ def test_a_value_that_does_not_decode_costs_no_other_event(
     assert until(lambda: got and got[-1] == "later", 2), "and it goes on"
     assert [k for k in got if k != 7] == [*range(7), *range(8, 20), "later"]
     assert sub is None or sub.errors == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_read_goes_on_behind_a_value_that_does_not_decode(error: type[BaseException]) -> None:
+    """Of what an iteration has not come to: what is before it is given, it is told once, and passed over."""
+    codec, got, failed = Pickled(), [], 0
+    cache = Cache("1MB", codec=codec)
+
+    def fails(value: Any) -> None:
+        if value in ([1], [7]):
+            raise error("bad")
+
+    codec.act = fails
+    watch = cache.watch(values=True)
+    cache.update((i, [i]) for i in range(20))
+    got.append(next(watch).key)
+    for _ in range(40):
+        try:
+            got += [event.key for event in watch.read(10, timeout=0)]
+        except error:
+            failed += 1
+    assert got == [i for i in range(20) if i not in (1, 7)]
+    assert failed == (2 if error is ValueError else 3)  # what may be an interrupt is raised at once
+
+
+@pytest.mark.parametrize("delivery", ["thread", "inline", "asyncio"])
+@isolated
+def test_one_held_weakly_that_goes_while_its_values_are_read(delivery: str) -> None:
+    """It is told what was taken for it, and is no error."""
+    hook, codec, got = Hook(), Pickled(), list[Any]()
+    cache = Cache("1MB", codec=codec)
+
+    class Listener:
+        def hear(self, event: Event) -> None:
+            got.append(event.key)
+
+    held = [Listener()]
+    codec.act = lambda value: held.clear()
+
+    async def main() -> None:
+        sub = cache.subscribe(held[0].hear, values=True, delivery=delivery, weak=True)
+        cache.update((i, [i]) for i in range(20))
+        for _ in range(5000):
+            if sub.closed:
+                break
+            await asyncio.sleep(0.001)
+        assert sub.closed and sub.errors == 0 and not hook.seen
+        assert got == list(range(len(got))) and sub.delivered == len(got)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("times, errors", [(5, 0), (10**6, 1)])
@@ -216,6 +267,61 @@ def test_a_signal_that_raises_in_the_middle_of_inline_delivery(make: Any) -> Non
         signal.setitimer(signal.ITIMER_REAL, 0)
     cache["last"] = 1
     assert got[-1] == "last", "the turn of whoever was interrupted is over"
+
+
+@exact
+@both
+def test_an_iteration_that_is_interrupted_anywhere_loses_nothing(make: Any) -> None:
+    """Between what the cursor gave and where it is kept, above all."""
+    cache, n = make(room=10_000), 0
+    watch = cache.watch()
+    while True:
+        n += 1
+        for i in range(5):
+            cache[i] = n
+        got: list[Event] = []
+
+        def read(last: Any, got: list[Event] = got) -> None:
+            while not got or got[-1].key != last:
+                got.append(next(watch))
+
+        where = interrupted(lambda: read(4), n)
+        cache["end"] = n  # or a failure would hang
+        read("end")
+        assert [event.key for event in got] == [0, 1, 2, 3, 4, "end"], where
+        if not where:
+            break
+
+
+@exact
+@both
+@isolated
+def test_an_iteration_that_signals_interrupt_loses_nothing(make: Any) -> None:
+    class Interrupt(BaseException):
+        pass
+
+    def handler(*_: Any) -> None:
+        raise Interrupt
+
+    cache, got, cut = make(size="4MB", room=50_000), list[int](), 0
+    watch, last = cache.watch(), 0
+    signal.signal(signal.SIGALRM, handler)
+    end = time.monotonic() + (1 if SHORT else 4)
+    while time.monotonic() < end:
+        cache.update((i, i) for i in range(2000))
+        last += 2000
+        while not got or got[-1] < last:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + (cut % 300) * 1e-6)
+                for event in watch:
+                    got.append(event.seq)
+                    if event.seq == last:
+                        break
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupt:
+                cut += 1
+                cache["more"] = last = last + 1  # or a failure would hang
+    assert cut > 100 and got == [*range(1, last + 1)]
 
 
 @both

@@ -47,6 +47,28 @@ def test_changes_end_with_the_last_of_when_they_were_asked_for(make: Any) -> Non
 
 
 @both
+@pytest.mark.parametrize("kinds", [None, "replace"])
+def test_changes_that_are_overrun_say_so(make: Any, kinds: str | None) -> None:
+    """Also where what is lost goes on beyond the last of when they were asked for."""
+    cache = make(room=3000)
+    for i in range(2900):
+        cache["k"] = i
+    changes = cache.changes(kinds=kinds)
+    got = [next(changes)]
+    for i in range(9000):
+        cache["k"] = i
+    got += changes
+    assert [event.kind for event in got].count("lost") == 1 and got[-1].kind == "lost"
+    assert got[-1].seq == 2900 == got[-2].seq + got[-1].value
+    assert len(got) - 1 + got[-1].value == 2900 - (kinds is not None), "each told, or told lost"
+    overrun = cache.changes()
+    for i in range(9000):
+        cache["k"] = i
+    (lost,) = overrun
+    assert (lost.kind, lost.seq, lost.value) == ("lost", 11900, 11900)
+
+
+@both
 def test_without_events_nothing_is_recorded_before_somebody_reads(make: Any) -> None:
     cache = make()
     cache["before"] = 1

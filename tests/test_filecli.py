@@ -252,3 +252,24 @@ def test_closed_live_files_that_are_damaged(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = eval(ran.stdout)
     assert found["check", 1] > int(turns) // 3 and {code for _, code in found} <= {0, 1, 2}
+
+
+def test_halves_of_a_character_stay_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lone surrogates are no character; JSON's escape of them is that of one."""
+    halves, whole = "\ud83d" + "\ude00", "\U0001f600"
+    assert halves != whole and json.loads(json.dumps(halves)) == whole
+    with Cache("1MB") as cache:
+        for key in (halves, whole, (halves, whole)):
+            cache[key] = [halves, whole, {halves: whole, whole: halves}]
+        cache["alone"], cache["whole"] = halves, whole
+        cache.save(tmp_path / "a.gbs")
+        held = dict(cache.items())
+    assert main(["dump", str(tmp_path / "a.gbs"), "--json"]) == 0
+    lines = capsys.readouterr().out
+    assert json.loads(lines.splitlines()[-1]) == {"key": "whole", "value": whole, "ttl": None}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert main(["load", str(tmp_path / "b.gbs")]) == 0
+    with Cache.open(tmp_path / "b.gbs") as again:
+        assert dict(again.items()) == held

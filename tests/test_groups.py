@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ import time
 from typing import Any
 
 import pytest
+from children import isolated
 
 from gbcache import groups
 from gbcache.errors import FarError
@@ -112,3 +114,81 @@ def test_a_queue_has_a_leader_wherever_a_signal_comes() -> None:
         each.join(10)
         assert not each.is_alive(), "it waits for a leader"
     assert seen > enough // 2 and made.run(groups.Request()) == "done"
+
+
+class Cut:
+    """A gate at which a signal's handler raises, once."""
+
+    def __init__(self, gate: Any) -> None:
+        self.gate, self.left = gate, 1
+
+    def acquire(self, *args: Any, **how: Any) -> bool:
+        if how and self.left:
+            self.left = 0
+            raise Interrupt
+        return bool(self.gate.acquire(*args, **how))
+
+    def release(self) -> None:
+        self.gate.release()
+
+
+def test_a_leader_that_is_cut_off_as_it_waits_for_others_gathers_again() -> None:
+    def commit(batch: list[groups.Request]) -> None:
+        sizes.append(len(batch))
+        for request in batch:
+            request.result = "done"
+
+    sizes: list[int] = []
+    made = groups.Groups(commit)
+    made._expected, made._took, made._gathered = 2, 1.0, Cut(made._gathered)
+    with pytest.raises(Interrupt):
+        made.run(groups.Request())
+    assert not made._gathers and not made._gathered.acquire(False)
+    for came in (False, True):  # while it is not told yet, one more comes
+        made._expected, made._gathered.left = 2, 1
+        gate = made._gathered.gate
+
+        class Comes:
+            def acquire(self, *args: Any, gate: Any = gate, came: bool = came, **how: Any) -> bool:
+                if how and came:
+                    with made._lock:
+                        made._gathers = False
+                        gate.release()
+                return bool(gate.acquire(*args)) if not how else False
+
+            release = gate.release
+
+        made._gathered = Comes()
+        assert made.run(groups.Request()) == "done"
+        assert not made._gathers and gate.locked(), "another's wake is nobody's"
+        made._gathered = Cut(gate)
+
+
+class Back:
+    """Garbage that comes back as it is collected."""
+
+    def __init__(self, call: Any) -> None:
+        self.me, self.call = self, call
+
+    def __del__(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.call()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@isolated
+def test_who_may_not_come_back_is_told_so_when_the_queue_is_free() -> None:
+    """An exception brings the collector, and that a __del__ which asks the same."""
+    made = groups.Groups(lambda batch: None)
+    made._leader = threading.get_ident()
+    for objects in range(1, 40):
+        gc.disable()
+        Back(made.check)
+        gc.set_threshold(objects)
+        gc.enable()
+        for _ in range(20):
+            with contextlib.suppress(RuntimeError):
+                made.check()
+    gc.set_threshold(700)
+    with pytest.raises(RuntimeError, match="within a call"):
+        made.run(groups.Request())

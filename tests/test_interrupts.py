@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,3 +225,27 @@ def test_a_write_behind_that_is_cut_off_leaves_no_old_copy(many: bool) -> None:
         near, queued = tier.near.peek("k"), behind.value_of(behind.last("k"))
         assert tier._side.doubted or near in (None, queued), (where, near, queued)
     assert n > 10 and tier["k"] == n
+
+
+def test_a_save_that_is_cut_off_holds_up_no_other(tmp_path: Path, monkeypatch: Any) -> None:
+    """After any of the calls that say who saves: the lock of what it writes to goes with it."""
+    cache, path, cut = Cache("1MB"), tmp_path / "a.gbc", 0
+    real = os.getpid
+    for n in range(20):
+        left = [n]
+
+        def getpid(left: list[int] = left) -> int:
+            left[0] -= 1
+            if left[0] == -1:
+                raise Interrupt
+            return real()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", getpid)
+            try:
+                cache.save(path)
+            except Interrupt:
+                cut += 1
+        cache.save(path)
+        assert not os.path.exists(f"{path}.saving")
+    assert 2 <= cut < 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import inspect
 import pickle
@@ -247,3 +248,69 @@ def test_a_copied_dict_at_the_place_of_its_first_owner() -> None:
         if id(c) == old:
             break
         keep.append(c)
+
+
+class Slotted:
+    """No ``__dict__``: its results lie beside it, under its address."""
+
+    __slots__ = ("__weakref__", "x")
+
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    @memoize
+    def method(self) -> int:
+        return self.x
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_one_whose_end_is_cut_off_leaves_no_results_to_the_next_at_its_place() -> None:
+    """A signal's handler raises as an instance goes; what Python code runs then, it would cut off."""
+
+    def cut(frame: Any, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename.endswith("memoize.py"):
+            raise KeyboardInterrupt
+
+    for x in range(100):
+        one = Slotted(x)
+        assert one.method() == x
+        traced = sys.gettrace()
+        sys.settrace(cut)
+        del one
+        sys.settrace(traced)
+    assert not vars(Slotted)["method"]._dictless and not vars(Slotted)["method"]._holders
+
+
+def test_results_of_one_that_went_unheard_are_nobodys() -> None:
+    """Where no memory was had to hear of its end."""
+    memo: Any = vars(Slotted)["method"]
+    first = Slotted(1)
+    assert first.method() == 1
+    (old,) = memo._dictless.values()
+    second = Slotted(2)
+    memo._dictless[id(second)] = (weakref.ref(Slotted(0)), old[1])
+    assert second.method() == 2 and second.method.cache_info().hits == 0
+    assert second.method() == 2 and second.method.cache_info().hits == 1
+    assert first.method() == 1 and first.method.cache_info().hits == 1
+
+
+def test_what_the_function_has_hides_nothing_of_the_memo() -> None:
+    """As of one that functools.lru_cache made, or that was memoized: their attributes come along, but for our own."""
+
+    def plain(x: int) -> int:
+        return x
+
+    for name in ("cache_info", "cache_clear", "cache_key", "_key", "_instance", "_of", "_shared"):
+        setattr(plain, name, "the function's")
+    plain.more, plain.cache = "the function's", "the function's"  # type: ignore[attr-defined]
+    made: Any = memoize(plain)
+    assert made(1) == made(1) == 1 and made.cache_info().hits == 1
+    assert made.cache_key(1) == 1 and len(made.cache) == 1 and made.more == "the function's"
+    made.cache_clear()
+    assert made.cache_info().currsize == 0 and made.__wrapped__ is plain
+    assert made.__doc__ is None and made.__name__ == "plain"
+    other: Any = memoize(maxsize=7)(functools.lru_cache(maxsize=3)(plain))
+    assert other.cache_parameters() == {"maxsize": 7, "typed": False}
+    third: Any = memoize(maxsize=9)(made)
+    assert third.cache_parameters()["maxsize"] == 9 and third.__wrapped__ is made
+    assert third(2) == 2 and len(third.cache) == 1 and third.cache is not made.cache

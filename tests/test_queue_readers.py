@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib.util
@@ -368,16 +369,42 @@ def test_bells() -> None:
         bell.armed = True
         cache["k"] = 1
         assert not rung() and bell.armed
-        bells = [Bell(False, write) for _ in range(33)]
-        for one in bells[:32]:
-            cache._bells(ctypes.addressof(one), True)
-        with pytest.raises(ValueError, match="32"):
-            cache._bells(ctypes.addressof(bells[32]), True)
-        cache._bells(ctypes.addressof(bells[5]), False)
-        cache._bells(ctypes.addressof(bells[32]), True)
         cache.close()
     finally:
         os.close(read), os.close(write)
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("_testcapi"), reason="needs _testcapi.set_nomemory"
+)
+@pytest.mark.parametrize("make", [lambda: gbcache.Cache("1MB"), ObjectCache])
+def test_a_bell_there_is_no_memory_for_is_none(make: Any) -> None:
+    testcapi = importlib.import_module("_testcapi")
+    cache = make()
+    bells = [Bell(False, -1) for _ in range(20)]
+    short = 0
+    for bell in bells:
+        at = ctypes.addressof(bell)
+        add = cache._bells
+        with contextlib.suppress(MemoryError):
+            testcapi.set_nomemory(0, 0)
+            try:
+                add(at, True)
+            finally:
+                testcapi.remove_mem_hooks()
+            continue
+        short += 1
+        bell.armed = True
+        cache._listen(ALL, False, 1000)
+        cache["k"] = 1
+        assert bell.armed, "it was not registered"
+        add(at, True)
+    for bell in bells:
+        bell.armed = True
+    cache["k"] = 2
+    assert short >= 3 and not any(bell.armed for bell in bells)
+    for bell in bells:
+        cache._bells(ctypes.addressof(bell), False)
 
 
 @pytest.mark.skipif(

@@ -7,6 +7,7 @@ import io
 import lzma
 import subprocess
 import sys
+from collections import Counter, deque
 from contextlib import redirect_stdout
 from datetime import timedelta
 from fractions import Fraction
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 import gbcache
-from gbcache.__main__ import main
+from gbcache.__main__ import Feed, main
 from gbcache.replay import (
     Request,
     Source,
@@ -66,6 +67,8 @@ def test_columns(tmp_path: Path) -> None:
         ("a 10\nb ten\n", "line 2.*ten"),
         ("a -1\n", "line 1.*0 or above"),
         ("a 1 nan\n", "line 1.*0 or above"),
+        ("a 4294967296\n", "line 1.*below 2"),
+        (f"a {10**20}\n", "line 1.*below 2"),
         ("a 1 inf\n", "line 1.*0 or above"),
         ("a 1 2 3 4\n", "line 1: 5 columns"),
         ("# fields: size ttl\n1 2\n", "line 1: fields"),
@@ -86,6 +89,12 @@ def test_damaged_archives(tmp_path: Path, name: str) -> None:
         read_trace(path)
     written(path, "some key\n" * 5000)
     path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(TraceError, match=name):
+        read_trace(path)
+    written(path, "".join(f"key {i * i % 977}\n" for i in range(5000)))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)  # of its own length
+    path.write_bytes(data)
     with pytest.raises(TraceError, match=name):
         read_trace(path)
     with pytest.raises(TraceError, match="missing"):
@@ -150,6 +159,20 @@ def test_the_command_line(tmp_path: Path) -> None:
         assert ran.returncode != 0 and "Traceback" not in ran.stderr and ran.stderr.strip()
 
 
+def test_a_feed_is_told_of_while_it_grows() -> None:
+    """Its thread may see something of a new kind meanwhile."""
+
+    class Grows(Counter[str]):
+        def items(self) -> Any:
+            for kind, n in super().items():
+                self["expire"] += 1
+                yield kind, n
+
+    feed = Feed.__new__(Feed)
+    feed.seen, feed.last = Grows({"set": 2, "delete": 1}), deque()
+    assert feed.line() == "events: set 2  delete 1"
+
+
 # --- units ---------------------------------------------------------------------------------------
 
 
@@ -162,7 +185,22 @@ def test_sizes(size: Any, bytes_: int) -> None:
     assert bytes_of(size) == bytes_
 
 
-@pytest.mark.parametrize("size", ["", "MB", "-5", "1e6", "5 TB", "5mbit", "0x10", "١٢", -1])
+@pytest.mark.parametrize(
+    "size",
+    [
+        "",
+        "MB",
+        "-5",
+        "1e6",
+        "5 TB",
+        "5mbit",
+        "0x10",
+        "١٢",
+        -1,
+        "9" * 400 + ".0",
+        "9" * 305 + ".0GB",
+    ],
+)
 def test_no_sizes(size: Any) -> None:
     with pytest.raises(ValueError, match="max_bytes="):
         bytes_of(size)
@@ -177,7 +215,8 @@ def test_sizes_of_the_wrong_type(size: Any) -> None:
 def test_seconds() -> None:
     assert seconds_of(5) == seconds_of(5.0) == seconds_of(timedelta(seconds=5)) == 5
     assert seconds_of(Fraction(1, 4)) == 0.25
-    for bad in (0, -1, float("nan"), timedelta(0), 10**400, float("inf"), timedelta(days=40_000)):
+    huge = (10**400, -(10**400), Fraction(10**400), Fraction(-(10**400)), float("inf"))
+    for bad in (0, -1, float("nan"), timedelta(0), *huge, timedelta(days=40_000)):
         with pytest.raises(ValueError, match="ttl="):
             seconds_of(bad)
     for wrong in (True, "5", None, [5]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from typing import Any
@@ -237,3 +238,42 @@ def test_a_close_that_was_cut_off_is_done_by_the_next(near: Any) -> None:
     tier.close()
     assert far.closed and near.closed and far.data["k"][0] == 1
     tier.close()
+
+
+@pytest.mark.parametrize("at", [0, 150, 199, 250, 999])
+def test_many_writes_of_which_one_cannot_be_stored_are_refused_together(near: Any, at: int) -> None:
+    tier = Tiered(near, Full(), write="behind", behind_seconds=30)
+    far: Any = tier.far
+    tier["k"] = "old"
+    bad = {"k": "new", **{i: (object() if i == at else [i]) for i in range(1000)}}
+    for items in (bad, {"k": "new", **dict.fromkeys(range(500), 1), (1, object()): 2}):
+        with pytest.raises(TypeError):
+            tier.set_many(items)
+        assert tier["k"] == "old" and tier.stats().at_risk.entries == 1
+    tier.close()
+    assert far.data.keys() == {"k"}
+
+
+def test_the_far_sides_failures_behind_are_counted(near: Any) -> None:
+    tier = Tiered(near, Full(), write="behind", behind_seconds=0.02)
+    far: Any = tier.far
+    far.failing = True
+    tier["k"] = 1
+    settle(lambda: tier.stats().far_errors >= 2)
+    with pytest.raises(FarError):
+        tier.sync()
+    far.failing = False
+    tier.sync()
+    puts = sum(verb == "put" for verb, _ in far.calls)
+    assert tier.stats().far_errors == puts - 1
+
+    def full(verb: str, keys: list[Any]) -> None:
+        if verb == "put":
+            raise FarError(errno.ENOSPC, "no room")
+
+    far.hook = full
+    tier["k"] = 2
+    settle(lambda: tier.stats().far_errors >= puts + 1)
+    far.hook = lambda verb, keys: None
+    tier.close()
+    assert tier.stats().behind_errors == 0

@@ -17,7 +17,7 @@ import pytest
 from children import run, skip_without_lmdb, survives
 from fars import Full, settle
 
-from gbcache import Cache, FarError, ObjectCache, Tiered, behind, leaders
+from gbcache import Cache, FarError, ObjectCache, Tiered, ends, leaders
 from gbcache.behind import Behind
 
 NEARS = {"Cache": lambda: Cache("1MB"), "ObjectCache": lambda: ObjectCache(100)}
@@ -186,7 +186,7 @@ def test_the_last_write_of_a_tier_that_was_idle_is_written() -> None:
         del tier
         settle(lambda turn=turn: (turn, "b") in far.data)  # type: ignore[misc]
         settle(lambda buffer=buffer: buffer() is None)  # type: ignore[misc]
-    assert not behind._pending
+    assert not ends.waiting
 
 
 def test_the_last_write_of_a_tier_is_written_at_exit(tmp_path: Path) -> None:
@@ -216,14 +216,14 @@ def test_a_forked_child_has_nothing_of_a_tier_its_parent_dropped() -> None:
     there: Any = buffer()
 
     def child() -> None:
-        assert not behind._pending and there.at_risk().entries == 0
+        assert not ends.waiting and there.at_risk().entries == 0
         there.close()
         assert not far.data
 
     survives(child)
-    assert behind._pending == {there}
+    assert ends.waiting == {there}
     there.close()
-    assert far.data["k"][0] == 1 and not behind._pending
+    assert far.data["k"][0] == 1 and not ends.waiting
 
 
 @pytest.mark.parametrize("pending", [False, True])

@@ -229,3 +229,45 @@ def test_what_has_no_room_and_then_fails_otherwise_keeps_nothing_else_out() -> N
     far.hook = lambda verb, keys: None
     tier.close()
     assert set(far.data) == {"big", "small"}
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["the same", "a later one"])
+def test_a_reader_meets_what_takes_the_place_of_what_is_aside(near: Any, begun: bool) -> None:
+    """It looks without the lock, while a write comes to the newest generation, or one begun since, and `aside` lets go
+    of the one before."""
+    tier = behind(near, Small(100))
+    far: Any = tier.far
+    buffer: Any = tier._behind
+    tier["k"] = "x" * 200
+    waits(tier)
+    buffer.interval = buffer._late = 60.0  # what is put now stays
+    met: list[Any] = []
+
+    def comes() -> None:
+        if not met:
+            met.append(1)
+            if begun:  # as the thread begins one
+                buffer._newest = {}
+                buffer._generations.append(buffer._newest)
+            tier["k"] = "later"
+
+    class Aside(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            comes()
+            return super().get(key, default)
+
+    class Newest(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            found = super().get(key, default)
+            comes()
+            return found
+
+    with buffer.aside.sparing:  # it is not tried
+        buffer.aside.writes = Aside(buffer.aside.writes)
+        buffer._newest = buffer._generations[-1] = Newest()
+        found = buffer.last("k")
+        assert met and found is not None and found[0] == "later"
+        assert not buffer.aside.writes and buffer.has_any(["k"])
+    far.room = 1000
+    tier.close()
+    assert far.data["k"][0] == "later"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -12,8 +13,9 @@ import redis
 from proxy import Proxy
 from servers import Server, free_port, shared_cluster, shared_server
 
-from gbcache.errors import FarError
+from gbcache.errors import FarError, ImageError
 from gbcache.valkey import Valkey
+from gbcache.wire import DEPTH, _Answers
 
 LATE = 0.4
 """Seconds a busy machine may add to a time-out."""
@@ -201,3 +203,92 @@ def test_a_full_server(own: Server) -> None:
         far.incr("n")
     assert far.get_many(["a"]) == {"a": (1, None)} and far.delete_many(["a"]) == [True]
     far.close()
+
+
+# --- a server that lies ---------------------------------------------------------------------------
+
+
+class Liar:
+    """Answers everything with the same bytes."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.answers = answers
+        self.door = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.door.getsockname()[1])
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock = self.door.accept()[0]
+                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError), sock, sock.makefile("rb") as said:
+            while line := said.readline():
+                for _ in range(int(line[1:])):
+                    said.read(int(said.readline()[1:]) + 2)
+                sock.sendall(self.answers[0])
+
+    def close(self) -> None:
+        self.door.close()
+
+
+LIES = {
+    "deep": b"*1\r\n" * 2000 + b":1\r\n",
+    "deep maps": b"%1\r\n:1\r\n" * 2000 + b":1\r\n",
+    "a list as a key": b"%1\r\n*0\r\n:1\r\n",
+    "a map as a key": b"%1\r\n%0\r\n:1\r\n",
+    "no list": b"*0\r\n",
+    "a word": b"+x\r\n",
+    "a number": b":1\r\n",
+    "a long number": b":" + b"9" * 400 + b"\r\n",
+    "a longer one": b":" + b"9" * 5000 + b"\r\n",
+    "nothing": b"_\r\n",
+    "a length below zero": b"*300000000\r\n$ -8\r\n",
+    "a page of no names": b"*2\r\n$1\r\n0\r\n*1\r\n:1\r\n",
+    "no cursor": b"*2\r\n$1\r\nx\r\n*0\r\n",
+    "a list for a cursor": b"*2\r\n*0\r\n*0\r\n",
+    "a late death": b"*2\r\n$1\r\n1\r\n:" + b"9" * 400 + b"\r\n",
+    "errors in a list": b"*2\r\n-ERR\r\n:-1\r\n",
+    "a move to nowhere": b"-MOVED 5\r\n",
+    "a move to no port": b"-MOVED 1 h:x\r\n",
+    "a move far away": b"-MOVED 1 127.0.0.1:" + b"9" * 30 + b"\r\n",
+    "asked of no host": b"-ASK 1 " + b"a" * 300 + b".b:1\r\n",
+    "slots of lists": b"*1\r\n*3\r\n*0\r\n*0\r\n*0\r\n",
+    "slots beyond": b"*1\r\n*3\r\n:0\r\n:999999999999\r\n*2\r\n$1\r\nh\r\n:1\r\n",
+    "slots again": b"*2\r\n" + b"*3\r\n:0\r\n:16383\r\n*2\r\n$1\r\nh\r\n:1\r\n" * 2,
+    "a port beyond": b"*1\r\n*3\r\n:0\r\n:1\r\n*2\r\n$1\r\nh\r\n:99999\r\n",
+    "an epoch of words": b"$23\r\ncluster_current_epoch:x\r\n",
+}
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("lie", LIES)
+def test_a_server_that_lies(lie: str, cluster: bool) -> None:
+    """Whatever it says, it costs a call its time-out at most, and an error of ours."""
+    liar = Liar(LIES[lie])
+    for login in ("", "u:p@"):  # the answer to a log-in is read by redis-py
+        url = f"redis://{login}127.0.0.1:{liar.port}"
+        far = Valkey(url, timeout=0.2, retries=1, cluster=cluster)
+        for call in calls(far):
+            began = time.monotonic()
+            with contextlib.suppress(FarError, ImageError):
+                call()
+            assert time.monotonic() - began < 0.2 + LATE
+        far.close()
+    liar.close()
+
+
+def test_what_nests_as_deep_as_may_be_is_read() -> None:
+    def read(data: bytes) -> object:
+        parts = [data]
+        return _Answers(lambda size: parts.pop(), ValueError).read()
+
+    value: object = 1
+    for _ in range(DEPTH):
+        value = [value]
+    assert read(b"*1\r\n" * DEPTH + b":1\r\n") == value
+    with pytest.raises(ValueError, match="lists in lists"):
+        read(b"*1\r\n" * (DEPTH + 1) + b":1\r\n")
+    assert read(b"%1\r\n+k\r\n*2\r\n$ 1\r\nx\r\n$-1\r\n") == {b"k": [b"x", None]}

@@ -313,6 +313,45 @@ def test_a_listener_that_raises_is_told_anew(server: Server, other: Valkey) -> N
     far.close()
 
 
+def test_a_listener_that_ends_its_thread_is_told_anew(server: Server, other: Valkey) -> None:
+    class Exits(Heard):
+        def _note(self, what: Any) -> None:
+            super()._note(what)
+            if what == ["exit"]:
+                raise SystemExit
+
+    far, heard = Valkey(server.url, timeout=1, heartbeat=BEAT), Exits()
+    far.feed(heard)
+    until(lambda: heard.all == ["restored"])
+    with pytest.warns(RuntimeWarning, match="SystemExit"):
+        other.put_many([("exit", 1, None)])
+        until(lambda: heard.all == ["restored", ["exit"], "restored"])
+    other.put_many([("k", 1, None)])
+    until(lambda: heard.all[3:] == [["k"]])
+    far.close()
+
+
+def test_a_line_outlives_whatever_is_raised_in_it(
+    server: Server, other: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that a codec of the user's takes for a reason to exit, say."""
+    far, heard = fed(server.url)
+    changed, exits = Channel._changed, [SystemExit, KeyboardInterrupt]
+
+    def fails(channel: Channel, keys: Any) -> None:
+        if exits:
+            raise exits.pop()
+        changed(channel, keys)
+
+    monkeypatch.setattr(Channel, "_changed", fails)
+    for n in (1, 2):
+        other.put_many([("k", 1, None)])
+        until(lambda n=n: heard.all == ["restored"] + ["lost", "restored"] * n)
+    other.put_many([("k", 1, None)])
+    until(lambda: heard.keys == ["k"])
+    far.close()
+
+
 def test_close_from_the_listener(server: Server, other: Valkey) -> None:
     far = Valkey(server.url, timeout=1)
     closed = threading.Event()
@@ -347,6 +386,40 @@ def test_a_line_that_begins_as_the_channel_closes_ends(monkeypatch: pytest.Monke
     left = line.thread.is_alive()
     line.cut()
     assert not left
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_a_channel_is_closed_as_a_line_begins(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Its thread is not there yet, or half: it is not waited for, and ends."""
+    lines: list[Any] = []
+
+    class Closes(threading.Thread):
+        def start(self) -> None:
+            if when == "before":
+                channel.close()
+            super().start()
+
+        def _set_ident(self) -> None:
+            super()._set_ident()  # type: ignore[misc]
+            if when == "within":
+                closing = threading.Thread(target=channel.close)
+                closing.start()
+                closing.join()
+
+    class Line(tracking._Line):
+        def __init__(self, channel: Channel, address: Any) -> None:
+            super().__init__(channel, address)
+            self.thread = Closes(target=self._run, daemon=True)
+            lines.append(self)
+
+    monkeypatch.setattr(tracking, "_Line", Line)
+    where = SimpleNamespace(seeds=[("127.0.0.1", free_port())], cluster=False)
+    nodes: Any = SimpleNamespace(where=where, timeout=0.2, alarms=[])
+    channel = Channel(nodes, Heard(), b"", BEAT, 0.0, bytes)
+    channel.start()
+    (line,) = lines
+    line.thread.join(5)
+    assert not line.thread.is_alive()
 
 
 def test_two_listeners(server: Server, other: Valkey) -> None:

@@ -101,16 +101,43 @@ static void newcomer_goes(uint32_t others, bool first) {
     for (n = 0; n < others; n++) CHECK(found(key[n]));
     CHECK(!found(key[others]));
 }
-/* The same where all are on the list, as nothing leaves it: somebody goes. */
-static void nobody_new(void) {
-    uint32_t key = 0, odd = 0;
+/* The same where it found room, and it was the last: what is missing is another bucket's, whose entry lies behind it. */
+static void newcomer_elsewhere_goes(void) {
+    uint32_t of[2][GB_TABLE_SLOTS + 1u], odd = 0, n;
     blank(gb_room_smallest());
-    for (uint32_t n = 0; n <= GB_TABLE_SLOTS; n++) put_granules(key = key_like(key, 0xFFu, 0), 3);
+    for (uint32_t i = 0; i < 2u; i++)
+        for (uint32_t last = n = 0; n <= GB_TABLE_SLOTS; n++) of[i][n] = last = key_like(last, 0xFFu, 2u * i);
+    uint32_t place = odd = key_like(0, 1, 1);
+    put_granules(place, 3);
+    for (n = 0; n < GB_TABLE_SLOTS; n++) put_granules(of[0][n], 3);
+    for (n = 0; n <= GB_TABLE_SLOTS; n++) put_granules(of[1][n], 3);
     for (uint32_t size; (size = hole(3)) != 0;)
         put_granules(odd = key_like(odd, 1, 1), size < GB_BLOCK_MAX ? size : GB_BLOCK_MAX);
-    gb_ref more = gb_table_bucket(&store.index.table, 0)->overflow;
-    fill_block(more, key_like(odd, 1, 1), GB_TABLE_OVERFLOW_GRANULES * GB_GRANULE - 20u, false);
+    drop(place);
+    CHECK(lay(of[0][GB_TABLE_SLOTS], 4, false) && !hole(3) && gb_table_size(&store.index.table) > 2u);
     mended(store.head->table.count);
+    for (n = 0; n <= GB_TABLE_SLOTS; n++) CHECK(found(of[1][n]) && !found(of[0][n]) == (n == GB_TABLE_SLOTS));
+}
+/* The same where nobody is new, as an entry lies where the bucket's other block was: somebody goes. `more`: a put that
+ * found no room either, or one that has room, and whose room is none for a bucket. */
+static void nobody_new(uint32_t more) {
+    uint32_t key = 0, odd = 0, others = 0;
+    blank(gb_room_smallest());
+    for (uint32_t n = 0; n <= GB_TABLE_SLOTS; n++) put_granules(key = key_like(key, 0xFFu, 0), 3);
+    for (uint32_t n = 0; n < GB_TABLE_SLOTS; n++) put_granules(others = key_like(others, 0xFFu, 2), 3);
+    uint32_t place = odd = key_like(0, 1, 1);
+    put_granules(place, 3);
+    for (uint32_t size; (size = hole(3)) != 0;)
+        put_granules(odd = key_like(odd, 1, 1), size < GB_BLOCK_MAX ? size : GB_BLOCK_MAX);
+    gb_ref block = gb_table_bucket(&store.index.table, 0)->overflow;
+    fill_block(block, odd = key_like(odd, 1, 1), GB_TABLE_OVERFLOW_GRANULES * GB_GRANULE - 20u, false);
+    gb_list_link(image, gb_index_list(&store.index), GB_LRU_OF(block));
+    uint32_t there = store.head->table.count + 1u;
+    if (more) {
+        drop(place);
+        CHECK(lay(more == 1u ? key_like(others, 0xFFu, 2) : key_like(odd, 1, 1), 4, false));
+    }
+    mended(there - 1u - (more != 0));
 }
 /* Chunks and directories that no table had: more than the root has places for, or the directories. */
 static void of_a_table(uint32_t chunks, uint32_t dirs, uint32_t kept) {
@@ -133,7 +160,8 @@ static void full_images(void) {
     directory_stays();
     fewer_buckets();
     for (uint32_t n = 0; n < 4u; n++) newcomer_goes((1u + n / 2u) * GB_TABLE_SLOTS, n % 2u != 0);
-    nobody_new();
+    newcomer_elsewhere_goes();
+    for (uint32_t n = 0; n < 3u; n++) nobody_new(n);
     of_a_table(each + 2u, 1, each);
     of_a_table(all + 1u, GB_DIR_ROOTS + 1u, GB_DIR_ROOTS < 100u ? all : all + 1u);
     length = was;

@@ -186,6 +186,25 @@ static void backwards(void) {
     CHECK(s->head->counters.deletes == 1);
     free(image);
 }
+/* A clock that went back by more than a narrow deadline can say: what is given now is due when it was said, whether it
+ * is new or was there. */
+static void far_backwards(void) {
+    start(gb_room_smallest() * 2u, false);
+    uint64_t then = now;
+    put_small(1);
+    struct gb_put p = {.value = image, .value_len = 4, .due = now + ((uint64_t)1 << 40), .key = key_of(0)};
+    CHECK(gb_store_put(s, &p, now) == GB_OK);
+    now += (uint64_t)1 << 32;
+    gb_head_enter(s);
+    CHECK(!gb_room_work(s, now) && (s->head->wheel.tick << GB_WHEEL_TICK_SHIFT) > then + ((uint64_t)1 << 31));
+    now = then;
+    p.due = then + 10000u, p.key = key_of(2);
+    CHECK(gb_store_put(s, &p, now) == GB_OK && gb_store_due(s, entry_of(2)) == then + 10000u);
+    while (gb_store_retime(s, entry_of(1), then + 10000u, 0, 0, now) == GB_AGAIN) gb_head_enter(s);
+    CHECK(gb_store_due(s, entry_of(1)) == then + 10000u);
+    SOUND(gb_chain_check, s);
+    free(image);
+}
 /* Of a full bucket, where an overflow bucket finds no block: a put, then a commit. */
 static void full_bucket(void) {
     start(gb_room_smallest() * 2u, true);
@@ -389,6 +408,7 @@ int main(int argc, char **argv) {
     no_entries();
     empty();
     backwards();
+    far_backwards();
     full_bucket();
     bounded();
     no_window();

@@ -174,6 +174,38 @@ static void two_cuts(void) {
     free(mine);
 }
 
+/* The image grows while a ring is cut off its end: it is cut off the new one, and whoever shrinks has his turn. */
+static void cut_and_grown(void) {
+    const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() * 12u, longer = length + 3u * GB_WINDOW_BYTES;
+    uint8_t *mine = malloc(longer), value[8] = {0};
+    struct gb_store one;
+    CHECK(gb_room_format(&one, mine, length, seed, 1000) == GB_OK);
+    for (uint32_t n = 0; !one.head->counters.evictions; n++) {
+        struct gb_put p = {.value = value, .value_len = 8};
+        gb_store_key(&one, &p.key, &n, sizeof n, 0);
+        gb_head_enter(&one);
+        while (gb_store_put(&one, &p, 1000) == GB_AGAIN) gb_head_enter(&one);
+    }
+    gb_head_enter(&one);
+    CHECK(gb_room_ring(&one, GB_TELL_LEAST) == GB_AGAIN && one.cut);
+    one.mapped = longer;
+    gb_room_grow(&one, longer);
+    CHECK(!one.cut);
+    SOUND(gb_store_check, &one);
+    enum gb_err ring = GB_AGAIN, shrunk = GB_AGAIN;
+    for (uint32_t turns = 0; ring && turns < 20000u; turns++) {
+        gb_head_enter(&one);
+        CHECK(!(ring = gb_room_ring(&one, GB_TELL_LEAST)) || ring == GB_AGAIN);
+    }
+    for (uint32_t turns = 0; shrunk && turns < 20000u; turns++) {
+        gb_head_enter(&one);
+        CHECK(!(shrunk = gb_room_shrink(&one, length / 2u)) || shrunk == GB_AGAIN);
+    }
+    CHECK(!ring && !shrunk && one.head->ring.granules == GB_TELL_LEAST && one.head->length == length / 2u);
+    SOUND(gb_store_check, &one);
+    free(mine);
+}
+
 /* While room is made the wheel comes forward, and a deadline that took more words to say takes fewer: a block is as
  * long as what is written into it, though nothing went and nothing moved meanwhile. */
 static void sized_once(uint32_t key_len) {
@@ -228,6 +260,7 @@ int main(int argc, char **argv) {
     bounded(true);
     bounded_scattered();
     two_cuts();
+    cut_and_grown();
     uint64_t small = gb_room_smallest();
     for (uint32_t round = 0; round < 6; round++) {
         run(small, 3000, 0, 40);

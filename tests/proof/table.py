@@ -7,6 +7,7 @@ ends without a row, is a row that says NO. Parts that only count share the machi
 clock, or want both cores, have the machine to themselves, afterwards. A part that takes far longer than it should is
 interrupted, then killed with all of its group, and is a row that says NO. The table is printed at the end, and kept in
 build/proof/table.md (of --only: some.md) with what each part said beside it. Exits with 1 if any row says NO.
+Where a tool is missing that a part cannot do without, nothing is run: all that are missing are named.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TextIO
 
+import pythons
 import said
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -93,6 +96,20 @@ class Row(NamedTuple):
 
 def known_targets() -> set[str]:
     return set(re.findall(r"^proof-([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+
+
+def wanting(parts: list[Part]) -> list[str]:
+    """What these parts cannot do without, and is not here; and how it is had."""
+    names, out = {part.name for part in parts}, []
+    if "valgrind" in names and not shutil.which("valgrind"):
+        out.append("valgrind (make gate-tools)")
+    if "stale" in names and not (shutil.which("redis-server") or shutil.which("valkey-server")):
+        out.append("redis-server or valkey-server (make servers)")
+    there = pythons.found() if names & {"oom", "hostile"} else {"3.11": "", "3.12": "", "3.13": ""}
+    absent = [version for version in ("3.11", "3.12", "3.13") if version not in there]
+    if absent:
+        out.append(f"CPython {', '.join(absent)}, on PATH or under pyenv")
+    return out
 
 
 def command_of(part: Part, is_long: bool, seed: int) -> list[str]:
@@ -247,6 +264,8 @@ def main() -> int:
     said.KEPT.mkdir(parents=True, exist_ok=True)
     left = [part.name for part in PARTS if part.minutes is None and not args.long]
     chosen = [p for p in PARTS if (p.name in args.only if args.only else p.name not in left)]
+    if missing := wanting(chosen):
+        raise SystemExit(f"proof: missing: {'; '.join(missing)}")
     told = run_all(chosen, known, args.long, args.seed)
     rows = [row for part in chosen for row in told[part.name]]
     for name in sorted(known - {part.name for part in PARTS} - {"long"}):
