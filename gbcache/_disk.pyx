@@ -3,8 +3,7 @@
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItem
-from cpython.ref cimport PyObject
+from cpython.ref cimport Py_DECREF, PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.errno cimport EINTR, EIO, ENOSPC, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -52,6 +51,9 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     int64_t PyLong_AsLongLongAndOverflow(object number, int *overflow)
     unsigned long PyThread_get_thread_ident()
+
+cdef extern from "_alone.h":
+    PyObject *gb_alone_item(PyObject *all, PyObject *key)
 
 cdef extern from "_pages.h" nogil:
     enum: GB_RECORD_NAME, GB_RECORD_LONG, GB_RECORD_HEAD, GB_PAGES_CODEC
@@ -387,10 +389,12 @@ cdef list pending(list names, dict active, dict frozen):
     cdef list held = []
     cdef PyObject *there
     for name in names:
-        there = PyDict_GetItem(active, name)
+        there = gb_alone_item(<PyObject *>active, <PyObject *>name)  # a writer may take it out meanwhile
         if there is NULL:
-            there = PyDict_GetItem(frozen, name)
+            there = gb_alone_item(<PyObject *>frozen, <PyObject *>name)
         held.append(UNSET if there is NULL else <object>there)
+        if there is not NULL:
+            Py_DECREF(<object>there)
     return held
 
 

@@ -5,6 +5,8 @@
 #include "_load.h"
 #include "_save.h"
 
+#include <unistd.h>
+
 struct gb_door_names gb_door_names;
 
 static const uint32_t SPINS = 400; /* about 2 us, before the GIL is given away */
@@ -14,8 +16,18 @@ static inline void make_way(struct gb_door *d) {
     if (GB_UNLIKELY(d->saver != NULL) && gb_keep_crowded(&d->saver->snap.keep)) gb_save_help(d->saver);
 }
 
+/* Within a fork. In the child, before it came to our hook: a live file is the parent's, who writes to it too. */
+static void disown(struct gb_door *d) {
+    if (!d->open || !d->store.live || d->store.head->owner == (uint64_t)getpid()) return;
+    d->forked = true;
+    gb_door_shut(d);
+}
+
 void gb_door_wait(struct gb_door *d) {
-    if (gb_door_mine(d)) return;
+    if (gb_door_mine(d)) {
+        disown(d);
+        return;
+    }
     while (gb_door_locks(d)) {
         bool mine = gb_lock_try(&d->lock);
         if (!mine) {
@@ -93,11 +105,18 @@ static bool own_work(const struct gb_door *d) {
     return false;
 }
 
+bool gb_door_yield(struct gb_door *d) {
+    if (!gb_door_mine(d)) return gb_door_rest();
+    PyErr_SetString(PyExc_RuntimeError, "the cache would wait for threads that cannot go on within a fork: do it in a hook "
+                    "that is registered after gbcache was imported");
+    return false;
+}
+
 bool gb_door_await(struct gb_door *d) {
     gb_door_hold(d);
     bool own = d->open && own_work(d);
     gb_door_unlock(d);
-    if (!own) return gb_door_rest();
+    if (!own) return gb_door_yield(d);
     PyErr_SetString(PyExc_RuntimeError, "the cache would wait for this thread itself: called by a subscriber, a signal's "
                     "handler or progress= in the midst of a long write or a save, do it when that has ended");
     return false;
@@ -258,20 +277,30 @@ bool gb_door_copy(struct gb_door *d, struct gb_chain_read *r, uint8_t *to) {
     return true;
 }
 
+/* Holding the lock: a slice of due entries; true if more waits. */
+static bool work_on(struct gb_door *d, uint64_t now) {
+    bool more = d->open;
+    if (more) {
+        gb_door_begin(d);
+        more = gb_room_work(&d->store, now);
+        gb_head_leave(&d->store, GB_OP_EXPIRE);
+    }
+    if (GB_UNLIKELY(d->store.told)) gb_door_told(d);
+    return more;
+}
+
 bool gb_door_work(struct gb_door *d, uint64_t now, uint32_t slices) {
     bool more = true;
+    if (gb_door_mine(d)) { /* within a fork: nobody could be let in */
+        while (more && slices--) more = work_on(d, now);
+        return more;
+    }
     gb_door_stay(d);
     PyThreadState *state = gb_door_out(d);
     for (uint32_t i = 0; more && i < slices; i++) {
         gb_lock_wait(&d->lock);
         make_way(d);
-        more = d->open;
-        if (more) {
-            gb_door_begin(d);
-            more = gb_room_work(&d->store, now);
-            gb_head_leave(&d->store, GB_OP_EXPIRE);
-        }
-        if (GB_UNLIKELY(d->store.told)) gb_door_told(d);
+        more = work_on(d, now);
         gb_lock_free(&d->lock);
         if (gb_lock_wanted(&d->lock)) sched_yield();
     }

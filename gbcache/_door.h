@@ -136,6 +136,8 @@ PyThreadState *gb_door_out(struct gb_door *d);
 void gb_door_back(struct gb_door *d, PyThreadState *state);
 /* Lets other threads go on; false if a signal handler raised. */
 bool gb_door_rest(void);
+/* The same for threads that are in this cache; false, with a RuntimeError, where they cannot: this one forks. */
+bool gb_door_yield(struct gb_door *d);
 /* The same for what GB_BUSY says has to wait; false, with a RuntimeError, where it would be for this thread itself: it
  * was called back from the midst of its own long write, or save. */
 bool gb_door_await(struct gb_door *d);

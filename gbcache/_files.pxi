@@ -60,7 +60,7 @@ cdef class Saver:
     cdef PackedImage store
     cdef gb_saver *saver
 
-    def __cinit__(self, PackedImage store, int fd, *, uint64_t max_bytes, int64_t at, id, bytes codec):
+    def __cinit__(self, PackedImage store not None, int fd, *, uint64_t max_bytes, int64_t at, id, bytes codec):
         cdef gb_save_words words
         cdef const unsigned char[:] bytes16 = id
         memcpy(words.id, &bytes16[0], 16)
@@ -69,9 +69,15 @@ cdef class Saver:
         self.store = store
         self.saver = gb_save_begin(&store.door, fd, &words)
 
+    cdef int _going(self) except -1:
+        if self.saver == NULL:
+            raise ValueError("the save was ended")
+        return 0
+
     def run(self, uint32_t ms):
         """Works for about so long, the GIL released; whether it is done."""
         cdef bint done
+        self._going()
         with nogil:
             done = gb_save_run(self.saver, ms)
         return done
@@ -79,6 +85,7 @@ cdef class Saver:
     def finish(self):
         """Writes what makes it a file; OSError, ClosedError, RuntimeError where the save failed."""
         cdef bint good
+        self._going()
         with nogil:
             good = gb_save_finish(self.saver)
         if good:
@@ -92,6 +99,7 @@ cdef class Saver:
     @property
     def written(self):
         """Bytes so far."""
+        self._going()
         return gb_save_bytes(self.saver)
 
     def end(self):
@@ -104,7 +112,7 @@ cdef class Saver:
             gb_save_end(self.saver)
 
 
-def load(PackedImage store, int fd, uint64_t length, path, int64_t at, progress):
+def load(PackedImage store not None, int fd, uint64_t length, path, int64_t at, progress):
     """Puts what a snapshot holds into `store`, which nobody else uses yet; how many were dropped."""
     cdef gb_snap_head head
     cdef gb_load_fault fault

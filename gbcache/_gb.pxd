@@ -121,6 +121,7 @@ cdef extern from "_hot.h" nogil:
     void gb_lock_init(gb_lock *l)
     void gb_lock_wait(gb_lock *l)
     void gb_lock_free(gb_lock *l)
+    bint gb_lock_try(gb_lock *l)
 
 cdef extern from "image.h" nogil:
     enum gb_image_state:
@@ -258,6 +259,8 @@ cdef extern from "_hot.h":
     void gb_door_leave(gb_door *d, gb_op op)
     void gb_door_wait(gb_door *d)
     void gb_door_unlock(gb_door *d)
+    bint gb_door_mine(gb_door *d)
+    bint gb_door_yield(gb_door *d) except 0
     bint gb_door_rest() except 0
     int gb_door_fill_begin(gb_door *d, gb_loader *l, int fd, const gb_snap_head *head, int64_t at) except -1
     bint gb_door_fill(gb_door *d, gb_loader *l, uint32_t ms)

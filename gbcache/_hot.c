@@ -58,7 +58,7 @@ static PyObject *read_key(struct gb_door *d, const struct gb_key *k, uint64_t no
             gb_door_leave(d, GB_OP_GET);
         } else {
             raw = read_long(d, ref, word, now, how, &busy);
-            if (busy && gb_door_rest()) continue;
+            if (busy && gb_door_yield(d)) continue;
         }
         return gb_box_finish(d, type, raw);
     }

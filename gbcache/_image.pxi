@@ -140,13 +140,13 @@ cdef class PackedImage:
             if self.flights.get(key) is flight:
                 found = self.flights.pop(key, None)
                 if found is not None and found is not flight:  # the key's == let another thread in
-                    self.flights.setdefault(key, found)
-        if not gb_door_is_open(d):
-            return
-        gb_door_enter(d)
-        d.store.head.counters.loads += loaded
-        d.store.head.counters.load_errors += failed
-        gb_door_leave(d, GB_OP_GET)
+                    if self.flights.get(key) is None:  # not setdefault, see writes.py
+                        self.flights[key] = found
+        gb_door_hold(d)
+        if d.open:
+            d.store.head.counters.loads += loaded
+            d.store.head.counters.load_errors += failed
+        gb_door_unlock(d)
 
     def _listen(self, uint32_t kinds, bint values, uint64_t room):
         """Has events of these kinds (bits) recorded, 0: none; the first time makes a ring of `room` bytes."""
@@ -175,8 +175,7 @@ cdef class PackedImage:
 
     def _cursor(self, since, uint32_t kinds, prefix, bint values):
         """A PackedCursor on what comes (`since` None), or on what is kept with a higher number."""
-        cdef PackedCursor cursor = PackedCursor()
-        cursor.store = self
+        cdef PackedCursor cursor = PackedCursor(self)
         gb_news_open(&self.door, &cursor.news, -1 if since is None else since, kinds,
                      NULL if prefix is None else <PyObject *>prefix, values)
         return cursor
@@ -254,17 +253,21 @@ cdef class PackedImage:
         return counters, parts, sizes, {op: steps[i] for i, op in enumerate(OPS)}
 
     def _shrink(self, uint64_t length):
-        """Empties all above `length`, in slices; the mapping is as long as before."""
+        """Empties all above `length`, in slices; the mapping is as long as before. ValueError where its ring does not fit."""
         cdef gb_door *d = &self.door
         cdef gb_err err = GB_AGAIN
+        cdef uint64_t ring = 0
         try:
             while err:
                 gb_door_enter(d)
                 err = gb_room_shrink(&d.store, length)
+                ring = <uint64_t>d.store.head.ring.granules * 8
                 gb_door_leave(d, GB_OP_RESIZE)
                 gb_door_inform(d)
                 if err == GB_BUSY:
                     gb_door_await(d)
+                elif err == GB_SMALL:  # its first reader came just now
+                    raise too_small(length, ring)
                 elif err and err != GB_AGAIN:
                     gb_door_raise(d, err, NULL)
                 if err: PyErr_CheckSignals()
@@ -337,11 +340,16 @@ cdef class PackedImage:
         gb_door_fork_parent(&self.door)
 
     def _fork_child(self):
+        """Again, it does nothing more. One that was not held, as the fork went past `_before` or cut it short, is closed
+        where another thread was within, for that is not here to go on: as a live file is, whose one writer is the parent."""
         cdef gb_door *d = &self.door
+        cdef bint whole = gb_door_mine(d) or gb_lock_try(&d.lock)
         gb_alone_reborn(<PyObject *>self)
+        if not whole or d.store.live:
+            gb_door_shut(d)
         gb_door_fork_child(d)
-        if not d.store.live or not d.open: return
-        d.open, d.forked = False, True  # one writer: the parent
+        if d.open or self.map is None: return
+        d.forked = d.store.live
         PyBuffer_Release(&self.view)
         map, self.map = self.map, None
         map.close()
@@ -396,6 +404,12 @@ cdef class PackedImage:
         gb_tell_count(&d.store, GB_EVENT_RECOVER, d.store.head.table.count)
         gb_door_leave(d, GB_OP_SET)
         gb_door_inform(d)
+
+
+def too_small(length, ring):
+    """What to raise where an image so long has no room beside its ring."""
+    return ValueError(f"max_bytes={length!r} is too small: with its ring of events, {ring} bytes, the smallest that "
+                      f"works is {gb_room_smallest() + ring}")
 
 
 cdef int leave_cut(gb_door *d) except -1:

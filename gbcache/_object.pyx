@@ -9,8 +9,9 @@ cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free
 from cpython.pycapsule cimport PyCapsule_New
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy
 
 from ._refs cimport *
 from .errors import BudgetError, ClosedError

@@ -53,7 +53,7 @@ cdef class ObjectWalk:
     cdef Py_ssize_t at
     cdef int what
 
-    def __cinit__(self, ObjectStore store, int what):
+    def __cinit__(self, ObjectStore store not None, int what):
         self.store, self.what = store, what
         self.keys = gb_bulk_snapshot(&store.refs, &self.hashes)
 
@@ -102,29 +102,34 @@ FRONT = PyCapsule_New(<void *>read_object, GB_FRONT_CAPSULE, NULL)
 """How the front of a `Tiered` reads an ObjectStore."""
 
 
-def grow(ObjectStore store):
+def grow(ObjectStore store not None):
     """Twice the address space, in place where the system can."""
     length = min(MOST, 2 * len(store.map))
     store._reserve(length, copy_needed(length))
 
 
 cdef tuple figures_of(gb_refs *r):
-    cdef uint64_t top
-    c = r.counters
-    top = (<uint64_t>gb_refs_top(r) + 1) * 8
-    queue = 0 if r.queue == NULL else gb_queue_bytes(r.queue)
+    """All is copied before the first object is made: that may run the collector, and it anything, `close` too."""
+    cdef gb_refs_counters c = r.counters
+    cdef uint32_t ledger[9]
+    memcpy(ledger, r.index.arena.root.ledger, sizeof(ledger))
+    cdef uint64_t top = (<uint64_t>gb_refs_top(r) + 1) * 8
+    cdef uint64_t queue = 0 if r.queue == NULL else gb_queue_bytes(r.queue)
+    cdef uint64_t weight = r.weight, max_weight = r.max_weight
+    cdef uint32_t count = r.index.table.root.count, timed = r.index.wheel.root.count
+    cdef uint32_t max_entries = r.max_entries, max_steps = r.max_steps
     counters = dict(hits=c.hits, misses_absent=c.misses_absent,
                     misses_expired=c.misses_expired, sets=c.sets, replaces=c.replaces,
                     deletes=c.deletes, evictions=c.evictions, expirations=c.expirations,
                     rejects=c.rejects, clears=c.clears, moves=0, loads=c.loads,
                     load_errors=c.load_errors, stale_hits=c.stale_hits)
-    parts = {name: <uint64_t>r.index.arena.root.ledger[i] * 8 for i, name in enumerate(KINDS)}
+    parts = {name: <uint64_t>ledger[i] * 8 for i, name in enumerate(KINDS)}
     parts["free"] = 0
     parts["free"] = top - sum(parts.values())
     parts["ring"] += queue
-    sizes = dict(entries=r.index.table.root.count, timed=r.index.wheel.root.count,
-                 total=top + queue, max_entries=r.max_entries, weight=r.weight, max_weight=r.max_weight)
-    return counters, parts, sizes, {"any": r.max_steps}
+    sizes = dict(entries=count, timed=timed, total=top + queue, max_entries=max_entries, weight=weight,
+                 max_weight=max_weight)
+    return counters, parts, sizes, {"any": max_steps}
 
 
 cdef install():
@@ -134,6 +139,8 @@ cdef install():
     gb_refs_names.keep = <PyObject *>keep
     gb_refs_names.grow = <PyObject *>grow
     gb_clock_seconds = <PyObject *>seconds_of
+    for name in (BudgetError, ClosedError, keep, grow, seconds_of):
+        Py_INCREF(name)  # C has them as long as the process lasts, whatever becomes of the modules' names
     gb_event_install()
     gb_quick_install(<void *>ObjectStore, sizeof(gb_quick_store))
     import sys

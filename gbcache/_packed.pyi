@@ -12,6 +12,7 @@ KEY_MAX: int
 UNSET: object
 
 def smallest() -> int: ...
+def too_small(length: int | str, ring: int) -> ValueError: ...
 
 class PackedStore:
     """An image in a writable buffer, and the verbs on it."""

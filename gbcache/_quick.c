@@ -392,7 +392,12 @@ static int quick_clear(PyObject *self) {
         r->kinds = 0;
         gb_bulk_drain(&r->index.arena);
     }
-    if (r->queue) gb_queue_empty(r->queue); /* a cursor may still come */
+    if (r->queue) {
+        r->queue->cursors++; /* or the last one's end, held by a record, would free it meanwhile */
+        gb_queue_empty(r->queue);
+        r->queue->cursors--;
+        gb_refs_hush(r);
+    }
     r->weigh = r->flights = r->clock.asks = NULL; /* borrowed from what goes now */
     return base_clear ? base_clear(self) : 0;
 }

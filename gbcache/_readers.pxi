@@ -8,7 +8,7 @@ cdef class PackedWalk:
     cdef size_t at, n
     cdef int what
 
-    def __cinit__(self, PackedImage store, int what):
+    def __cinit__(self, PackedImage store not None, int what):
         self.store, self.what = store, what
         gb_walk_snapshot(&store.door, &self.hashes, &self.n)
 
@@ -47,6 +47,9 @@ cdef class PackedCursor:
     cdef bint finishing  # or within finish
     cdef object __weakref__
 
+    def __cinit__(self, PackedImage store not None):
+        self.store = store
+
     def __dealloc__(self):
         gb_news_close(&self.news)
 
@@ -56,7 +59,7 @@ cdef class PackedCursor:
         cdef Batch batch = Batch.__new__(Batch)
         batch.store = self.store
         while self.finishing:
-            gb_door_rest()
+            gb_door_yield(&self.store.door)
         if self.busy:
             raise RuntimeError("another thread is reading these events: give each its own watch")
         self.busy = True
@@ -75,7 +78,7 @@ cdef class PackedCursor:
     def finish(self):
         """Copies out what is left: the cache is about to be closed."""
         while self.busy or self.finishing:
-            gb_door_rest()
+            gb_door_yield(&self.store.door)
         self.finishing = True
         try:
             gb_news_finish(&self.store.door, &self.news)
@@ -127,7 +130,7 @@ cdef class BatchWalk:
     cdef Batch all
     cdef Py_ssize_t at
 
-    def __cinit__(self, Batch all):
+    def __cinit__(self, Batch all not None):
         self.all = all
 
     def __iter__(self):

@@ -294,6 +294,10 @@ static void describe(struct gb_saver *v, const struct gb_save_words *w, int64_t 
 
 struct gb_saver *gb_save_begin(struct gb_door *d, int fd, const struct gb_save_words *w) {
     enum gb_err err = GB_GONE;
+    if (gb_door_mine(d)) { /* helpers and savers would wait for the lock */
+        (void)gb_door_yield(d);
+        return NULL;
+    }
     if (!gb_door_enter(d)) return NULL;
     uint64_t entries = d->store.head->table.count + 4096u, length = d->store.head->length;
     gb_door_leave(d, GB_OP_WALK);

@@ -31,7 +31,7 @@ bool gb_walk_snapshot(struct gb_door *d, uint64_t **hashes, size_t *n) {
         begun = gb_index_walk_begin(&d->store.index, &id);
         size_t most = d->store.head->table.count + 1024u; /* others may add meanwhile */
         gb_door_leave(d, GB_OP_WALK);
-        if (!begun && !gb_door_rest()) return false;
+        if (!begun && !gb_door_yield(d)) return false;
         if (!begun) continue;
         *hashes = PyMem_RawMalloc(most * sizeof **hashes);
         int more = *hashes ? 1 : 0;

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import forks, memory
 from ._object import ObjectStore
-from ._packed import smallest
+from ._packed import smallest, too_small
 from .codec import Codec, name_of, resolve
 from .errors import ClosedError
 from .files import Path
@@ -196,8 +196,13 @@ class Cache(Persistent, Common):
     def close(self) -> None:
         """Gives the image's memory back. Closing twice is allowed; any other use raises ClosedError.
 
-        Waits for long copies under way in other threads. What was recorded before is still delivered.
+        Waits for long copies under way in other threads. What was recorded before is still delivered. In a fork's
+        hook that was registered before gbcache was imported it is closed once the fork is over.
         """
+        if not forks.put_off(self._close_now):
+            self._close_now()
+
+    def _close_now(self) -> None:
         was_open = not self.closed
         try:
             if self._file is not None and was_open:
@@ -234,14 +239,11 @@ class Cache(Persistent, Common):
         """
         length = _limit(max_bytes)
         asked = bytes_of(max_bytes)
-        ring = self._figures()[1]["ring"]
-        if length < smallest() + ring:
-            raise ValueError(
-                f"max_bytes={max_bytes!r} is too small: with its ring of events, {ring} bytes, the "
-                f"smallest that works is {smallest() + ring}"
-            )
         count = None if max_entries is None else _count(max_entries)
         with self._alone("resize"):
+            ring = self._figures()[1]["ring"]
+            if length < smallest() + ring:
+                raise too_small(max_bytes, ring)
             if count is not None:
                 self._limit(count)
             before = self._figures()[2]["total"]
@@ -257,6 +259,10 @@ class Cache(Persistent, Common):
     @contextmanager
     def _alone(self, what: str) -> Iterator[None]:
         """One resize or save at a time; others wait."""
+        if forks.within():
+            raise RuntimeError(
+                f"{what}() within a fork: its other threads cannot go on until it is over"
+            )
         with self._resizing:
             if self._resizing._depth > 1:  # of this thread: the lock is reentrant
                 raise RuntimeError(
@@ -372,8 +378,12 @@ class ObjectCache(ObjectStore, Common):
     def close(self) -> None:
         """Lets go of every key and value, and of the memory. Any other use then raises ClosedError.
 
-        What was recorded before is still delivered.
+        What was recorded before is still delivered. In a fork's hook: as a `Cache`.
         """
+        if not forks.put_off(self._close_now):
+            self._close_now()
+
+    def _close_now(self) -> None:
         was_open = not self.closed
         try:
             if was_open and self._hub is not None:
@@ -432,3 +442,6 @@ class ObjectCache(ObjectStore, Common):
             return f"<{type(self).__name__}{name} closed>"
         bound = f" of {self.max_entries:,}" if self.max_entries else ""
         return f"<{type(self).__name__}{name} {len(self):,}{bound} entries>"
+
+
+forks.in_child(forks.over)  # behind the hooks of all that a cache has

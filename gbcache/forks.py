@@ -15,18 +15,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-__all__ = ["in_child", "insist", "register"]
+__all__ = ["in_child", "insist", "over", "put_off", "register", "within"]
 
 _TRIES = 100
 """Of what a signal's handler cuts off."""
 
 # By id, not in a WeakSet: a cache is unhashable, as every mapping is.
-_stores: dict[int, weakref.ref[Any]] = {}
+_stores: Any = {}  # as a dict Cython would refuse the one that a test puts here
 _turn = threading.RLock()
 """Held across a fork: `_held` is of one thread at a time."""
 _depth = 0  # a signal's handler may fork while we get ready to
 _held: list[Any] = []
 """Stores whose locks are held, or were to be: each knows whether. Twice, where a fork was begun in another."""
+_late: list[Callable[[], object]] = []
+"""What waits for the fork to be over."""
 
 
 def register(store: Any) -> None:
@@ -39,6 +41,27 @@ def in_child(hook: Callable[[], None]) -> None:
     """Has a forked child call `hook`, and again where it raises: it may find some of its work done."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=partial(insist, hook))
+
+
+def within() -> bool:
+    """Whether this thread forks, in a hook that runs within ours: other threads may wait for what it holds."""
+    owned: Any = _turn
+    return bool(owned._is_owned())
+
+
+def put_off(call: Callable[[], object]) -> bool:
+    """Within a fork: has `call` called once it is over, in each process in which it was put off. Else False."""
+    if not within():
+        return False
+    _late.append(call)
+    return True
+
+
+def over() -> None:
+    """What was put off is done: by the hook of a child that comes last."""
+    late: list[Callable[[], object]] = _late
+    while late:
+        late.pop()()
 
 
 def insist(call: Callable[..., object], *args: Any) -> None:
@@ -64,10 +87,9 @@ def _before() -> None:
     except BaseException as error:  # of a signal's handler while it waited
         raised = error
     owned: Any = _turn
-    stores: Any = _stores
     if owned._is_owned():
         _depth += 1
-        for ref in stores.copy().values():  # without memory for it, no more are held
+        for ref in _stores.copy().values():  # without memory for it, no more are held
             store = ref()
             if store is not None:
                 _held.append(store)
@@ -77,7 +99,7 @@ def _before() -> None:
 
 
 def _in_parent() -> None:
-    global _depth
+    global _depth, _late
     owned: Any = _turn
     if not owned._is_owned():  # `_before` could not begin
         return
@@ -91,7 +113,18 @@ def _in_parent() -> None:
             except BaseException as error:
                 raised = error
         held.clear()
+    late: Any = None
+    if not _depth and _late:
+        try:
+            late, _late = _late, []  # while no other thread forks
+        except MemoryError as error:  # at the end of the next
+            raised = error
     owned.release()  # as `_turn` it would be a bound method, which takes memory
+    while late:
+        try:
+            late.pop()()
+        except BaseException as error:
+            raised = error
     if raised is not None:
         raise raised
 
@@ -107,6 +140,13 @@ def _in_child() -> None:
         except BaseException as error:
             raised = error
     held.clear()
+    try:
+        for ref in _stores.copy().values():  # `_before` was cut short, or never called
+            store = ref()
+            if store is not None:
+                store._fork_child()
+    except BaseException as error:
+        raised = error
     _turn = threading.RLock()
     if raised is not None:
         raise raised

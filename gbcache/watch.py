@@ -96,7 +96,7 @@ class Watch:
     """
 
     def __init__(self, hub: Hub, cursor: Cursor, kinds: int, values: bool) -> None:
-        self._hub, self._cursor = hub, cursor
+        self._hub, self._cursor, self._cache = hub, cursor, hub._cache()
         self.kinds, self.values = kinds, values
         self._batch: Sequence[Event] = ()  # the one that is being iterated over
         self._at = self._sound = 0  # its next; how many the next read may take of it, if not all
@@ -153,8 +153,9 @@ class Watch:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_wake"):
-            self._hub.silence(self._wake)
+        if hasattr(self, "_wake") and self._cache is not None:
+            # Itself: the hub's reference may be cleared already.
+            self._cache._bells(self._wake.address, False)
 
     def _asleep(self) -> bool:
         """Arms the bell; False if there is news already, or nothing to wait for."""

@@ -67,12 +67,12 @@ def isolated(test: Callable[..., None]) -> Callable[..., None]:
     return outer
 
 
-def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """The code, with `sys.argv[1:]`, in an interpreter of its own."""
+def run(code: str, *args: object, first: str = "") -> subprocess.CompletedProcess[str]:
+    """The code, with `sys.argv[1:]`, in an interpreter of its own; `first`: what it does before it imports gbcache."""
     call = [
         sys.executable,
         "-c",
-        "import os, signal, sys\nimport gbcache\n" + code,
+        f"import os, signal, sys\n{first}\nimport gbcache\n{code}",
         *map(str, args),
     ]
     env = {**os.environ, "PYTHONPATH": str(Path(gbcache.__file__).parent.parent)}  # this very build
