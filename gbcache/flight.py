@@ -21,7 +21,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from .errors import BudgetError, ClosedError
-from .locks import gate
+from .locks import gate, tell_all, told
 
 if TYPE_CHECKING:
     from .mapping import Loadable
@@ -87,8 +87,7 @@ def _in_child() -> None:
     _stuck.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _start() -> tuple[Flight, Token[Any]]:
@@ -102,7 +101,8 @@ def _start() -> tuple[Flight, Token[Any]]:
     try:
         return mine, _leading.set((mine, before))
     except MemoryError:
-        _leading.set(before)  # the token failed, and yet it may be set
+        mine.ended = True  # the token failed, and yet it may be set
+        _leading.set(before)
         raise
 
 
@@ -132,30 +132,6 @@ def _join(cache: Loadable, key: Any, mine: Flight) -> Flight:
     return flight
 
 
-def _tell(waiters: dict[Any, Any], patience: int = 2) -> None:
-    """The flight is over; in the thread of whoever ended it. Whatever comes of one, the others are told, and all again:
-    memory was short, or a signal's handler raised. To be told twice is nothing."""
-    raised = None
-    for waiter, loop in waiters.items():
-        try:
-            if loop is not None:
-                loop.call_soon_threadsafe(_told, waiter)
-            elif waiter.locked():
-                waiter.release()
-        except BaseException as error:
-            if loop is None or not loop.is_closed():
-                raised = error
-    if raised is not None:
-        if not patience:
-            raise raised
-        _tell(waiters, patience - 1)
-
-
-def _told(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():  # cancelled
-        waiter.set_result(None)
-
-
 def _look(flight: Flight, waiter: asyncio.Future[None], loop: asyncio.AbstractEventLoop) -> None:
     """Wakes a task that waits for one of another loop's, if that is not run: now, or found so later."""
     try:
@@ -166,7 +142,7 @@ def _look(flight: Flight, waiter: asyncio.Future[None], loop: asyncio.AbstractEv
             return
     except MemoryError:  # nobody would look again: it computes
         pass
-    _told(waiter)
+    told(waiter)
 
 
 def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
@@ -183,7 +159,7 @@ def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
         _graph.release()
     flight.loop = None  # not above: where it is the last, a __del__ runs
     if waiters is not None:
-        _tell(waiters.all)
+        tell_all(waiters.all)
 
 
 def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None) -> Waiters:
@@ -249,7 +225,8 @@ def _waited(flight: Flight, waiter: Any, blocked: asyncio.AbstractEventLoop | No
         _graph.release()
 
 
-def _ended(token: Token[Any]) -> None:
+def _ended(mine: Flight, token: Token[Any]) -> None:
+    mine.ended = True  # where it stays in the context for want of memory, the next one drops it
     try:  # noqa: SIM105
         _leading.reset(token)
     except ValueError:  # a coroutine that is closed in another context than it began in
@@ -320,7 +297,7 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
                 if not over and flight is mine:  # its error was lost
                     _failed(cache, key, mine, None, False)
             finally:
-                _ended(token)
+                _ended(mine, token)
         if old is not MISS:
             return cache._stale(key, old, True)
         waiter = gate()
@@ -348,15 +325,17 @@ def fill_many(
     led: list[tuple[Any, Flight]] = []
     found: dict[Any, Any] = {}
     others = []
+    begun = [Flight()]
     before = _leading.set(_leading.get())  # all led here is let go of at once, in any order
     try:
         for key in keys:
             mine, token = _start()
+            begun.append(mine)
             led.append((key, mine))
             if _join(cache, key, mine) is not mine:
                 led.pop()
                 others.append(key)
-                _ended(token)
+                _ended(mine, token)
             elif (value := cache.peek(key, MISS)) is not MISS:
                 found[key] = value
                 led.pop()
@@ -374,7 +353,9 @@ def fill_many(
         raise
     finally:
         _forsaken(cache, led, None)  # where the error was lost
-        _ended(before)
+        for mine in begun:
+            mine.ended = True
+        _ended(mine, before)
     for key in others:
         found[key] = fill(cache, key, lambda key=key: fn([key])[key], None, 0)  # type: ignore[misc]
     return found
@@ -426,7 +407,7 @@ async def afill(cache: Loadable, key: Any, fn: Loader, ttl: Any, stale: int) -> 
                 if not over and flight is mine:  # its error was lost
                     _failed(cache, key, mine, None, False)
             finally:
-                _ended(token)
+                _ended(mine, token)
         if old is not MISS:
             return cache._stale(key, old, True)
         loop = asyncio.get_running_loop()

@@ -18,7 +18,18 @@ from typing import Any
 
 from . import forks
 
-__all__ = ["SHORT", "Latch", "Lock", "Monitor", "aside", "endure", "gate", "is_short"]
+__all__ = [
+    "SHORT",
+    "Latch",
+    "Lock",
+    "Monitor",
+    "aside",
+    "endure",
+    "gate",
+    "is_short",
+    "tell_all",
+    "told",
+]
 
 _EVER = -1.0
 """What `lock.acquire` takes for no limit."""
@@ -57,6 +68,30 @@ def gate() -> threading.Lock:
         raise MemoryError from None
     made.acquire()
     return made
+
+
+def tell_all(waiters: dict[Any, Any], patience: int = 2) -> None:
+    """What they wait for is over: held locks of threads, futures of tasks with their loops. Whatever comes of one, the
+    others are told, and all again: memory was short, or a signal's handler raised. To be told twice is nothing."""
+    raised = None
+    for waiter, loop in waiters.items():
+        try:
+            if loop is not None:
+                loop.call_soon_threadsafe(told, waiter)
+            elif waiter.locked():
+                waiter.release()
+        except BaseException as error:
+            if loop is None or not loop.is_closed():
+                raised = error
+    if raised is not None:
+        if not patience:
+            raise raised
+        tell_all(waiters, patience - 1)
+
+
+def told(waiter: Any) -> None:
+    if not waiter.done():  # cancelled
+        waiter.set_result(None)
 
 
 class _Step:

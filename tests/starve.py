@@ -305,13 +305,22 @@ class Sweep:
         for _ in range(AGAIN):
             self.one(n, once)
         gc.collect()
-        fresh = {id(one): one for one in gc.get_objects() if id(one) not in known}
-        at = [one for one in fresh.values() if is_ours(one)]
+        at = [one for one in gc.get_objects() if id(one) not in known and is_ours(one)]
+        # What the next attempt takes the place of is not left, as a context's last flight.
+        for _ in range(AGAIN):
+            self.one(n, once)
+        gc.collect()
+        seen = {id(sys._getframe())}
+        walked: list[Any] = []  # kept: as above
         while at:
+            walked.append(at)
             found = gc.get_referrers(*at)
             if holders := {type(one).__name__ for one in found if id(one) in known}:
                 return f"{HELD}{', '.join(sorted(holders))}"
-            at = [fresh.pop(id(one)) for one in found if id(one) in fresh and one is not fresh]
+            seen.update(map(id, (at, found, walked)))
+            at = [one for one in found if id(one) not in seen]
+            del found
+            seen.update(map(id, at))
         return ""
 
     def at(self, n: int, once: bool) -> bool:

@@ -58,7 +58,7 @@ def test_a_table_of_what_was_skipped_is_no_yes(
 
 
 STACK = """
-    #0 gb_lock /work/csrc/lock.c:10 (_packed.so+0x1)
+    #0 gb_lock /src/csrc/lock.c:10 (_packed.so+0x1)
 
   Mutex M1 acquired here while holding mutex M0 in main thread:
     #0 pthread_mutex_lock <null> (python3.13t+0x2)
@@ -71,7 +71,7 @@ RACE = """
     #0 list_item <null> (python3.13t+0x2)
 
   Thread T1 'gbcache' (tid=1, running) created by main thread at:
-    #0 begin /work/gbcache/engine.c:5 (engine.so+0x3)
+    #0 begin /src/gbcache/engine.c:5 (engine.so+0x3)
 """
 
 
@@ -79,8 +79,8 @@ RACE = """
     ("kind", "report", "frame", "ours"),
     [
         ("data race", RACE, "list_append <null>", False),
-        ("data race", RACE, "gb_door_enter /work/gbcache/_door.c:9", True),
-        ("lock-order-inversion (potential deadlock)", STACK, "gb_door_enter /work/gbcache/_door.c:9", True),
+        ("data race", RACE, "gb_door_enter /src/gbcache/_door.c:9", True),
+        ("lock-order-inversion (potential deadlock)", STACK, "gb_door_enter /src/gbcache/_door.c:9", True),
         ("thread leak", RACE, "list_append <null>", True),
         ("lock-order-inversion (potential deadlock)", STACK.replace("csrc", "Python"), "take_gil <null>", False),
     ],
