@@ -1,6 +1,6 @@
 """Hostility of the interpreter: it comes back, ends, imports again, and is one of several.
 
-The named re-entrancy cases are pytest's; every other case is a program in a process of its own, which must end by
+The named cases are those of pytest; every other case is a program in a process of its own, which must end by
 itself, with status 0, and say nothing on stderr. A case that does not is named, and its program kept.
 """
 
@@ -24,19 +24,25 @@ import pythons
 import said
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NAMED = ["test_hostile", "test_hostile_ends", "test_events_reentry", "test_events_hostile"]
-ASKED = 25
+NAMED = [
+    ("re-entrancy", ["test_hostile.py", "test_hostile_ends.py", "test_events_reentry.py", "test_events_hostile.py"], 25),
+    ("R17 what is read is data: no code of it is run, no type is made that was not asked for",
+     ["test_codec.py", "test_persist.py::test_pickle_is_not_used_unasked"], 20),
+    ("R18 files: who may read them, no link or pipe is followed, none but a whole one is believed",
+     ["test_files_corrupt.py", "test_files_frames.py"], 15),
+]  # fmt: skip
+"""What each row asks, the tests that show it, and how many of them there are to be at least."""
 LIMIT = 60
 PLANTED = {"a crash": "import ctypes; ctypes.string_at(0)", "a word at the end": "import atexit, sys; atexit.register(sys.stderr.write, 'x')",
            "a hang": "import time; time.sleep(99)", "an exit status": "import os; os._exit(3)"}  # fmt: skip
 
 
-def reentrancy() -> None:
-    """The named cases, in a pytest of their own."""
+def named_cases(title: str, names: list[str], asked: int) -> None:
+    """Named cases, in a pytest of their own."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "told.xml"
-        files = [str(ROOT / "tests" / f"{name}.py") for name in NAMED]
+        files = [str(ROOT / "tests" / name) for name in names]
         ran = subprocess.run(
             [sys.executable, str(Path(sys.executable).parent / "pytest"), "-q", "-p", "no:cacheprovider", f"--junitxml={told}", *files],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
@@ -48,12 +54,12 @@ def reentrancy() -> None:
         f"{c.get('classname')}.{c.get('name', '').split('[')[0]}" for c in [*bad, *skipped]
     }
     if bad or ran.returncode:
-        case = said.kept("hostile-reentrancy")
+        case = said.kept(f"hostile-{title.split(':')[0]}".replace(" ", "_"))
         case.write_text(ran.stdout + ran.stderr)
         print(f"kept in {case}:", *(f"{c.get('classname')}: {c.get('name')}" for c in bad), sep="\n  ")  # fmt: skip
-    figure = f"{len(named)} named cases ({ASKED} asked), {len(cases)} with their parameters, {len(bad)} failed"
-    said.row("re-entrancy", f"{figure}, {time.monotonic() - begun:.0f} s",
-             len(named) >= ASKED and not bad and ran.returncode == 0)  # fmt: skip
+    figure = f"{len(named)} named cases ({asked} asked), {len(cases)} with their parameters, {len(bad)} failed"
+    said.row(title, f"{figure}, {time.monotonic() - begun:.0f} s",
+             len(named) >= asked and not bad and ran.returncode == 0)  # fmt: skip
 
 
 def ended(
@@ -109,7 +115,8 @@ def main() -> int:
     seen = [name for name, code in PLANTED.items() if ended(sys.executable, str(ROOT), code, limit=2)[1]]  # fmt: skip
     said.row("planted crash, hang, word, status", f"{len(seen)} of {len(PLANTED)} seen", len(seen) == len(PLANTED))  # fmt: skip
     if not options.only:
-        reentrancy()
+        for title, names, asked in NAMED:
+            named_cases(title, names, asked)
     programs("caches left when Python ends", hostile_cases.ends(), options, sys.executable, str(ROOT))  # fmt: skip
     programs("imported again", hostile_cases.again(), options, sys.executable, str(ROOT))
     there = pythons.found()
