@@ -146,7 +146,7 @@ def append(engine, journal, bytes frame, end, seq, waits, dict changes, bint syn
             journal.doubtful = True
         raise OSError(failed, strerror(failed))
     journal.size, engine.seq, engine.active_size, engine.owed = end, seq, waits, changes
-    if sync:
+    if sync and engine.synced >= engine._frozen_seq:  # else an older journal has what is not synced
         engine.synced = seq
     for request in group:
         request.told = True

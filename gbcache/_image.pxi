@@ -81,6 +81,7 @@ cdef class PackedImage:
     def _let_go(self):
         """Shut, and nobody is within."""
         cdef gb_door *d = &self.door
+        if self.map is None: return  # a signal's handler forked: this is the child, which let go of it
         try:
             if d.store.live:
                 gb_chain_orphans(&d.store)  # nobody will: a file that is closed is opened without a walk

@@ -253,7 +253,8 @@ cdef install():
     gb_hot_install(<void *>PackedStore, sizeof(gb_hot_store))
     gb_front_install(<void *>Front, Front.__basicsize__)
     gb_event_install()
-    for name in (BudgetError, ClosedError, KeyLengthError, seconds_of, encode_key, decode_key, keep):
+    for name in (BudgetError, ClosedError, KeyLengthError, seconds_of, encode_key, decode_key, base_key,
+                 keep):
         Py_INCREF(name)  # C has them as long as the process lasts, whatever becomes of the modules' names
 
 

@@ -61,6 +61,7 @@ class Behind:
         self._closing, self._change = Lock(), Monitor()
         self._thread: threading.Thread | None = None
         self._begun: threading.Thread | None = None  # the same, from its first turn on
+        self._starter = 0  # who is starting it
         ends.buffers.add(self)
 
     # --- writers ---------------------------------------------------------------------------------
@@ -90,8 +91,6 @@ class Behind:
         size = sum([write[4] for write in writes.values()])
         if size * 2 > self.max_bytes:
             return None
-        if self._thread is None and not self._over:
-            self._start()
         with self._change:
             self._make_room(size, time.monotonic(), writes)
             for key, write in writes.items():
@@ -111,7 +110,7 @@ class Behind:
             self._change.tell()
 
     def _add(self, key: Any, write: Pending) -> None:
-        newest = self._newest
+        newest = self._newest = self._generations[-1]  # a handler may have cut off who began it
         aside = self.aside.writes
         old, total = newest.get(key), self._bytes + write[4]
         if old is not None or (
@@ -157,8 +156,9 @@ class Behind:
     def _nested(self) -> bool:
         """Whether this thread was interrupted as it put something: to wait would give the lock up beneath it, and what
         it has in its hand would go into a generation that was written meanwhile. Or as it emptied the far side, whose
-        locks it may hold."""
-        return self._change._depth > 1 or self.aside.sparing.mine
+        locks it may hold; or as it starts the thread that all wait for."""
+        starts = self._starter == threading.get_ident()
+        return starts or self._change._depth > 1 or self.aside.sparing.mine
 
     def _wait_for_room(self, size: int, gone: bool) -> None:
         self._hurried += 1
@@ -187,11 +187,11 @@ class Behind:
         """The write of the key that is on its way, if one is."""
         while True:
             with self._change:
-                generations = (self.aside.writes, *self._generations)
+                generations, newest = (self.aside.writes, *self._generations), self._newest
             found: Pending | None = None
             for generation in generations:  # the newest last: there it is before it leaves `aside`
                 found = generation.get(key, found)
-            if found is not None or self._newest is generations[-1]:  # else one that began since
+            if found is not None or self._newest is newest:  # else one that began since
                 return found
 
     def has_any(self, keys: Iterable[Any]) -> bool:
@@ -200,15 +200,11 @@ class Behind:
             with self._change:
                 if self._since == _NEVER and not self.aside.writes:
                     return False
-                generations = (self.aside.writes, *self._generations)
+                generations, newest = (self.aside.writes, *self._generations), self._newest
             if not all([writes.keys().isdisjoint(keys) for writes in generations]):
                 return True
-            if self._newest is generations[-1]:
+            if self._newest is newest:
                 return False
-
-    def value_of(self, write: Pending) -> Any:
-        """A copy of what is written."""
-        return pending.value_of(self.codec, write)
 
     def at_risk(self) -> AtRisk:
         with self._change:
@@ -306,13 +302,17 @@ class Behind:
             with self._change:
                 if self._thread is not None:
                     return
-                self._thread = thread
+                self._thread, self._starter = thread, threading.get_ident()
             thread.start()
-        except BaseException:
+        except BaseException as error:
             with self._change:  # it has its first turn behind it, or is to write nothing
                 if self._thread is thread is not self._begun:
                     self._thread = None
+            if self._since != _NEVER and not isinstance(error, RuntimeError):
+                self._start()  # for what others put meanwhile
             raise
+        finally:
+            self._starter = 0
 
     def _turn(self) -> bool | None:
         """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""

@@ -234,8 +234,8 @@ class Cache(Persistent, Common):
         """Changes the budget while the cache is in use; evicts the least recently used to shrink.
 
         Shrinking moves what lies above the new end, in slices; growing maps the image longer. Cost: in
-        proportion to the bytes given up. Raises as the constructor does; then nothing has changed.
-        `max_entries`, where given, becomes the new bound on the count.
+        proportion to the bytes given up. Raises as the constructor does; then nothing has changed, but what had to go
+        where a first reader came meanwhile. `max_entries`, where given, becomes the new bound on the count.
         """
         length = _limit(max_bytes)
         asked = bytes_of(max_bytes)
@@ -244,11 +244,11 @@ class Cache(Persistent, Common):
             ring = self._figures()[1]["ring"]
             if length < smallest() + ring:
                 raise too_small(max_bytes, ring)
-            if count is not None:
-                self._limit(count)
             before = self._figures()[2]["total"]
             if length < before:
                 self._shrink(length)
+            if count is not None:
+                self._limit(count)
             if self._file is not None and length > before:
                 self._file.extend(length)
             if length != before:

@@ -44,8 +44,8 @@ def watch(far: Far) -> None:
     process = sys.modules.get("multiprocessing.process")
     if _watched or util is None or process is None or process.parent_process() is None:
         return
+    util.Finalize(None, _at_exit, exitpriority=100)  # twice is harmless
     _watched = True
-    util.Finalize(None, _at_exit, exitpriority=100)
 
 
 def _at_exit() -> None:

@@ -63,6 +63,8 @@ def _start() -> None:
             if _thread is thread:
                 _thread = None
         if not isinstance(error, RuntimeError):
+            if _kept:
+                _start()  # for who came meanwhile, and saw one
             raise
         # no thread to be had; entries expire on sight all the same
         warnings.warn(f"gbcache: no housekeeper thread: {error}", RuntimeWarning, stacklevel=2)
@@ -115,6 +117,8 @@ def join(thread: threading.Thread, seconds: float | None = None) -> None:
             thread.join(seconds)
             return
         except RuntimeError:
+            if thread.is_alive():  # a handler's
+                raise
             sleep(0.001)
 
 

@@ -151,9 +151,9 @@ class Memoized(Memo, Generic[P, R]):
             free=not kept and cache is None,
         )
         functools.update_wrapper(self, fn)
-        for name in getattr(fn, "__dict__", ()):
-            if hasattr(cls, name) and name not in functools.WRAPPER_ASSIGNMENTS:
-                self.__dict__.pop(name, None)  # it would hide what we have of that name
+        for its in getattr(fn, "__dict__", ()):
+            if hasattr(cls, its) and its not in functools.WRAPPER_ASSIGNMENTS:
+                self.__dict__.pop(its, None)  # it would hide what we have of that name
         if slow:
             self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
             if hasattr(inspect, "markcoroutinefunction"):

@@ -256,7 +256,7 @@ class Nodes:
         second: tuple[bool, int, Slots] | None = None
         for n, address in enumerate(asked):
             now = time.monotonic()
-            share = now + max(0.0, until - now) / (len(asked) - n)
+            share, wire = now + max(0.0, until - now) / (len(asked) - n), None
             try:
                 wire = self.take(address, share)
                 wire.send([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")], share)
@@ -266,6 +266,8 @@ class Nodes:
                     raise reply
                 slots = slots_of(reply, address, self.where)
             except BROKEN as error:
+                if wire is not None:
+                    wire.close()
                 trouble = error
                 continue
             self.give(wire)

@@ -25,7 +25,7 @@ from .errors import ClosedError, FarError
 from .far import Far
 from .flight import MISS
 from .near import ABSENT, Found, NearSide
-from .pending import REMOVED, Pending, TierStats, plain
+from .pending import REMOVED, Pending, TierStats, plain, value_of
 from .units import seconds_of
 
 __all__ = ["ReadThrough", "TierStats", "needs"]
@@ -171,7 +171,7 @@ class ReadThrough(Front):
         value, until = write[0], write[2]
         if value is REMOVED or (until is not None and until <= time.monotonic()):
             return Found(ABSENT)
-        return Found(self._behind.value_of(write), until)
+        return Found(value_of(self._behind.codec, write), until)
 
     def _loaded(self, key: Any, load: Callable[[Any], Any]) -> Any:
         try:

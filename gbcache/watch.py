@@ -172,8 +172,10 @@ class Watch:
         begun, batch = self._at, self._batch
         rest: list[Event] = []
         most, self._sound = min(most, self._sound or most), 0
-        while len(rest) < most and self._at < len(batch):
-            at, self._at = self._at, self._at + 1  # first: one that does not decode is passed over
+        for at in range(begun, min(begun + most, len(batch))):
+            if self._batch is not batch:  # closed meanwhile
+                return ()
+            self._at = at + 1  # first: one that does not decode is passed over
             try:
                 rest.append(batch[at])
             except Exception:
@@ -206,6 +208,10 @@ class Watch:
                     self._wake.bell.disarm()
                     return events
                 self._wake.sleep(left)
+            elif until is not None and time.monotonic() >= until:
+                return events
+            else:  # a filter takes none of what comes: handlers have their turn
+                time.sleep(0)
 
     async def aread(self, most: int = 10000) -> Sequence[Event]:
         """`read` for coroutines: waits on the running loop."""

@@ -18,7 +18,7 @@ from interrupted import exact, interrupted, places
 
 pytest.importorskip("lmdb", reason='needs the extra: pip install "gbcache[disk]"')
 
-from gbcache import Disk, FarError, engine
+from gbcache import Disk, FarError, engine, housekeeper
 from gbcache.errors import ClosedError
 from gbcache.view import Do
 
@@ -197,3 +197,26 @@ def test_an_opening_that_is_cut_off_ends_what_it_began(
         thread.join(5)
     assert len(begun) == 2 and not any(thread.is_alive() for thread in begun)
     Disk(tmp_path / "d").close()
+
+
+def test_a_sync_of_the_last_journal_is_none_of_the_one_before(tmp_path: Path) -> None:
+    with Disk(tmp_path / "d", sync="never") as disk:
+        made = disk._engine
+        disk.put_many([("a", 1, None)])
+        assert made.synced < made.seq
+        made._frozen_seq, made._stopping = made.seq, True  # a journal before it has that
+        disk.put_many([("b", 2, None)])
+        assert made.synced < made.seq
+        made._frozen_seq, made._stopping = 0, False
+
+
+def test_what_a_handler_raises_out_of_a_join_is_not_taken_for_a_thread_to_come() -> None:
+    class Hung(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            raise RuntimeError("a handler's")
+
+        def is_alive(self) -> bool:
+            return True
+
+    with pytest.raises(RuntimeError, match="handler"):
+        housekeeper.join(Hung())

@@ -253,3 +253,43 @@ print("fine")
 """
     done = run(code)
     assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr[-2000:]
+
+
+CLOSED_WITHIN = """
+import threading, time
+child = None
+
+def handler(*_):
+    global child
+    child = os.fork()
+
+signal.signal(signal.SIGALRM, handler)
+for n in range(40):  # until it comes while the close waits for who reads
+    c = gbcache.Cache("300MB", housekeeping=False, **{"path": f"{sys.argv[2]}{n}"} if sys.argv[1] == "live" else {})
+    c["k"], begun, shut = bytes(200 << 20), threading.Event(), []
+    reader = threading.Thread(target=lambda: (begun.set(), c.get("k"), shut.append(c.closed)))
+    reader.start()
+    begun.wait()
+    time.sleep(0.002)
+    signal.setitimer(signal.ITIMER_REAL, 0.004)
+    c.close()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert c.closed
+    if child == 0:
+        os._exit(0)
+    reader.join()
+    if child is not None:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        if shut == [True]:
+            sys.exit(0)
+        child = None
+sys.exit("it never came while the close waited")
+"""
+
+
+@beside_threads
+@pytest.mark.parametrize("kind", ["Cache", "live"])
+def test_a_handler_that_forks_as_a_cache_is_closed(kind: str, tmp_path: Path) -> None:
+    """The child has let go of it; what its close goes on with is gone."""
+    ran = run(CLOSED_WITHIN, kind, tmp_path / "live.gbc")
+    assert ran.returncode == 0, ran.stderr

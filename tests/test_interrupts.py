@@ -18,6 +18,7 @@ from fars import Full
 from interrupted import exact, interrupted
 
 from gbcache import Cache, ObjectCache, Tiered, forks
+from gbcache.pending import value_of
 
 # One that raises in a callback of the collector is printed, and lost.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -222,7 +223,7 @@ def test_a_write_behind_that_is_cut_off_leaves_no_old_copy(many: bool) -> None:
         tier["k"] = -n
         if not (where := interrupted(write, n)):
             break
-        near, queued = tier.near.peek("k"), behind.value_of(behind.last("k"))
+        near, queued = tier.near.peek("k"), value_of(behind.codec, behind.last("k"))
         assert tier._side.doubted or near in (None, queued), (where, near, queued)
     assert n > 10 and tier["k"] == n
 

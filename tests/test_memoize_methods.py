@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from test_memoize import counted, shared
 
-from gbcache import memoize
+from gbcache import Cache, memoize
 
 
 class Plain:
@@ -314,3 +314,20 @@ def test_what_the_function_has_hides_nothing_of_the_memo() -> None:
     third: Any = memoize(maxsize=9)(made)
     assert third.cache_parameters()["maxsize"] == 9 and third.__wrapped__ is made
     assert third(2) == 2 and len(third.cache) == 1 and third.cache is not made.cache
+
+
+def test_the_name_of_what_wraps_another_is_that_of_the_function() -> None:
+    def inner(x: int) -> int:
+        return x
+
+    cache, names = Cache("1MB"), []
+    for attribute in ("cache_clear", "other"):
+
+        @functools.wraps(inner)
+        def outer(x: int) -> int:
+            return x
+
+        setattr(outer, attribute, 1)
+        memoize(cache=cache)(outer)(1)
+        names = [key for key in cache if inner.__qualname__ in str(key)]
+    assert len(names) >= 2 and not [key for key in cache if "__wrapped__" in str(key)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import time
+from collections import deque
 from typing import Any
 
 import pytest
@@ -277,3 +278,59 @@ def test_the_far_sides_failures_behind_are_counted(near: Any) -> None:
     far.hook = lambda verb, keys: None
     tier.close()
     assert tier.stats().behind_errors == 0
+
+
+class Row(deque[Any]):
+    """Generations, of which something happens right after one began."""
+
+    def append(self, one: Any) -> None:
+        super().append(one)
+        self.then()
+
+    def then(self) -> None:
+        pass
+
+
+def row_of(tier: Tiered) -> Row:
+    behind: Any = tier._behind
+    behind._generations = row = Row(behind._generations)
+    return row
+
+
+def test_a_look_as_a_generation_begins_ends(near: Any) -> None:
+    """A signal's handler, or the collector, comes back between two of its steps."""
+    tier = Tiered(near, Full(), write="behind", behind_seconds=0.02)
+    row, seen = row_of(tier), list[Any]()
+    row.then = lambda: seen.append((tier._behind.last("other"), tier._behind.has_any(["other"])))  # type: ignore[method-assign, union-attr]
+    tier["k"] = 1
+    tier.sync()
+    assert seen and set(seen) == {(None, False)}
+    tier.close()
+
+
+def test_a_generation_whose_beginning_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put afterwards is not put into one that was written."""
+
+    class Interrupt(BaseException):
+        pass
+
+    monkeypatch.setattr("gbcache.behind._BATCH", 3)
+    tier = Tiered(Cache("1MB"), Full(), write="behind", behind_seconds=0.5)
+    far: Any = tier.far
+    row = row_of(tier)
+
+    def cut() -> None:
+        del row.then  # type: ignore[method-assign]
+        raise Interrupt
+
+    row.then = cut  # type: ignore[method-assign]
+    with pytest.raises(Interrupt):
+        for i in range(9):
+            tier[f"k{i}"] = i
+    for n in range(3):
+        for i in range(9):
+            tier[f"k{i}"] = n
+        tier.sync()
+        tier.near.clear()
+        assert [tier[f"k{i}"] for i in range(9)] == [n] * 9 and far is tier.far
+    tier.close()
