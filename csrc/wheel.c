@@ -130,8 +130,8 @@ static bool check_slot(const struct gb_wheel *w, gb_ref end, uint32_t level, uin
                              level, level_of(clock, tick));
         uint64_t ms = clock << GB_WHEEL_TICK_SHIFT;
         const struct gb_entry *e = gb_entry_at(w->base, entry);
-        bool far = deadline > ms + (1u << 31) || deadline + (1u << 31) < ms; /* one way: 32 bits cannot say it */
-        if (!(e->word & GB_WORD_EXTRA) && far) /* one way: as above */
+        bool far = deadline > ms + (1u << 31) || deadline + (1u << 31) < ms;
+        if (!(e->word & GB_WORD_EXTRA) && far) /* one way: 32 bits cannot say it */
             return gb_broken(f, "wheel 3: a narrow deadline is near the clock", entry, ms, 0); /* unreachable: as above */
     }
     *count += n;

@@ -53,7 +53,7 @@ class Behind:
         """What was put may land in memory while this is not set."""
         self._since = _NEVER
         """When the oldest write came."""
-        self._bytes = self._hurried = 0  # the latter: who waits for it to be empty, or for room
+        self._bytes = self._hurried = self._starter = 0  # who waits for it to empty; who starts it
         self.aside, self._tried = pending.Aside(), False
         """What has no room, none of it in `_since`; and whether it was tried last."""
         self._over = False
@@ -61,7 +61,6 @@ class Behind:
         self._closing, self._change = Lock(), Monitor()
         self._thread: threading.Thread | None = None
         self._begun: threading.Thread | None = None  # the same, from its first turn on
-        self._starter = 0  # who is starting it
         ends.buffers.add(self)
 
     # --- writers ---------------------------------------------------------------------------------
@@ -91,6 +90,8 @@ class Behind:
         size = sum([write[4] for write in writes.values()])
         if size * 2 > self.max_bytes:
             return None
+        if self._thread is None and not self._over:
+            self._start()
         with self._change:
             self._make_room(size, time.monotonic(), writes)
             for key, write in writes.items():
@@ -157,8 +158,8 @@ class Behind:
         """Whether this thread was interrupted as it put something: to wait would give the lock up beneath it, and what
         it has in its hand would go into a generation that was written meanwhile. Or as it emptied the far side, whose
         locks it may hold; or as it starts the thread that all wait for."""
-        starts = self._starter == threading.get_ident()
-        return starts or self._change._depth > 1 or self.aside.sparing.mine
+        inside = self._change._depth > 1 or self._starter == threading.get_ident()
+        return inside or self.aside.sparing.mine
 
     def _wait_for_room(self, size: int, gone: bool) -> None:
         self._hurried += 1

@@ -28,9 +28,7 @@ from .errors import ClosedError, FarError
 from .locks import Lock
 from .wire import BROKEN, Address, Place, Wire
 
-__all__ = [
-    "Job", "Nodes", "Slots", "backoff", "number_of", "page_of", "slots_of", "state_of",
-]  # fmt: skip
+__all__ = ["Job", "Nodes", "Slots", "backoff", "number_of", "page_of", "slots_of", "state_of"]
 
 IDLE_MAX = 16
 """Idle connections kept to a node; what more a burst of threads made is closed."""

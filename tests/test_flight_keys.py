@@ -153,9 +153,9 @@ def test_a_key_that_is_too_long_is_refused_before_anything_is_loaded(key: Any) -
         loads.append(1)
 
     with Cache("1MB") as cache:
-        with pytest.raises(KeyLengthError, match="a key may have 3996"):
+        with pytest.raises(KeyLengthError, match="a key may have"):
             cache.get_or_set(key, lambda: loads.append(1))
-        with pytest.raises(KeyLengthError, match="a key may have 3996"):
+        with pytest.raises(KeyLengthError, match="a key may have"):
             asyncio.run(cache.aget_or_set(key, aload, stale=1))
         assert not loads and not cache._flights and cache.stats().loads == 0
         assert cache.get_or_set("k" * 3996, lambda: "fits") == "fits" == cache["k" * 3996]

@@ -265,13 +265,12 @@ def handler(*_):
 
 signal.signal(signal.SIGALRM, handler)
 for n in range(40):  # until it comes while the close waits for who reads
-    c = gbcache.Cache("300MB", housekeeping=False, **{"path": f"{sys.argv[2]}{n}"} if sys.argv[1] == "live" else {})
-    c["k"], begun, shut = bytes(200 << 20), threading.Event(), []
+    c = gbcache.Cache("100MB", housekeeping=False, **{"path": f"{sys.argv[2]}{n}"} if sys.argv[1] == "live" else {})
+    c["k"], begun, shut = bytes(64 << 20), threading.Event(), []
     reader = threading.Thread(target=lambda: (begun.set(), c.get("k"), shut.append(c.closed)))
     reader.start()
     begun.wait()
-    time.sleep(0.002)
-    signal.setitimer(signal.ITIMER_REAL, 0.004)
+    signal.setitimer(signal.ITIMER_REAL, 0.002 + n % 8 * 0.001)
     c.close()
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert c.closed

@@ -389,7 +389,8 @@ def test_only_memory_and_it_cannot_hold_one() -> None:
     assert tier.get("other") is None and tier.get("a") is None
 
 
-def test_only_memory_where_the_buffer_is_full(near: Any) -> None:
+def test_only_memory_where_the_buffer_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gbcache.pending.LONGEST", 0.05)
     tier = Tiered(
         Cache("2MB"),
         Full(),
