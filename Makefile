@@ -17,8 +17,9 @@ UNDER_ASAN = ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 PYTHONMALLOC=mall
     LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 # What the other builds of the C have no part in, or little for its time.
 PYTHON_ALONE := --ignore-glob="tests/test_valkey*" --ignore-glob="tests/test_tier_*" --ignore=tests/test_lru_cache.py --ignore=tests/test_bench.py --ignore-glob="tests/test_power*"
-# What cannot be run without the GIL: the package lmdb asks for it when it is imported; nor what is of the normal build.
-NOT_FREE := --ignore=tests/test_bench.py --ignore-glob="tests/test_disk*" --ignore=tests/test_power_disk.py --ignore=tests/test_tier_disk.py
+# The package lmdb switches the GIL on when it is imported: what needs it runs apart, and so; what is of the normal build does not.
+OF_A_DISK := $(wildcard tests/test_disk*.py) tests/test_tier_disk.py
+NOT_FREE := $(OF_A_DISK:%=--ignore=%) --ignore=tests/test_bench.py --ignore=tests/test_power_disk.py
 FUZZ_SECONDS ?= 60
 SEED ?= 1
 KILLS ?= 2000
@@ -136,9 +137,11 @@ build/tsan/.made: BUILD_ENV = GB_CFLAGS="-fsanitize=thread -O1 -fno-omit-frame-p
 build/python3.13t-tsan/bin/python3.13t:
 	sh tests/free/python.sh build/python3.13t-tsan --with-thread-sanitizer
 
-free: build/free/.made ## the Python tests on an interpreter without the GIL
-	PYTHONPATH=$(CURDIR)/build/free PYTHONSAFEPATH=1 GB_EXPECT=free GB_SLICE=short .venv-free/bin/python .venv-free/bin/pytest tests $(NOT_FREE) \
+IN_FREE = PYTHONPATH=$(CURDIR)/build/free PYTHONSAFEPATH=1 GB_SLICE=short
+free: build/free/.made ## the Python tests on an interpreter without the GIL; those of a Disk with it, as its package has it
+	$(IN_FREE) GB_EXPECT=free .venv-free/bin/python .venv-free/bin/pytest tests $(NOT_FREE) \
 	    --ignore=tests/test_native.py --ignore=tests/test_architecture.py
+	$(IN_FREE) .venv-free/bin/python .venv-free/bin/pytest $(OF_A_DISK)
 
 proof-model: build ## EXAMPLES runs of 100 operations of each class against models, all looked at after each; keys made to collide
 	PYTHONPATH=. $(PY) tests/proof/model.py --examples $(EXAMPLES) --seed $(SEED)

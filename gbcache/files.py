@@ -28,6 +28,12 @@ def path_of(path: Path) -> str:
     return text
 
 
+def place_of(path: Path) -> str:
+    """`path_of`, from here on: where the process goes later changes nothing. Links in it are seen as they are."""
+    text = path_of(path)
+    return text if os.path.isabs(text) else os.path.join(os.getcwd(), text)
+
+
 def open_file(path: str, *, own: bool, write: bool = False, create: bool = False) -> int:
     """Opens a regular file, no symbolic link. `own`: it must be this user's, and nobody else's to write.
 
@@ -178,7 +184,9 @@ def replacing(path: str) -> Iterator[int]:
 def extend(fd: int, length: int) -> None:
     """Gives the file its bytes on disk, all of them: a store into a hole of a full disk would be a SIGBUS."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, length)
+        size = os.fstat(fd).st_size
+        if length > size:  # not what is there: where this is emulated it writes to it
+            os.posix_fallocate(fd, size, length - size)
         return
     size, zeros = os.fstat(fd).st_size, bytes(1 << 20)
     while size < length:

@@ -32,6 +32,7 @@ def is_live(begins: bytes) -> bool:
     return begins[:8] == MAGIC
 
 
+_OTHER = "image 3: version and layout"
 CHECKPOINT = ".checkpoint"
 """What `sync` writes is beside the live file, under its name and this."""
 
@@ -57,7 +58,7 @@ class LiveFile:
     _stop: Latch | None = None  # of one that failed before it had one
 
     def __init__(self, path: files.Path) -> None:
-        self.path = files.path_of(path)
+        self.path = files.place_of(path)
         _all.add(self)
         self.checkpoint = self.path + CHECKPOINT
         self.boot = files.boot_id()
@@ -173,7 +174,10 @@ class LiveFile:
 
     def _map_existing(self) -> mmap.mmap | None:
         size = os.fstat(self.fd).st_size
-        return memory.shared(self.fd, size) if 0 < size <= memory.MOST + 4096 else None
+        if size > memory.MOST + 4096:  # whatever on_error says, as for one of another kind
+            rule = f"a live file has {memory.MOST + 4096:,} bytes at most: give another path"
+            raise ImageError(self.path, None, f"{rule} (this has {size:,})")
+        return memory.shared(self.fd, size) if size else None
 
     def _rebuild(
         self,
@@ -185,6 +189,12 @@ class LiveFile:
     ) -> tuple[str, str]:
         """A new file beside the old one, filled, then put in its place."""
         there = self.fd >= 0
+        if there and on_error == "raise" and reason.startswith(_OTHER):  # it may be whole
+            rule = (
+                f"this release wrote it ({reason}): open it with the one that did and save() it, "
+                "or with on_error='empty' to begin anew"
+            )
+            raise ImageError(self.path, None, rule)
         source = self._open_checkpoint()
         if source < 0 and there and on_error == "raise":
             rule = (
@@ -241,7 +251,7 @@ class LiveFile:
                     how = "checkpoint"
                     cache._after_checkpoint()
                 except ImageError as error:
-                    if on_error == "raise":
+                    if on_error == "raise" or isinstance(error, snapshot.OtherCodec):
                         raise
                     reason = f"{reason}; {error}"
                     cache.clear()

@@ -103,7 +103,7 @@ class Persistent(PackedStore):
         progress: Progress | None = None,
         **options: Any,
     ) -> Cache | Sealed:
-        """Opens what `save` wrote, or a live file. `options` are those of the constructor.
+        """Opens what `save` wrote, or a live file. `options` are those of the constructor, but `path`.
 
         ``mode="copy"``: reads a snapshot into a new cache of this process, every byte checked. `max_bytes` and
         `max_entries` are the saved cache's if not given; where less fits, the most recently used are there.

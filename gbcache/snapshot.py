@@ -128,7 +128,7 @@ class Save:
 
 
 def save(cache: Persistent, path: files.Path, wait: bool, progress: Progress | None) -> int | Save:
-    where = files.path_of(path)
+    where = files.place_of(path)
     return write(cache, where, progress) if wait else Save(cache, where, progress)
 
 
@@ -150,6 +150,10 @@ def _info(path: str, head: dict[str, Any]) -> SnapshotInfo:
     )  # fmt: skip
 
 
+class OtherCodec(ImageError):
+    """Nothing is wrong with the file."""
+
+
 def check_codec(path: str, named: str, codec: Codec) -> None:
     """Refuses values of another codec: what a file names is never unpickled unasked."""
     if named != name_of(codec):
@@ -157,7 +161,7 @@ def check_codec(path: str, named: str, codec: Codec) -> None:
             f"its values are of codec={name_of(codec)!r}: they were written with {named!r}; name that "
             "one to open it (pickle runs what the file says: only for files you trust)"
         )
-        raise ImageError(path, None, rule)
+        raise OtherCodec(path, None, rule)
 
 
 def fill(cache: Persistent, fd: int, path: str, progress: Progress | None) -> int:
@@ -172,6 +176,9 @@ def open_copy(
     options: dict[str, Any],
 ) -> Persistent:  # fmt: skip
     """A new cache with what a snapshot holds."""
+    if (live := options.get("path")) is not None:  # killed meanwhile it would be half of it
+        told = f"path={live!r}: a snapshot is opened into memory"
+        raise TypeError(f"{told}; for a live file copy it to {live}.checkpoint and make that cache")
     where = files.path_of(path)
     fd = files.open_file(where, own=False)
     try:
@@ -217,7 +224,7 @@ class Sealed(SealedImage, Mapping[Any, Any]):
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, path: files.Path, *, codec: str | Codec = "typed") -> None:
-        self.path = files.path_of(path)
+        self.path = files.place_of(path)
         self._codec = resolve(codec)
         self._open()
 

@@ -291,9 +291,7 @@ class Wire:
             self._conn.connect()
         except BROKEN:
             raise
-        except (
-            _WRONG
-        ) as error:  # a host or port that is none, or an answer that redis-py does not understand
+        except _WRONG as error:  # a host or port that is none, or an answer redis-py cannot read
             self._conn.disconnect()  # its own errors alone have redis-py do so
             what = f"{address[0]}:{address[1]} cannot be connected to"
             raise redis.exceptions.InvalidResponse(f"{what}: {error!r:.200}") from error

@@ -70,7 +70,7 @@ EACH = [
 @pytest.mark.parametrize(
     "way, cases, step",
     [
-        ("python", SHOWED, 13),
+        ("python", SHOWED, 29),
         ("python", EACH, 1),
         ("ours", ["make: Cache", "Cache: resize", "ObjectCache: resize", "Cache: clear"], 1),
     ],

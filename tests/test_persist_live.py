@@ -15,6 +15,9 @@ from fillings import filled
 import gbcache
 from gbcache import Cache, ImageError, files, live
 
+LAYOUT = 12
+"""Where a live file's head has it."""
+
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -194,3 +197,80 @@ def test_a_constructor_that_fails_leaves_the_file_to_others(tmp_path: Path) -> N
         "60kB", path=path
     ) as cache:  # while the exception, and so its frames, are still there
         assert told.value and len(cache) == 0
+
+
+def of_another_release(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(LAYOUT)
+        layout = file.read(4)
+        file.seek(LAYOUT)
+        file.write(bytes(byte ^ 0xFF for byte in layout))
+
+
+def test_what_another_release_wrote_is_not_given_up_for_a_checkpoint(folder: Path) -> None:
+    path = folder / "a.gbc"
+    with Cache("1MB", path=path) as cache:
+        cache["k"] = "old"
+        cache.sync()
+        cache["k"] = "new"
+    of_another_release(path)
+    was = path.read_bytes()
+    with pytest.raises(ImageError, match="open it with the one that did"):
+        Cache("1MB", path=path)
+    assert path.read_bytes() == was
+    with Cache("1MB", path=path, on_error="empty") as cache:
+        assert cache["k"] == "old" and cache.recovery.how == "checkpoint"
+
+
+def test_a_file_longer_than_an_image_can_be_is_not_replaced(folder: Path) -> None:
+    path = folder / "disk.img"
+    path.touch(0o600)
+    os.truncate(path, 40 << 30)  # sparse
+    for on_error in ("raise", "empty"):
+        with pytest.raises(ImageError, match="bytes at most"):
+            Cache("1MB", path=path, on_error=on_error)
+    assert path.stat().st_size == 40 << 30
+
+
+def test_a_checkpoint_of_another_codec_is_kept(folder: Path) -> None:
+    path = folder / "a.gbc"
+    with Cache("1MB", path=path, codec="pickle") as cache:
+        cache["k"] = 1
+        cache.sync()
+    path.unlink()
+    for on_error in ("raise", "empty"):
+        with pytest.raises(ImageError, match="pickle"):
+            Cache("1MB", path=path, on_error=on_error)
+    with Cache("1MB", path=path, codec="pickle") as cache:
+        assert cache["k"] == 1
+
+
+def test_a_path_is_the_one_of_the_beginning(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with Cache("1MB", path="a.gbc") as cache:
+        cache["k"] = 1
+        monkeypatch.chdir(tmp_path)
+        cache.sync()
+        assert (folder / "a.gbc.checkpoint").exists() and not list(tmp_path.iterdir())
+        monkeypatch.chdir(folder)
+        cache.save("s.gbs")
+    found = Cache.open("s.gbs", "r")
+    monkeypatch.chdir(tmp_path)
+    assert found.refresh() is found
+    found.close()
+
+
+def test_a_snapshot_is_not_opened_into_a_live_file(folder: Path) -> None:
+    """Killed meanwhile, it would be half of it."""
+    with Cache("1MB") as cache:
+        cache["k"] = 1
+        cache.save(folder / "s.gbs")
+    path = folder / "a.gbc"
+    with pytest.raises(TypeError, match=r"copy it to .*a\.gbc\.checkpoint"):
+        Cache.open(folder / "s.gbs", path=path)
+    assert not path.exists()
+    (folder / "s.gbs").rename(f"{path}.checkpoint")  # the way out
+    with Cache("1MB", path=path) as cache:
+        assert cache["k"] == 1

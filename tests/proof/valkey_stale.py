@@ -41,7 +41,7 @@ from gbcache.valkey import Valkey  # noqa: E402
 KEYS, CALLERS = 1000, 8
 LIMIT = 0.050
 """Seconds: of a channel that is whole, no copy is older than that."""
-HEARTBEAT, NOTICED = 0.1, 5.0
+HEARTBEAT, NOTICED = 0.1, 3.0
 """Seconds; and after how many, at most, a channel that was cut must have begun anew."""
 NAMES = [f"key{i}" for i in range(KEYS)]
 
