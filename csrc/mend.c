@@ -297,7 +297,7 @@ static gb_ref newcomer_elsewhere(const struct mending *m) {
 }
 
 /* It is not, or no longer, in table, wheel and sums. */
-static void leave(struct mending *m, gb_ref gone) {
+static void parted(struct mending *m, gb_ref gone) {
     m->bare -= chainless(m, gone);
     if (!marked(m, gone)) gb_list_unlink(m->s->base, GB_LRU_OF(gone));
     unmark(m, gone);
@@ -317,14 +317,14 @@ static void part(struct mending *m, gb_ref of, gb_ref twin) {
         if (word & GB_WORD_TTL) gb_wheel_unlink(&s->index.wheel, of);
         s->head->key_bytes -= gb_key_len(s->base, of, word);
         s->head->value_bytes -= gb_value_len(s->base, of, word);
-        leave(m, of);
+        parted(m, of);
         if (gb_table_insert(&s->index.table, look_ahead(m, twin).key.hash, twin) == GB_OK) { /* in the other's room */
             if (word_of(m, twin) & GB_WORD_TTL) gb_wheel_link(&s->index.wheel, twin);
             gb_room_born(s, twin);
             return;
         }
     }
-    leave(m, twin);
+    parted(m, twin);
 }
 
 static void list_mend(struct mending *m, gb_ref head) {
