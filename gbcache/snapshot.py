@@ -176,9 +176,6 @@ def open_copy(
     options: dict[str, Any],
 ) -> Persistent:  # fmt: skip
     """A new cache with what a snapshot holds."""
-    if (live := options.get("path")) is not None:  # killed meanwhile it would be half of it
-        told = f"path={live!r}: a snapshot is opened into memory"
-        raise TypeError(f"{told}; for a live file copy it to {live}.checkpoint and make that cache")
     where = files.path_of(path)
     fd = files.open_file(where, own=False)
     try:
