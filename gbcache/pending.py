@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from sys import getsizeof
 from typing import Any, NamedTuple, NoReturn
 
-from .codec import Codec, decode_key, encode_key
+from .codec import Codec, base_key, encode_key
 from .errors import ClosedError, FarError, ImageError
 from .far import Far
 from .locks import Lock
@@ -92,7 +92,7 @@ def plain(key: Any) -> Any:
     """The key as both sides store it: of a subclass of str, say, the base value, whatever its own ``==`` says."""
     if _is_plain(key, 0) or not isinstance(key, (str, bytes, int, float, tuple)):
         return key
-    return decode_key(*encode_key(key))
+    return base_key(key)
 
 
 def _is_plain(key: Any, depth: int) -> bool:

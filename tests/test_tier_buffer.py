@@ -316,7 +316,6 @@ def test_a_generation_whose_beginning_was_cut_off(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("gbcache.behind._BATCH", 3)
     tier = Tiered(Cache("1MB"), Full(), write="behind", behind_seconds=0.5)
-    far: Any = tier.far
     row = row_of(tier)
 
     def cut() -> None:
@@ -325,12 +324,11 @@ def test_a_generation_whose_beginning_was_cut_off(monkeypatch: pytest.MonkeyPatc
 
     row.then = cut  # type: ignore[method-assign]
     with pytest.raises(Interrupt):
-        for i in range(9):
+        for i in range(4):
             tier[f"k{i}"] = i
-    for n in range(3):
-        for i in range(9):
-            tier[f"k{i}"] = n
-        tier.sync()
-        tier.near.clear()
-        assert [tier[f"k{i}"] for i in range(9)] == [n] * 9 and far is tier.far
+    tier.sync()
+    tier["k0"] = "new"
+    tier.sync()
+    far: Any = tier.far
+    assert far.data["k0"][0] == "new"
     tier.close()

@@ -148,18 +148,24 @@ static void bounded_scattered(void) {
     free(mine);
 }
 
+/* With small entries, until one had to go. */
+static void fill_up(struct gb_store *one) {
+    uint8_t value[8] = {0};
+    for (uint32_t n = 0; !one->head->counters.evictions; n++) {
+        struct gb_put p = {.value = value, .value_len = 8};
+        gb_store_key(one, &p.key, &n, sizeof n, 0);
+        gb_head_enter(one);
+        while (gb_store_put(one, &p, 1000) == GB_AGAIN) gb_head_enter(one);
+    }
+}
+
 /* A shrink and a ring that is made room for, by turns: one is first, and both come to their end. */
 static void two_cuts(void) {
     const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() * 12u;
-    uint8_t *mine = malloc(length), value[8] = {0};
+    uint8_t *mine = malloc(length);
     struct gb_store one;
     CHECK(gb_room_format(&one, mine, length, seed, 1000) == GB_OK);
-    for (uint32_t n = 0; !one.head->counters.evictions; n++) {
-        struct gb_put p = {.value = value, .value_len = 8};
-        gb_store_key(&one, &p.key, &n, sizeof n, 0);
-        gb_head_enter(&one);
-        while (gb_store_put(&one, &p, 1000) == GB_AGAIN) gb_head_enter(&one);
-    }
+    fill_up(&one);
     enum gb_err shrunk = GB_AGAIN, ring = GB_AGAIN;
     for (uint32_t turns = 0; shrunk || ring; turns++) {
         CHECK(turns < 20000u);
@@ -177,15 +183,10 @@ static void two_cuts(void) {
 /* The image grows while a ring is cut off its end: it is cut off the new one, and whoever shrinks has his turn. */
 static void cut_and_grown(void) {
     const uint64_t seed[2] = {1, 2}, length = gb_room_smallest() * 12u, longer = length + 3u * GB_WINDOW_BYTES;
-    uint8_t *mine = malloc(longer), value[8] = {0};
+    uint8_t *mine = malloc(longer);
     struct gb_store one;
     CHECK(gb_room_format(&one, mine, length, seed, 1000) == GB_OK);
-    for (uint32_t n = 0; !one.head->counters.evictions; n++) {
-        struct gb_put p = {.value = value, .value_len = 8};
-        gb_store_key(&one, &p.key, &n, sizeof n, 0);
-        gb_head_enter(&one);
-        while (gb_store_put(&one, &p, 1000) == GB_AGAIN) gb_head_enter(&one);
-    }
+    fill_up(&one);
     gb_head_enter(&one);
     CHECK(gb_room_ring(&one, GB_TELL_LEAST) == GB_AGAIN && one.cut);
     one.mapped = longer;
