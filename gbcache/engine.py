@@ -27,7 +27,7 @@ from . import files, forks
 from ._disk import Records, append, digest_of, pay
 from .codec import Codec, name_of
 from .errors import ClosedError, FarError, ImageError
-from .groups import COME_BACK, Groups, Request
+from .groups import CLOSED, COME_BACK, Groups, Request
 from .journal import Changes, Journal, Owner, numbered, recover
 from .lmdbstore import LMDBError, Store, failed
 from .locks import Latch, Lock, aside, endure
@@ -41,7 +41,6 @@ IDLE = 5.0
 """Seconds after which they go even if they are few."""
 SWEEP, BATCH = 0.5, 1000
 """Seconds between two looks for what is over, and entries taken at a time."""
-_CLOSED = "the Disk is closed"
 _FORKED = "this Disk was opened by process %d, which forked: close it there, and open it here"
 
 
@@ -70,7 +69,7 @@ class Engine:
         files.check_directory(path)
         self._stopping, self._closes, self._wake, self._stop = False, False, Latch(), Latch()
         self.threads: list[threading.Thread] = []
-        self.owner = Owner(path, self.now)
+        self.owner = Owner(path)
         self.store = Store(path, name_of(codec), self.most)
         self.reading = self.store.reading()  # the leader's
         self.groups = Groups(self._commit, self.reading)
@@ -123,7 +122,7 @@ class Engine:
                 files.remove(path)
             self.seq = self.synced = found.seq
         self.number = int(self.journal.path.rpartition(".")[2])
-        owner.write(self.seq)
+        owner.write(self.seq, self.now())
 
     # --- what others call --------------------------------------------------------------------
 
@@ -134,7 +133,7 @@ class Engine:
 
     def check_open(self) -> None:
         if self.closed:
-            raise ClosedError(_FORKED % self.process if self.process != os.getpid() else _CLOSED)
+            raise ClosedError(_FORKED % self.process if self.process != os.getpid() else CLOSED)
 
     def run(self, request: Request) -> Any:
         self.check_open()
@@ -253,10 +252,10 @@ class Engine:
         if self.suspect or self.active_size > 2 * self.layer:
             self.groups.aside(self._make_room)
         journal, owner, seq = self.journal, self.owner, self.seq + 1
-        frame = journal.frame(seq, self.synced, view.overlay)
+        frame, mark = journal.frame(seq, self.synced, view.overlay), owner.mark_of(seq, self.now())
         waits = self.active_size + view.size + 64 * len(view.overlay)
         append(self, journal, frame, journal.size + len(frame), seq, waits, view.overlay,
-               self.sync_mode == "always" or self._stopping, owner.fd, owner.mark_of(seq), group)  # fmt: skip
+               self.sync_mode == "always" or self._stopping, owner.fd, mark, group)  # fmt: skip
         self.expired += view.expired
         if self.active_size > self.layer:
             self._wake.open()
@@ -343,7 +342,7 @@ class Engine:
                 except BaseException:
                     self._sync_journals()
                     raise
-            self.owner.write(self.seq, clean=True)
+            self.owner.write(self.seq, self.now(), clean=True)
         finally:
             self.closed = True
             _OPEN.discard(self)
@@ -351,6 +350,7 @@ class Engine:
 
     def _give_back(self) -> None:
         """All that is the system's, whatever of it fails: else nobody could open it again."""
+        self.groups.end()
         with contextlib.ExitStack() as rest:
             rest.callback(self.owner.release)
             for journal in filter(None, (getattr(self, "journal", None), self._frozen_journal)):

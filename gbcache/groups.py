@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from .errors import FarError
+from .errors import ClosedError, FarError
 from .locks import aside, gate
 
-__all__ = ["COME_BACK", "Groups", "Request"]
+__all__ = ["CLOSED", "COME_BACK", "Groups", "Request"]
 
 _INTERRUPTED = FarError(errno.EINTR, "the thread that wrote for this one was interrupted")
+CLOSED = "the Disk is closed"
 COME_BACK = (
     "this thread is within a call of this Disk: a signal's handler or a __del__ may not write to "
     "it, flush it or close it from there"
@@ -63,6 +64,11 @@ class Request:
             raise self.error  # noqa: B904, it has its cause
         finally:
             self.told = True
+
+
+def _refuse(batch: Sequence[Request]) -> None:
+    for request in batch:
+        request.error = ClosedError(CLOSED)
 
 
 class Groups:
@@ -128,6 +134,11 @@ class Groups:
             call()
         finally:
             self._stands_in = before
+
+    def end(self) -> None:
+        """What comes after this batch is refused. And whoever commits is let go of: with a way back from us, he would
+        stay until the collector comes."""
+        self._commit = _refuse
 
     def check(self) -> None:
         """RuntimeError where `run` would raise it."""

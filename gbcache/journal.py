@@ -15,7 +15,6 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable
 from typing import NamedTuple
 
 from . import files
@@ -308,9 +307,9 @@ class Owner:
 
     fd = -1
 
-    def __init__(self, folder: str, now: Callable[[], int]) -> None:
+    def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, "owner")
-        self.process, self.now = os.getpid(), now
+        self.process = os.getpid()
         self.fd = files.open_file(self.path, own=True, write=True, create=True)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -350,13 +349,13 @@ class Owner:
         assert isinstance(boot, bytes)
         return Mark(boot, int(seq), bool(clean), int(process), int(at))
 
-    def mark_of(self, seq: int, clean: bool = False) -> bytes:
+    def mark_of(self, seq: int, now: int, clean: bool = False) -> bytes:
         """What says that frame `seq` is acknowledged."""
-        return _sealed(_MARK, _OWNED, self.boot, seq, clean, self.process, self.now())
+        return _sealed(_MARK, _OWNED, self.boot, seq, clean, self.process, now)
 
-    def write(self, seq: int, clean: bool = False) -> None:
+    def write(self, seq: int, now: int, clean: bool = False) -> None:
         """Notes it, on disk."""
-        _write_all(self.fd, self.mark_of(seq, clean), 0)
+        _write_all(self.fd, self.mark_of(seq, now, clean), 0)
         os.fsync(self.fd)
 
     def release(self) -> None:

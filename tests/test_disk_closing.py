@@ -7,6 +7,7 @@ import gc
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -220,3 +221,21 @@ def test_what_a_handler_raises_out_of_a_join_is_not_taken_for_a_thread_to_come()
 
     with pytest.raises(RuntimeError, match="handler"):
         housekeeper.join(Hung())
+
+
+@pytest.mark.parametrize("sync", ["always", "interval", "never"])
+def test_a_closed_one_goes_with_its_last_user(tmp_path: Path, sync: str) -> None:
+    """Not when the collector comes, which may be where memory is short."""
+    disk = Disk(tmp_path / "d", sync=sync)
+    disk.put_many([("a", 1, None)])
+    made: Any = disk._engine
+    gone = weakref.ref(made)
+    disk.close()
+    with pytest.raises(ClosedError, match="the Disk is closed"):
+        made.groups.run(Do(list))
+    gc.disable()
+    try:
+        del disk, made
+        until(lambda: gone() is None)  # the last thread may be on its way out
+    finally:
+        gc.enable()
