@@ -17,6 +17,7 @@ from gbcache import Cache, Event, ObjectCache
 
 SHORT = os.environ.get("GB_SLICE") == "short"
 LONG = os.environ.get("GB_SLICE") == "long"
+HANG = 20.0
 
 
 def packed(size: str = "1MB", room: int | None = None, **options: Any) -> Any:

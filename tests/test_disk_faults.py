@@ -1,12 +1,10 @@
-"""A Disk whose disk fails, whose files are damaged, torn by a power cut, or foreign."""
+"""A Disk whose disk fails."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,13 +17,13 @@ pytest.importorskip("lmdb", reason="a Disk needs lmdb: pip install gbcache[disk]
 
 import lmdb
 from far_contract import in_threads, scanned
+from shimmed import build_shim, needs_shim
 
 import gbcache
-from gbcache import files, journal
+from gbcache import journal
 from gbcache.disk import Disk
-from gbcache.errors import FarError, ImageError
+from gbcache.errors import FarError
 
-PROOF = Path(__file__).parent / "proof"
 SHORT = os.environ.get("GB_SLICE") == "short"
 
 
@@ -39,9 +37,6 @@ def reopened(disk: Disk) -> dict[Any, Any]:
     disk.close()
     with Disk(disk.path) as again:
         return {key: value for key, (value, _) in again.get_many(scanned(again)).items()}
-
-
-# --- the disk fails ------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
@@ -274,14 +269,6 @@ def fail(root: Path, library: Path, faults: list[str]) -> tuple[int, int]:
     return struck, calls
 
 
-def build_shim(library: Path) -> Path:
-    shim = Path(__file__).parent / "fault" / "shim.c"
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-O1", str(shim), "-o", str(library), "-ldl"], check=True
-    )
-    return library
-
-
 @pytest.mark.skipif(
     SHORT or not sys.platform.startswith("linux"), reason="needs a preloaded library, and seconds"
 )
@@ -293,12 +280,6 @@ def test_one_call_of_the_system_fails(tmp_path: Path, call: str) -> None:
     faults = [f"{call}:{turn}:{code}:0" for turn in range(1, 40, 7) for code in codes]
     struck, _ = fail(tmp_path, library, faults)
     assert struck >= 3, "they have to be reached"
-
-
-needs_shim = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or not shutil.which("gcc"),
-    reason="the calls are made to fail by a preloaded library: Linux, and gcc",
-)
 
 
 @needs_shim
@@ -332,113 +313,6 @@ def test_an_error_is_for_whom_it_concerns(disk: Disk) -> None:
     assert info.grouped >= info.groups > 0
 
 
-# --- torn, foreign, old ----------------------------------------------------------------------------
-
-
-def killed(folder: Path, sync: str = "always", n: int = 20) -> None:
-    """A store whose process ended without a word, with all in the journal."""
-    pid = os.fork()
-    if not pid:
-        disk = Disk(folder, sync=sync, interval=60)
-        for i in range(n):
-            disk.put_many([(i, bytes([i]) * 100, None)])
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
-
-
-def the_journal(folder: Path) -> Path:
-    (found,) = folder.glob("journal.*")
-    return found
-
-
-@pytest.mark.parametrize("sync", ["always", "interval"])
-def test_a_power_cut_tears_the_last_frames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str
-) -> None:
-    """What had not been synced may be missing, from the end; what had been is there, or it is an error."""
-    killed(tmp_path / "d", sync)
-    data = the_journal(tmp_path / "d").read_bytes()
-    monkeypatch.setattr(files, "boot_id", lambda: b"another machine.")
-    outcomes = set()
-    for cut in range(57, len(data), 167):
-        for torn in (
-            data[:cut],
-            data[:cut] + bytes(len(data) - cut),
-            data[: cut - 1] + b"\xff" + data[cut:],
-        ):
-            shutil.copytree(tmp_path / "d", tmp_path / "e")
-            the_journal(tmp_path / "e").write_bytes(torn)
-            try:
-                with Disk(tmp_path / "e") as disk:
-                    keys = sorted(scanned(disk))
-                    assert keys == list(range(len(keys)))
-                    assert disk.get_many(keys) == {i: (bytes([i]) * 100, None) for i in keys}
-                    outcomes.add(len(keys))
-            except ImageError as error:
-                assert sync == "always" and "synced" in error.rule
-                outcomes.add(-1)
-            shutil.rmtree(tmp_path / "e")
-    assert outcomes == {*range(20), *([-1] if sync == "always" else [])} | outcomes & {20}
-
-
-def test_after_a_kill_nothing_may_be_missing(tmp_path: Path) -> None:
-    killed(tmp_path / "d", "interval")
-    data = the_journal(tmp_path / "d").read_bytes()
-    for cut in range(0, len(data) - 1, 97):
-        shutil.copytree(tmp_path / "d", tmp_path / "e")
-        the_journal(tmp_path / "e").write_bytes(data[:cut])
-        with pytest.raises(ImageError):
-            Disk(tmp_path / "e")
-        shutil.rmtree(tmp_path / "e")
-    with Disk(tmp_path / "d") as disk:
-        assert disk.count() == 20
-
-
-@pytest.mark.parametrize("gone", ["data.mdb", "journal.00000001"])
-def test_a_file_is_gone(tmp_path: Path, gone: str) -> None:
-    killed(tmp_path / "d")
-    (tmp_path / "d" / gone).unlink()
-    with pytest.raises(ImageError, match=r"is there|is in it"):
-        Disk(tmp_path / "d")
-
-
-def test_no_store_of_ours(tmp_path: Path) -> None:
-    with lmdb.open(str(tmp_path / "d"), map_size=1 << 20) as env, env.begin(write=True) as txn:
-        txn.put(b"k", b"v")
-    with pytest.raises(ImageError, match="a store of GbCache's"):
-        Disk(tmp_path / "d")
-    (tmp_path / "d" / "data.mdb").write_bytes(b"hello" * 1000)
-    with pytest.raises(ImageError, match=r"two heads|page size"):
-        Disk(tmp_path / "d")
-
-
-def test_an_older_data_file(tmp_path: Path) -> None:
-    """One that was put back, with the journal of a later time."""
-    Disk(tmp_path / "d").close()
-    old = (tmp_path / "d" / "data.mdb").read_bytes()
-    with Disk(tmp_path / "d") as disk:
-        disk.put_many([("k", 1, None)])
-    (tmp_path / "d" / "data.mdb").write_bytes(old)
-    with pytest.raises(ImageError, match=r"older than its journal|as it was closed"):
-        Disk(tmp_path / "d")
-
-
-def test_a_record_damaged_while_it_is_open(tmp_path: Path) -> None:
-    """Its checksum is looked at by each read."""
-    with Disk(tmp_path / "d") as disk:
-        disk.put_many([("k", b"needle" * 5, None), ("l", 1, None)])
-        disk._engine.flush()
-        with open(tmp_path / "d" / "data.mdb", "r+b") as file:
-            data = file.read()
-            while (at := data.find(b"needleneedle")) >= 0:
-                file.seek(at)
-                file.write(b"x")
-                data = data[:at] + b"x" + data[at + 1 :]
-        with pytest.raises(ImageError, match="checksum"):
-            disk.get_many(["k"])
-        assert disk.get_many(["l"]) == {"l": (1, None)}
-
-
 def test_no_memory_for_a_new_journal(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is on disk by then: neither its descriptor nor its file is left."""
 
@@ -456,37 +330,6 @@ def test_no_memory_for_a_new_journal(disk: Disk, monkeypatch: pytest.MonkeyPatch
             disk.scan()
     assert there() == before
     assert reopened(disk) == {"k": 1}
-
-
-# --- slices of the campaigns -----------------------------------------------------------------------
-
-
-def campaign(name: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: it forks, and no thread of other tests may be there."""
-    command = [sys.executable, str(PROOF / name), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
-KILLS, STORES = ["--kills", "10" if SHORT else "25"], ["--stores", "25" if SHORT else "60"]
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "plant"),
-    [
-        ("disk_kill.py", KILLS, []),
-        ("disk_kill.py", KILLS, ["--plant"]),
-        ("disk_kill.py", KILLS, ["--plant", "stuck"]),
-        ("disk_damage.py", STORES, []),
-        ("disk_damage.py", STORES, ["--plant"]),
-    ],
-)
-def test_a_slice_of_the_campaign(name: str, options: list[str], plant: list[str]) -> None:
-    """And that it finds what it is there to find."""
-    ran = campaign(name, *options, *plant)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    if "(kept: " in ran.stdout:
-        shutil.rmtree(ran.stdout.split("(kept: ")[1].split(")")[0])
-    assert plant or "0 lost" in ran.stdout or " 0 with a wrong value" in ran.stdout
 
 
 def test_room_that_is_made_is_there_at_once(

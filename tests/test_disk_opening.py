@@ -15,7 +15,7 @@ import pytest
 from gbcache import FarError, ImageError, files, journal
 
 pytest.importorskip("lmdb", reason='needs the extra: pip install "gbcache[disk]"')
-from test_disk_faults import killed
+from test_disk_torn import killed
 
 from gbcache import Disk
 

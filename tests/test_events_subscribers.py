@@ -9,12 +9,10 @@ import time
 from typing import Any
 
 import pytest
-from heard import SHORT, both, descriptors, pairs, until
+from heard import HANG, SHORT, both, descriptors, pairs, until
 
 import gbcache
 from gbcache import Event
-
-HANG = 20.0
 
 
 def dispatching() -> bool:

@@ -2,7 +2,7 @@
 
     python tests/proof/io_faults.py [--stride N]
 
-EIO, ENOSPC, EINTR, half of what was asked for, and a failure that stays: in every work of tests/test_files_faults.py
+EIO, ENOSPC, EINTR, half of what was asked for, and a failure that stays: in every work of tests/file_works.py
 (save, sync, open in all modes, create, close, resize of a live file) and in the life of a Disk
 (tests/test_disk_faults.py; of its turns each N-th, as a life takes long). The disk that is full is a tmpfs of 2 MB,
 mounted where this runs as root.
@@ -31,6 +31,8 @@ import said
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test_disk_faults as disks
 import test_files_faults as files
+from file_works import MUST, WORKS
+from shimmed import build_shim
 
 from gbcache import Cache
 from gbcache.disk import Disk
@@ -63,11 +65,11 @@ def of_files(shim: Path) -> None:
     """All faults of a cache's files."""
     files.SHORT = False
     tried, points, bad = 0, 0, list[str]()
-    for work in files.WORKS:
+    for work in WORKS:
         ram = "/dev/shm" if os.path.isdir("/dev/shm") else None
         with tempfile.TemporaryDirectory(dir=ram) as root:
             told = files.run_child(shim, work, Path(root))
-        missing = [call for call in files.MUST[work].split() if not told["turns"][call]]
+        missing = [call for call in MUST[work].split() if not told["turns"][call]]
         tried += told["tried"]
         points += sum(told["turns"].values())
         bad += [f"{work}: {what}" for what in told["bad"]]
@@ -78,7 +80,7 @@ def of_files(shim: Path) -> None:
     print("\n".join(bad[:20]), end="\n" if bad else "")
     said.row(
         "save, sync, load, live file: each call fails in each way: old or new, an error, nothing left, it goes on",
-        f"{tried:,} faults at {points:,} calls of {len(files.WORKS)} works, {len(bad)} bad",
+        f"{tried:,} faults at {points:,} calls of {len(WORKS)} works, {len(bad)} bad",
         not bad and tried > 1000,
     )
 
@@ -262,7 +264,7 @@ def main() -> int:
     parser.add_argument("--stride", type=int, default=12)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
-        shim = disks.build_shim(Path(made) / "shim.so")
+        shim = build_shim(Path(made) / "shim.so")
         of_files(shim)
         of_disk(shim, args.stride)
     full()

@@ -65,8 +65,9 @@ ROOMS = {
     "live": "test_persist_live.py test_files_faults.py test_power.py", "locks": "test_locks.py",
     "writes": "test_tier_races.py test_tier.py", "subscribers": "test_events_reentry.py test_events.py",
     "forks": "test_interrupts.py test_threads.py",
-    "tracking": "test_valkey_feed.py", "lmdbstore": "test_disk.py test_disk_faults.py",
-    "engine": "test_disk_faults.py test_disk.py test_disk_opening.py",
+    "tracking": "test_valkey_feed_lines.py test_valkey_feed.py",
+    "lmdbstore": "test_disk.py test_disk_faults.py test_disk_torn.py",
+    "engine": "test_disk_faults.py test_disk_torn.py test_disk.py test_disk_opening.py",
 }  # fmt: skip
 NATIVE = sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.c"))
 KILLS = ["kill-tiny", "kill-normal", "kill-fast"]
