@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shimmed import build_shim
 
 import gbcache
 
@@ -31,12 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("shim") / "shim.so"
-    source = HERE / "fault" / "shim.c"
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-O1", str(source), "-o", str(made), "-ldl"], check=True
-    )
-    return made
+    return build_shim(tmp_path_factory.mktemp("shim") / "shim.so")
 
 
 def sweep(shim: Path, *arguments: str) -> list[dict[str, Any]]:
