@@ -9,40 +9,78 @@ static uint64_t hash_at(const struct gb_store *s, gb_ref ref) {
                      gb_word_ktype(word));
 }
 
-/* One hold: up to SLICE more. 1: there may be more, 0: the end, -1: closed. */
-static int walk_on(struct gb_door *d, uint32_t id, uint64_t *hashes, size_t most, size_t *n) {
-    if (!gb_door_enter(d)) return -1;
-    gb_ref ref = 1;
-    for (uint32_t i = 0; i < SLICE && *n < most && ref; i++) {
-        ref = gb_index_walk_next(&d->store.index, id);
-        if (ref) hashes[(*n)++] = hash_at(&d->store, ref);
-    }
+struct snapshot {
+    struct gb_moment moment; /* first: it is what meet() is given */
+    const struct gb_store *store;
+    uint64_t *hashes;
+    size_t most, met, used; /* those in their turn stand from the start on, those used before it from the end back */
+};
+
+static void meet(struct gb_moment *m, gb_ref ref, bool used) {
+    struct snapshot *p = (struct snapshot *)(void *)m;
+    p->hashes[used ? p->most - ++p->used : p->met++] = hash_at(p->store, ref);
+}
+
+/* Room for what is there now; false with an exception. */
+static bool prepare(struct gb_door *d, struct snapshot *p) {
+    if (!gb_door_enter(d)) return false;
+    p->most = d->store.head->table.count + 1024u; /* others may add before it begins */
+    p->moment.words = gb_place_words(d->store.head->length);
     gb_door_leave(d, GB_OP_WALK);
-    return ref && *n < most;
+    PyMem_RawFree(p->hashes);
+    PyMem_RawFree(p->moment.met);
+    p->hashes = PyMem_RawMalloc(p->most * sizeof *p->hashes);
+    p->moment.met = PyMem_RawCalloc(p->moment.words, sizeof *p->moment.met);
+    if (!p->hashes || !p->moment.met) PyErr_NoMemory();
+    return p->hashes && p->moment.met;
+}
+
+/* The moment. 1: it has begun, 0: not yet, -1: an exception. */
+static int begin(struct gb_door *d, struct snapshot *p, uint32_t *id) {
+    if (!prepare(d, p) || !gb_door_enter(d)) return -1;
+    bool fits = d->store.head->table.count <= p->most &&
+                gb_place_words(d->store.head->length) <= p->moment.words;
+    bool begun = fits && gb_index_walk_begin(&d->store.index, id, &p->moment);
+    gb_door_leave(d, GB_OP_WALK);
+    return begun ? 1 : !fits || gb_door_yield(d) ? 0 : -1;
+}
+
+/* One hold of it: false with an exception, or *more. */
+static bool go_on(struct gb_door *d, uint32_t id, bool *more) {
+    if (!gb_door_enter(d)) return false;
+    for (uint32_t i = 0; i < SLICE && *more; i++) *more = gb_index_walk_meet(&d->store.index, id);
+    gb_door_leave(d, GB_OP_WALK);
+    return true;
+}
+
+/* Those that were used come last, in their order. */
+static void put_together(struct snapshot *p) {
+    uint64_t *last = p->hashes + p->most - p->used;
+    for (size_t i = 0; i < p->used / 2u; i++) {
+        uint64_t hash = last[i];
+        last[i] = last[p->used - 1u - i];
+        last[p->used - 1u - i] = hash;
+    }
+    memmove(p->hashes + p->met, last, p->used * sizeof *last);
 }
 
 bool gb_walk_snapshot(struct gb_door *d, uint64_t **hashes, size_t *n) {
+    struct snapshot p = {.moment.meet = meet, .store = &d->store};
     uint32_t id;
-    bool begun = false;
-    *hashes = NULL;
-    *n = 0;
-    while (!begun) {
-        if (!gb_door_enter(d)) return false;
-        begun = gb_index_walk_begin(&d->store.index, &id);
-        size_t most = d->store.head->table.count + 1024u; /* others may add meanwhile */
-        gb_door_leave(d, GB_OP_WALK);
-        if (!begun && !gb_door_yield(d)) return false;
-        if (!begun) continue;
-        *hashes = PyMem_RawMalloc(most * sizeof **hashes);
-        int more = *hashes ? 1 : 0;
-        while (more > 0) more = walk_on(d, id, *hashes, most, n);
-        if (more < 0) return false;
+    int begun = 0;
+    while (!begun) begun = begin(d, &p, &id);
+    bool more = begun > 0, fine = more;
+    while (more && fine) fine = go_on(d, id, &more);
+    if (begun > 0) {
+        gb_door_hold(d); /* also where it was closed */
+        gb_index_walk_end(&d->store.index, id);
+        gb_door_unlock(d);
     }
-    if (!gb_door_enter(d)) return false;
-    gb_index_walk_end(&d->store.index, id);
-    gb_door_leave(d, GB_OP_WALK);
-    if (!*hashes) PyErr_NoMemory();
-    return *hashes != NULL;
+    PyMem_RawFree(p.moment.met);
+    put_together(&p);
+    *hashes = p.hashes;
+    *n = fine ? p.met + p.used : 0;
+    return fine;
 }
 
 static gb_ref find(const struct gb_store *s, uint64_t hash) {

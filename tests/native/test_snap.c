@@ -6,7 +6,7 @@
 static void begin(void) {
     mirror();
     memset(&snap, 0, sizeof snap);
-    snap.keep.bits = calloc(gb_keep_words(length), sizeof(uint64_t));
+    snap.keep.bits = calloc(gb_place_words(length), sizeof(uint64_t));
     for (uint32_t i = 0; i < GB_KEEP_FRAMES; i++) snap.keep.late[i].to = late_to[i];
     snap.keep.wall = wall = (int64_t)1700000000000 + (int64_t)check_below(1000000);
     front.used = front.records = 0;
@@ -357,7 +357,7 @@ static void given_up(void) {
     bool full;
     start(400000u, 20, 0);
     for (uint32_t k = 0; k < 3u; k++) put_long(k, 30000, 0);
-    for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) CHECK(gb_index_walk_begin(&s->index, &walk[i]));
+    for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) CHECK(gb_index_walk_begin(&s->index, &walk[i], NULL));
     CHECK(gb_snap_begin(s, &snap) == GB_BUSY && !s->keep);
     for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) gb_index_walk_end(&s->index, walk[i]);
     begin();
