@@ -149,15 +149,16 @@ cdef class PackedImage:
             d.store.head.counters.load_errors += failed
         gb_door_unlock(d)
 
-    def _listen(self, uint32_t kinds, bint values, uint64_t room):
+    def _listen(self, uint32_t kinds, bint values, room):
         """Has events of these kinds (bits) recorded, 0: none; the first time makes a ring of `room` bytes."""
         cdef gb_door *d = &self.door
         cdef gb_err err = GB_AGAIN
-        cdef gb_ref granules = max(room // 8, <uint64_t>GB_TELL_LEAST)
+        granules = max(room // 8, <int>GB_TELL_LEAST)
+        cdef gb_ref asked = min(granules, <uint32_t>0xffffffff)  # beyond any image
         try:
             while err:
                 gb_door_enter(d)
-                err = gb_room_ring(&d.store, granules) if kinds and not d.store.head.ring.granules else GB_OK
+                err = gb_room_ring(&d.store, asked) if kinds and not d.store.head.ring.granules else GB_OK
                 if not err:
                     d.store.listens, d.store.values = kinds, values
                 gb_door_leave(d, GB_OP_RESIZE)
