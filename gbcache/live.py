@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveFile", "Recovery"]
 
-MAGIC = b"GBcache1"
-
-
-def is_live(begins: bytes) -> bool:
-    """Whether a file's first bytes are a live file's."""
-    return begins[:8] == MAGIC
-
-
 _OTHER = "image 3: version and layout"
 CHECKPOINT = ".checkpoint"
 """What `sync` writes is beside the live file, under its name and this."""
@@ -122,7 +114,7 @@ class LiveFile:
     ) -> tuple[str, str]:
         """Attaches the cache to what was found; how, or "", and why."""
         verdict, reason = judge(mapped, self.boot, self.id_of(self.fd))
-        if not is_live(mapped[:8]):  # whatever on_error says: it is not ours to replace
+        if not files.is_live(mapped[:8]):  # whatever on_error says: it is not ours to replace
             rule = (
                 "a live file begins with GBcache1: give another path (`Cache.open` opens snapshots)"
             )

@@ -69,8 +69,9 @@ class Persistent(PackedStore):
 
         The file is a snapshot of one moment: what is written, removed or evicted meanwhile does not show in
         it. It replaces what was there by a rename, after it was synced: at any time there is the old file or
-        the new one, whatever fails. Mode 0600. ``wait=False`` returns a `Save` at once, which has a thread of its
-        own. ``progress(done, total)`` is called with bytes, in the thread that saves.
+        the new one, whatever fails. A live file is not replaced (ImageError). Mode 0600. ``wait=False`` returns a
+        `Save` at once, which has a thread of its own. ``progress(done, total)`` is called with bytes, in the thread
+        that saves.
 
         Order of use is kept as of the moment, but for what is used while the save is under way, which may
         count as used. `clear` and `resize` wait for a save; a long value that must leave is charged until it
