@@ -321,17 +321,18 @@ cdef class PackedImage:
             old.close()
 
     def _limit(self, uint32_t max_entries):
-        """Sets max_entries; evicts down to it, in slices."""
+        """Sets max_entries; evicts down to it, in slices. It comes down with what there is: it holds whenever anybody
+        looks, or a kill comes, and who writes meanwhile evicts no more than ever."""
         cdef gb_door *d = &self.door
         cdef bint over = True
         cdef uint64_t now = 0
         gb_clock_now(&d.clock, False, &now)  # events have a time
         while over:
             gb_door_enter(d)
-            d.store.head.max_entries = max_entries
             over = max_entries and d.store.head.table.count > max_entries
             if over:
                 gb_room_remove(&d.store, gb_index_victim(&d.store.index), GB_CAUSE_EVICT)
+            d.store.head.max_entries = d.store.head.table.count if over else max_entries
             gb_door_leave(d, GB_OP_REMOVE)
             gb_door_inform(d)
 
@@ -438,12 +439,10 @@ cdef bint take(PackedImage self, map, uint64_t *words, how, boot, uint64_t file_
         PyBuffer_Release(&self.view)
         return False
     if how == "new":
-        d.store.head.max_bytes = max_bytes
+        d.store.head.max_bytes, d.store.head.max_entries = max_bytes, max_entries
         memcpy(d.store.head.codec, <const char *>codec_name, min(<size_t>len(codec_name), <size_t>63))
     if boot is not None:
         go_live(self, GB_IMAGE_LOADING if how == "new" else GB_IMAGE_OPEN, boot, file_id)
-    if how == "new" or max_entries:  # not before it says OPEN
-        d.store.head.max_entries = max_entries
     self.map = map
     d.keep = housekeeping
     d.born = d.open = True

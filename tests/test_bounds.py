@@ -26,6 +26,123 @@ def entries_of(cache: Cache) -> tuple[int, int | None, int]:
     return stats.max_bytes or 0, stats.max_entries, stats.entries
 
 
+# --- what is found after a kill --------------------------------------------------------------------------------
+
+CUT = """
+cache = gbcache.Cache("3MB", path=sys.argv[1])
+cache.update({i: i for i in range(5000)})
+seen = []
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+def evicted(event):
+    seen.append(event)
+    if len(seen) == 500:
+        die()
+if sys.argv[2] == "bytes":
+    gbcache.Cache._asked = die
+    cache.resize(sys.argv[3])
+cache.subscribe(evicted, kinds=("evict",), delivery="inline")
+cache.resize("3MB", max_entries=10)
+"""
+
+
+@pytest.mark.parametrize("size", ["4MB", "2MB"])
+def test_a_kill_before_the_new_budget_is_noted(tmp_path: Path, size: str) -> None:
+    path = tmp_path / "a.gbc"
+    assert run(CUT, path, "bytes", size).returncode == -signal.SIGKILL
+    with Cache.open(path, "r+") as cache:
+        assert cache.recovery is not None and cache.recovery.how == "mended"
+        assert cache.max_bytes == cache.memory().total
+    assert run(CUT, path, "bytes", size).returncode == -signal.SIGKILL
+    with Cache("3MB", path=path) as cache:
+        assert cache.max_bytes == cache.memory().total == 3_000_000
+        cache.check()
+
+
+def test_a_kill_while_entries_are_given_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is sound, and says so; nobody has to do then what was not done."""
+    path = tmp_path / "a.gbc"
+    assert run(CUT, path, "entries").returncode == -signal.SIGKILL
+    found = json_of(capsys, "check", path)
+    assert found["found"] == "mended" and found["entries"] == 4500
+    with Cache.open(path, "r+") as cache:
+        cache.check()
+        cache["one"] = 1
+        assert len(cache) == 4500 and cache.stats().evictions == 501
+    with Cache("3MB", path=path, max_entries=10) as cache:
+        assert entries_of(cache) == (3_000_000, 10, 10)
+
+
+def json_of(capsys: pytest.CaptureFixture[str], verb: str, path: Path) -> dict[str, Any]:
+    assert main([verb, str(path), "--json"]) == 0, capsys.readouterr()
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_a_live_file_gets_a_smaller_bound(tmp_path: Path) -> None:
+    path = tmp_path / "a.gbc"
+    with Cache("1MB", path=path) as cache:
+        cache.update({i: i for i in range(1000)})
+    with Cache("1MB", path=path, max_entries=10) as cache:
+        assert list(cache) == list(range(990, 1000))
+        cache.check()
+        cache["one"] = 1
+        assert len(cache) == 10 and cache.stats().evictions == 991
+    with Cache("1MB", path=path) as cache:
+        assert entries_of(cache) == (1_000_000, 10, 10)
+
+
+# --- resize ----------------------------------------------------------------------------------------------------
+
+
+def test_the_bound_holds_while_it_comes_down() -> None:
+    """For who looks meanwhile; and who writes does not do the work."""
+    with Cache("1MB") as cache:
+        cache.update({i: i for i in range(1000)})
+        seen: list[tuple[int, int]] = []
+
+        def evicted(event: object) -> None:
+            if not seen:
+                cache.check()
+                before = len(cache)
+                cache["new"] = 1
+                seen.append((before, len(cache)))
+
+        cache.subscribe(evicted, kinds=("evict",), delivery="inline")
+        cache.resize("1MB", max_entries=10)
+        assert seen == [(999, 999)] and entries_of(cache) == (1_000_000, 10, 10)
+        assert "new" in cache
+
+
+def test_nothing_has_changed_where_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise MemoryError
+
+    with Cache("1MB", max_entries=2000) as cache:
+        cache.update({i: i for i in range(1000)})
+        before = entries_of(cache)
+        with monkeypatch.context() as patched, pytest.raises(MemoryError):
+            patched.setattr(Cache, "_remap", none)
+            cache.resize("2MB", max_entries=5)
+        assert entries_of(cache) == before
+        cache.resize("2MB", max_entries=5)
+        assert entries_of(cache) == (2_000_000, 5, 5)
+
+
+def test_nor_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with Cache("1MB", path=tmp_path / "a.gbc") as cache:
+        cache.update({i: i for i in range(1000)})
+        before = entries_of(cache)
+        monkeypatch.setattr(files, "extend", full)
+        with pytest.raises(OSError, match="full"):
+            cache.resize("2MB", max_entries=5)
+        assert entries_of(cache) == before
+
+
 # --- a ring of events ------------------------------------------------------------------------------------------
 
 
