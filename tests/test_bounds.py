@@ -26,6 +26,77 @@ def entries_of(cache: Cache) -> tuple[int, int | None, int]:
     return stats.max_bytes or 0, stats.max_entries, stats.entries
 
 
+# --- what is found after a power cut ---------------------------------------------------------------------------
+
+LEFT = """
+cache = gbcache.Cache("1MB", path=sys.argv[1], max_entries=5)
+cache.update({i: i for i in range(9)})
+cache.sync()
+if len(sys.argv) > 2:
+    cache.resize("2MB", max_entries=7)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A live file whose machine lost power: of what it was, its checkpoint is to be had."""
+    path = tmp_path / "a.gbc"
+
+    def make(*more: str) -> Path:
+        assert run(LEFT, path, *more).returncode == -signal.SIGKILL
+        monkeypatch.setattr(files, "boot_id", lambda: b"another boot 123")
+        return path
+
+    return make
+
+
+def test_its_bounds_are_there_after_a_power_cut(left: Any, tmp_path: Path) -> None:
+    path = left()
+    with Cache.open(path, "r+") as cache:
+        assert cache.recovery is not None and cache.recovery.how == "checkpoint"
+        assert entries_of(cache) == (1_000_000, 5, 5)
+        cache["more"] = 1
+        assert len(cache) == 5
+        cache.save(tmp_path / "s.gbs")
+    with Cache.open(path, "r+") as cache, Cache.open(tmp_path / "s.gbs") as copy:
+        assert entries_of(cache) == entries_of(copy) == (1_000_000, 5, 5)
+
+
+def test_they_are_the_later_ones(left: Any) -> None:
+    """The file says what they were, its checkpoint what they had been."""
+    with Cache.open(left("resized"), "r+") as cache:
+        assert cache.recovery is not None and cache.recovery.how == "checkpoint"
+        assert entries_of(cache) == (2_000_000, 7, 5) and cache.memory().total == 2_000_000
+
+
+def test_they_are_the_checkpoints_where_the_file_is_gone(left: Any) -> None:
+    path = left("resized")
+    path.unlink()
+    with Cache(None, path=path) as cache:
+        assert entries_of(cache) == (1_000_000, 5, 5)
+
+
+def test_they_are_the_checkpoints_where_the_file_is_damaged(left: Any) -> None:
+    path = left("resized")
+    with path.open("r+b") as file:
+        file.seek(MAX_BYTES)
+        file.write(b"damaged!")
+    with Cache.open(path, "r+") as cache:
+        assert entries_of(cache) == (1_000_000, 5, 5)
+
+
+def test_what_is_given_counts(left: Any) -> None:
+    path = left()
+    with Cache("500kB", path=path, max_entries=3) as cache:
+        assert entries_of(cache) == (500_000, 3, 3) and list(cache) == [6, 7, 8]
+
+
+def test_one_of_them_is_given(left: Any) -> None:
+    with Cache("500kB", path=left()) as cache:
+        assert entries_of(cache) == (500_000, 5, 5)
+
+
 # --- what is found after a kill --------------------------------------------------------------------------------
 
 CUT = """
