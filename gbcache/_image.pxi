@@ -149,15 +149,16 @@ cdef class PackedImage:
             d.store.head.counters.load_errors += failed
         gb_door_unlock(d)
 
-    def _listen(self, uint32_t kinds, bint values, uint64_t room):
+    def _listen(self, uint32_t kinds, bint values, room):
         """Has events of these kinds (bits) recorded, 0: none; the first time makes a ring of `room` bytes."""
         cdef gb_door *d = &self.door
         cdef gb_err err = GB_AGAIN
-        cdef gb_ref granules = max(room // 8, <uint64_t>GB_TELL_LEAST)
+        granules = max(room // 8, <int>GB_TELL_LEAST)
+        cdef gb_ref asked = min(granules, <uint32_t>0xffffffff)  # beyond any image
         try:
             while err:
                 gb_door_enter(d)
-                err = gb_room_ring(&d.store, granules) if kinds and not d.store.head.ring.granules else GB_OK
+                err = gb_room_ring(&d.store, asked) if kinds and not d.store.head.ring.granules else GB_OK
                 if not err:
                     d.store.listens, d.store.values = kinds, values
                 gb_door_leave(d, GB_OP_RESIZE)
@@ -320,17 +321,18 @@ cdef class PackedImage:
             old.close()
 
     def _limit(self, uint32_t max_entries):
-        """Sets max_entries; evicts down to it, in slices."""
+        """Sets max_entries; evicts down to it, in slices. It comes down with what there is: it holds whenever anybody
+        looks, or a kill comes, and who writes meanwhile evicts no more than ever."""
         cdef gb_door *d = &self.door
         cdef bint over = True
         cdef uint64_t now = 0
         gb_clock_now(&d.clock, False, &now)  # events have a time
         while over:
             gb_door_enter(d)
-            d.store.head.max_entries = max_entries
             over = max_entries and d.store.head.table.count > max_entries
             if over:
                 gb_room_remove(&d.store, gb_index_victim(&d.store.index), GB_CAUSE_EVICT)
+            d.store.head.max_entries = d.store.head.table.count if over else max_entries
             gb_door_leave(d, GB_OP_REMOVE)
             gb_door_inform(d)
 
@@ -437,12 +439,10 @@ cdef bint take(PackedImage self, map, uint64_t *words, how, boot, uint64_t file_
         PyBuffer_Release(&self.view)
         return False
     if how == "new":
-        d.store.head.max_bytes = max_bytes
+        d.store.head.max_bytes, d.store.head.max_entries = max_bytes, max_entries
         memcpy(d.store.head.codec, <const char *>codec_name, min(<size_t>len(codec_name), <size_t>63))
     if boot is not None:
         go_live(self, GB_IMAGE_LOADING if how == "new" else GB_IMAGE_OPEN, boot, file_id)
-    if how == "new" or max_entries:  # not before it says OPEN
-        d.store.head.max_entries = max_entries
     self.map = map
     d.keep = housekeeping
     d.born = d.open = True

@@ -169,16 +169,16 @@ class Cache(Persistent, Common):
         self._hub = None
         try:
             forks.register(self)
-            self._begin(max_bytes, ring)
+            self._begin(max_bytes, count, ring)
             if every is not None and self._file is not None:
                 self._file.keep_synced(self, every)
         except BaseException:
             self.close()  # a live file would be nobody's, and locked
             raise
 
-    def _begin(self, max_bytes: int | str | None, ring: int | None) -> None:
+    def _begin(self, max_bytes: int | str | None, count: int, ring: int | None) -> None:
         if self._file is not None:
-            self._found(max_bytes)
+            self._found(max_bytes, count)
         total = self._figures()[2]["total"]
         self._events_room = max(16384, min(1 << 20, total // 16))
         self._filled(ring)
@@ -235,7 +235,8 @@ class Cache(Persistent, Common):
 
         Shrinking moves what lies above the new end, in slices; growing maps the image longer. Cost: in
         proportion to the bytes given up. Raises as the constructor does; then nothing has changed, but what had to go
-        where a first reader came meanwhile. `max_entries`, where given, becomes the new bound on the count.
+        where a first reader came meanwhile. `max_entries`, where given, becomes the new bound on the count: it comes
+        down with the entries, and a kill leaves a live file the one it had come to.
         """
         length = _limit(max_bytes)
         asked = bytes_of(max_bytes)
@@ -247,14 +248,14 @@ class Cache(Persistent, Common):
             before = self._figures()[2]["total"]
             if length < before:
                 self._shrink(length)
-            if count is not None:
-                self._limit(count)
             if self._file is not None and length > before:
                 self._file.extend(length)
             if length != before:
                 made = self._file.remapped if self._file else memory.copy_needed
                 self._remap(length, made(length))
             self._asked(asked)
+            if count is not None:  # last: what could fail is done
+                self._limit(count)
 
     @contextmanager
     def _alone(self, what: str) -> Iterator[None]:

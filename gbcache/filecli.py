@@ -69,7 +69,11 @@ def add_verbs(verbs: Any) -> None:
                 default="1GB",
                 help="of the cache it is gathered in (default %(default)s)",
             )
-            verb.add_argument("--force", action="store_true", help="replace a file that is there")
+            verb.add_argument(
+                "--force",
+                action="store_true",
+                help="replace a file that is there (a live file: if nobody has it open)",
+            )
         verb.add_argument(
             "-q", "--quiet", action="store_true", help="no progress on standard error"
         )
@@ -129,7 +133,7 @@ def _live_info(path: Path, begins: bytes) -> dict[str, Any]:
 
 def _info(args: argparse.Namespace) -> int:
     begins = _begins(args.file)
-    if live.is_live(begins):
+    if files.is_live(begins):
         said = _live_info(args.file, begins)
     else:
         found = snapshot.info(args.file)
@@ -178,7 +182,7 @@ def _opened(
     path: Path, codec: str, progress: Callable[[int, int], None] | None
 ) -> Iterator[tuple[Cache, str]]:
     """A cache with what the file holds, and how it was found. A live file is opened as a copy of its own."""
-    if not live.is_live(_begins(path)):
+    if not files.is_live(_begins(path)):
         with Cache.open(path, codec=codec, progress=progress) as cache:
             yield cache, "snapshot"
         return
@@ -310,6 +314,17 @@ def _dump(args: argparse.Namespace) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _kept(path: Path) -> Iterator[bool]:
+    """Whether a live file is there, which is nobody's meanwhile; BlockingIOError where it is somebody's."""
+    file = LiveFile(path)
+    try:
+        is_live = path.exists() and files.is_live(_begins(path))
+        yield is_live and file._lock_existing()
+    finally:
+        file.release()
+
+
 def _load(args: argparse.Namespace, lines: TextIO) -> int:
     if args.file.exists() and not args.force:
         raise Usage(f"{args.file} is there already: --force replaces it")
@@ -336,7 +351,9 @@ def _load(args: argparse.Namespace, lines: TextIO) -> int:
             raise Usage(
                 f"only {len(cache):,} of {n:,} entries fit {args.max_bytes}: give --max-bytes more"
             )
-        size = cache.save(args.file, progress=_progress(args.quiet, "save"))
+        with _kept(args.file) as is_live:
+            show, over = _progress(args.quiet, "save"), is_live and args.force
+            size = snapshot.write(cache, str(args.file), show, over_live=over)
     print(f"{args.file}: {n:,} entries, {size:,} bytes", file=sys.stderr)
     return 0
 

@@ -15,6 +15,7 @@ from .errors import ImageError
 __all__ = ["boot_id", "extend", "open_file", "path_of", "replacing", "sync_directory"]
 
 Path = str | os.PathLike[str]
+_LIVE = b"GBcache1"
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # not led elsewhere, not held up by a FIFO
 
 
@@ -149,17 +150,39 @@ def _open_beside(path: str) -> int:
         os.close(fd)
 
 
+def is_live(begins: bytes) -> bool:
+    """Whether a file's first bytes are a live file's."""
+    return begins[:8] == _LIVE
+
+
+def _check_replaceable(path: str, over_live: bool) -> None:
+    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
+        rule = "it is a regular file, or there is none: nothing else is replaced"
+        raise ImageError(path, None, rule)
+    if over_live:
+        return
+    try:
+        fd = open_file(path, own=False)
+    except FileNotFoundError:
+        return
+    try:
+        if is_live(os.pread(fd, 8, 0)):  # its writer would go on in what nobody finds again
+            rule = "it is no live file, which no save replaces: give another path, or remove it once it is closed"
+            raise ImageError(path, 0, rule)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
-def replacing(path: str) -> Iterator[int]:
+def replacing(path: str, over_live: bool = False) -> Iterator[int]:
     """A descriptor to write the new content of `path` to; at the end it takes the old one's place.
 
     Synced, then renamed, then the directory synced: a power cut leaves the old file or the new one. If
     anything fails the old one stays and nothing is left beside it. Only a killed process leaves
-    ``path + ".saving"``, which the next one uses again. The new file has mode 0600.
+    ``path + ".saving"``, which the next one uses again. The new file has mode 0600. `over_live`: what is
+    replaced may be a live file, which the caller has locked.
     """
-    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
-        rule = "it is a regular file, or there is none: nothing else is replaced"
-        raise ImageError(path, None, rule)
+    _check_replaceable(path, over_live)
     beside, owner = path + ".saving", os.getpid()
     fd = _open_beside(beside)  # nothing between: a signal's handler may raise, and it would stay
     try:
@@ -171,6 +194,7 @@ def replacing(path: str) -> Iterator[int]:
                     f"forked in the midst of writing {path}: the parent goes on with it"
                 )
             os.fsync(fd)
+            _check_replaceable(path, over_live)  # what somebody else put there meanwhile
             os.rename(beside, path)
         except BaseException:
             if os.getpid() == owner:  # or it is the parent's

@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveFile", "Recovery"]
 
-MAGIC = b"GBcache1"
-
-
-def is_live(begins: bytes) -> bool:
-    """Whether a file's first bytes are a live file's."""
-    return begins[:8] == MAGIC
-
-
 _OTHER = "image 3: version and layout"
 CHECKPOINT = ".checkpoint"
 """What `sync` writes is beside the live file, under its name and this."""
@@ -95,7 +87,7 @@ class LiveFile:
     def _open(
         self, cache: Persistent, length: int | None, attach: Callable[..., bool], on_error: str
     ) -> tuple[str, str]:
-        reason = "there is no live file"
+        reason, known = "there is no live file", None
         if self._lock_existing():
             mapped = self._map_existing()
             if mapped is None:
@@ -103,8 +95,7 @@ class LiveFile:
             else:
                 try:
                     how, reason = self._use(cache, mapped, attach)
-                    said = (live_head(mapped) or {"length": 0})["length"] // 8 * 8
-                    known = said if smallest() <= said <= len(mapped) else None
+                    known = _bounds(mapped)
                 finally:
                     try:  # noqa: SIM105, `suppress` asks for memory
                         mapped.close()
@@ -112,17 +103,16 @@ class LiveFile:
                         pass
                 if how:
                     return how, reason
-                length = length or known
         elif length is None and not os.path.exists(self.checkpoint):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
-        return self._rebuild(cache, length, attach, on_error, reason)
+        return self._rebuild(cache, length, attach, on_error, reason, known)
 
     def _use(
         self, cache: Persistent, mapped: mmap.mmap, attach: Callable[..., bool]
     ) -> tuple[str, str]:
         """Attaches the cache to what was found; how, or "", and why."""
         verdict, reason = judge(mapped, self.boot, self.id_of(self.fd))
-        if not is_live(mapped[:8]):  # whatever on_error says: it is not ours to replace
+        if not files.is_live(mapped[:8]):  # whatever on_error says: it is not ours to replace
             rule = (
                 "a live file begins with GBcache1: give another path (`Cache.open` opens snapshots)"
             )
@@ -186,6 +176,7 @@ class LiveFile:
         attach: Callable[..., bool],
         on_error: str,
         reason: str,
+        known: dict[str, Any] | None,
     ) -> tuple[str, str]:
         """A new file beside the old one, filled, then put in its place."""
         there = self.fd >= 0
@@ -204,8 +195,8 @@ class LiveFile:
             raise ImageError(self.path, None, rule)
         try:
             if length is None:
-                length = self._length_of(source)
-            return self._fill_new(cache, length, attach, on_error, reason, source, there)
+                length = known["length"] if known else self._length_of(source)
+            return self._fill_new(cache, length, attach, on_error, reason, source, known)
         finally:
             if source >= 0:
                 os.close(source)
@@ -216,12 +207,15 @@ class LiveFile:
             raise ImageError(
                 self.path, None, "it says how large it was, or a checkpoint does: give max_bytes="
             )
-        asked = read_head(source, os.fstat(source).st_size, self.checkpoint)["max_bytes"]
+        asked = self._head_of(source)["max_bytes"]
         if not smallest() <= asked <= memory.MOST:
             raise ImageError(
                 self.checkpoint, None, f"its max_bytes={asked} is possible: give max_bytes="
             )
         return int(asked) // 8 * 8
+
+    def _head_of(self, source: int) -> dict[str, Any]:
+        return read_head(source, os.fstat(source).st_size, self.checkpoint)
 
     def _open_checkpoint(self) -> int:
         try:
@@ -231,9 +225,9 @@ class LiveFile:
 
     def _fill_new(
         self, cache: Persistent, length: int, attach: Callable[..., bool], on_error: str, reason: str, source: int,
-        there: bool,
+        known: dict[str, Any] | None,
     ) -> tuple[str, str]:  # fmt: skip
-        beside = self.path + ".new"
+        beside, there = self.path + ".new", self.fd >= 0
         if there and files._same(
             self.fd, beside
         ):  # killed between link and unlink: the live file's other name
@@ -245,8 +239,10 @@ class LiveFile:
             mapped = memory.shared(fd, length)
             attach(mapped, boot=self.boot, file_id=self.id_of(fd))
             how = "new" if source < 0 and not there else "empty"
+            _as_it_was(cache, known)
             if source >= 0:
                 try:
+                    _as_it_was(cache, self._head_of(source))
                     snapshot.fill(cache, source, self.checkpoint, None)
                     how = "checkpoint"
                     cache._after_checkpoint()
@@ -327,6 +323,25 @@ class LiveFile:
                 self._stop.open()
         finally:
             self.release()
+
+
+def _bounds(mapped: mmap.mmap) -> dict[str, Any] | None:
+    """The head of a file that is not used as it is, where its words agree: its bounds are to be believed."""
+    head = live_head(mapped)
+    if head is None or not smallest() <= head["length"] <= len(mapped):
+        return None
+    counted = head["max_entries"] is None or head["entries"] <= head["max_entries"]
+    return head if counted and head["length"] == head["max_bytes"] // 8 * 8 else None
+
+
+def _as_it_was(cache: Persistent, head: dict[str, Any] | None) -> None:
+    """An empty cache gets the bounds it had, where none were given."""
+    if head is None:
+        return
+    if not cache._asked():
+        cache._asked(head["max_bytes"])
+    if cache._figures()[2]["max_entries"] == 0:
+        cache._limit(head["max_entries"] or 0)
 
 
 _all: weakref.WeakSet[LiveFile] = weakref.WeakSet()

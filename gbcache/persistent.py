@@ -69,8 +69,9 @@ class Persistent(PackedStore):
 
         The file is a snapshot of one moment: what is written, removed or evicted meanwhile does not show in
         it. It replaces what was there by a rename, after it was synced: at any time there is the old file or
-        the new one, whatever fails. Mode 0600. ``wait=False`` returns a `Save` at once, which has a thread of its
-        own. ``progress(done, total)`` is called with bytes, in the thread that saves.
+        the new one, whatever fails. A live file is not replaced (ImageError). Mode 0600. ``wait=False`` returns a
+        `Save` at once, which has a thread of its own. ``progress(done, total)`` is called with bytes, in the thread
+        that saves.
 
         Order of use is kept as of the moment, but for what is used while the save is under way, which may
         count as used. `clear` and `resize` wait for a save; a long value that must leave is charged until it
@@ -128,10 +129,17 @@ class Persistent(PackedStore):
             raise ValueError(f"mode={mode!r} is not 'copy', 'r' or 'r+'")
         return cast("Cache", snapshot.open_copy(cls, path, max_bytes, progress, options))
 
-    def _found(self, max_bytes: int | str | None) -> None:
-        """A live file that was there: it gets the size that is asked for, and somebody looks after its TTLs."""
-        if max_bytes is not None and self.max_bytes != bytes_of(max_bytes):
-            self.resize(max_bytes)
+    def _found(self, max_bytes: int | str | None, max_entries: int) -> None:
+        """A live file that was there: it gets the bounds that are asked for. One whose process was killed in a resize
+        may not be as long as its budget."""
+        total = self._figures()[2]["total"]
+        asked = self.max_bytes if max_bytes is None else bytes_of(max_bytes)
+        if max_bytes is None and asked // 8 * 8 != total:
+            self._asked(total)
+        elif (self.max_bytes, total) != (asked, asked // 8 * 8):
+            self.resize(asked)
+        if max_entries:
+            self._limit(max_entries)
 
     def _look_after(self) -> None:
         if self._timed() and self._keeps():

@@ -55,6 +55,7 @@ def write(
     path: str,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    over_live: bool = False,
 ) -> int:
     """Writes `cache` to `path`; the file's bytes. The work of `Cache.save`."""
 
@@ -62,7 +63,7 @@ def write(
         if cancelled is not None and cancelled():
             raise InterruptedError("the save was cancelled")
 
-    with cache._alone("save"), files.replacing(path) as fd:
+    with cache._alone("save"), files.replacing(path, over_live) as fd:
         name = name_of(cache._codec).encode()
         saver = Saver(
             cache, fd, max_bytes=cache.max_bytes, at=_wall(), id=os.urandom(16), codec=name
