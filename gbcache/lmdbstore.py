@@ -62,6 +62,16 @@ def _close_on_exec(path: str) -> None:
                 os.set_inheritable(int(name), False)
 
 
+def _sync_names(path: str) -> None:
+    """The names that lead to `path` are on disk, whoever made them, as far up as its file system goes: else a power cut
+    takes the store away with one of them. What nobody may list is passed by: there we could make none."""
+    above, system = os.path.dirname(path), os.stat(path).st_dev
+    while above != path and os.stat(above).st_dev == system:
+        with contextlib.suppress(PermissionError):
+            files.sync_directory(path)
+        path, above = above, os.path.dirname(above)
+
+
 class Store:
     """The environment. One thread at a time may `write` or `sweep`; any may read, inside `gate`."""
 
@@ -105,6 +115,7 @@ class Store:
     def put_in_place(self) -> None:
         """The last step of a new store: from here on it is one."""
         beside = os.path.join(self.folder, "new")
+        _sync_names(self.folder)
         os.rename(os.path.join(beside, "data.mdb"), self.path)
         files.sync_directory(self.path)
         shutil.rmtree(beside, ignore_errors=True)
