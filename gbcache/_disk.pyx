@@ -272,12 +272,40 @@ cdef class Records:
             raise ImageError(self.path, None, f"the record of {name[:60]!r} has its checksum: it was damaged")
         return at
 
-    def key_of(self, bytes name, const uint8_t[::1] record):
-        """The key of a sound record."""
-        cdef size_t at = self._payload(name, &record[0], record.shape[0])
+    cdef int _list(self, bytes name, const uint8_t *record, Py_ssize_t n, uint64_t now, list keys) except -1:
+        """Adds the key of a sound record that is not over."""
+        cdef size_t at = self._payload(name, record, n)
+        cdef uint64_t deadline = gb_record_deadline(record)
+        if 0 < deadline <= now:
+            return 0
         if PyBytes_AS_STRING(name)[0] & GB_RECORD_LONG:
-            return decode_key(name[0] & 3, bytes(record[GB_RECORD_HEAD + 4:at]))
-        return decode_key(name[0], name[1:])
+            record += GB_RECORD_HEAD + 4
+            keys.append(decode_key(name[0] & 3, PyBytes_FromStringAndSize(<char *>record, at - GB_RECORD_HEAD - 4)))
+        else:
+            keys.append(decode_key(name[0], name[1:]))
+        return 0
+
+    def page(self, tuple layers, uint64_t now, Py_ssize_t count, items):
+        """The keys of up to `count` items, (name, record) of LMDB's own bytes, or what waits in its place; and the last
+        name, None if there were fewer. Nothing that is not ours is called: the caller's transaction is open."""
+        cdef list keys = []
+        cdef Py_buffer held
+        cdef bytes name = None
+        for at, record in items:
+            name = bytes(at)
+            count -= 1
+            for layer in layers:
+                waits = (<dict?>layer).get(name, UNSET)
+                if waits is not UNSET:
+                    record = waits
+                    break
+            if record is not None:
+                PyObject_GetBuffer(record, &held, PyBUF_SIMPLE)
+                try:
+                    self._list(name, <uint8_t *>held.buf, held.len, now, keys)
+                finally:
+                    PyBuffer_Release(&held)
+        return keys, None if count else name
 
     def long_key(self, bytes name, const uint8_t[::1] record):
         """The bytes of the key of a sound record with a long one."""

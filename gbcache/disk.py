@@ -8,10 +8,10 @@ import sys
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from . import files, units
-from ._disk import deadline_of
 from .codec import Codec, encode_key, resolve, unpack_value
 from .engine import Engine
 from .errors import ImageError
@@ -194,7 +194,8 @@ class Disk:
     ) -> tuple[list[Any], bytes | None]:
         """About `count` keys from a place on, and the place to go on from; None: that was all.
 
-        No transaction stays open between two calls. The first call writes to LMDB what waits.
+        No transaction stays open between two calls. The first call writes to LMDB what waits. Cost: values are read,
+        for their checksums, where they lie; none is kept.
         """
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"count={count!r} is not an int above 0")
@@ -204,17 +205,9 @@ class Disk:
         engine.check_open()
         if cursor is None:
             engine.flush()
-        now, layers = engine.now(), engine.layers
-        page = engine.store.page_of(cursor or b"", count)
-        keys = []
-        for name, record in page:
-            for layer in layers:
-                if name in layer:
-                    record = layer[name]
-                    break
-            if record is not None and not 0 < deadline_of(record) <= now:
-                keys.append(engine.records.key_of(name, record))
-        return keys, page[-1][0] if len(page) == count else None
+        count = min(count, sys.maxsize)
+        take = partial(engine.records.page, engine.layers, engine.now(), count)
+        return engine.store.page_of(cursor or b"", count, take)
 
     def sync(self) -> None:
         """When it returns, all that was acknowledged before survives a power cut."""

@@ -407,7 +407,7 @@ class Engine:
             self._forget_frozen()
 
     def _sweep(self) -> None:
-        while not self._stopping:
+        while not (self._stopping or self.suspect):  # that is for `_tend` to mend
             found = self.store.due(self.now(), BATCH)
             if found:
                 self.run(Expire(found))

@@ -30,23 +30,23 @@ _HEAD = struct.Struct("<8sQQQ16sQ")  # magic, number, applied, whether it is the
 _FRAME = struct.Struct("<QQQQQQ")  # magic, length, seq, synced, sum of the content, sum of this
 _PAIR = struct.Struct("<II")
 _MARK = struct.Struct("<8s16sQQQQQ")  # magic, boot, seq, clean, process, at, sum
-_MAGIC, _OWNED, _FRAMED = b"GBjrnl01", b"GBowner1", 0x656D617246427B5B
+_MAGIC, _OWNED, _FRAMED = b"GBjrnl02", b"GBowner1", 0x656D617246427B5B
 _GONE = 0xFFFFFFFF
 _PREFIX = "journal."
 
 
-def _sealed(form: struct.Struct, *values: int | bytes) -> bytes:
+def _sealed(form: struct.Struct, *values: int | bytes, about: int = 0) -> bytes:
     """Packed, with its own checksum as the last number."""
     body = form.pack(*values, 0)[:-8]
-    return body + checksum(body, len(body)).to_bytes(8, "little")
+    return body + checksum(body, about or len(body)).to_bytes(8, "little")
 
 
-def _opened(form: struct.Struct, data: bytes) -> tuple[int | bytes, ...] | None:
+def _opened(form: struct.Struct, data: bytes, about: int = 0) -> tuple[int | bytes, ...] | None:
     """What `_sealed` packed; None if it did not."""
     if len(data) < form.size:
         return None
     body, held = data[: form.size - 8], data[form.size - 8 : form.size]
-    if checksum(body, len(body)) != int.from_bytes(held, "little"):
+    if checksum(body, about or len(body)) != int.from_bytes(held, "little"):
         return None
     return form.unpack(data[: form.size])[:-1]
 
@@ -100,7 +100,8 @@ class Journal:
             else:
                 parts += (_PAIR.pack(len(name), len(record)), name, record)
         body = b"".join(parts)
-        return _sealed(_FRAME, _FRAMED, len(body), seq, synced, checksum(body, self.about)) + body
+        about, held = self.about, checksum(body, self.about)
+        return _sealed(_FRAME, _FRAMED, len(body), seq, synced, held, about=about) + body
 
     def sync(self) -> None:
         """When it returns, all frames are on disk; if it raises OSError, the journal is `doubtful`."""
@@ -124,7 +125,8 @@ class Journal:
 
 
 def _about(number: int, seed: bytes) -> int:
-    """Told to every checksum of a journal: no frame of another one is taken for one of its own."""
+    """Told to every checksum of a journal: no frame of another one is taken for one of its own, nor a value that looks
+    like one, however many there are: who does not know the seed makes no head whose content would be summed."""
     return (int.from_bytes(seed[:8], "little") + number) % 2**64
 
 
@@ -162,7 +164,7 @@ def _changes(body: bytes) -> Changes:
 
 def _frame(data: bytes, at: int, about: int) -> tuple[int, int, bytes] | str:
     """(seq, synced, body) of the frame at `at`, or what is wrong with it."""
-    head = _opened(_FRAME, data[at : at + _FRAME.size])
+    head = _opened(_FRAME, data[at : at + _FRAME.size], about)
     if head is None:
         return "cut" if len(data) - at < _FRAME.size else "damaged"
     magic, length, seq, synced, held = map(int, head)
@@ -186,6 +188,12 @@ def _claims(data: bytes, at: int, about: int) -> int:
     return highest
 
 
+def _no_head(head: tuple[int | bytes, ...] | None) -> str:
+    if head is not None and head[0] == b"GBjrnl01":
+        return "it is of this release's format: another release wrote it, and that one opens it"
+    return "it begins with the head of a journal"
+
+
 def _read(path: str, number: int, seed: bytes) -> _Found | None:
     """A journal's frames up to the first that is not sound; None for a file whose creation was interrupted."""
     fd = files.open_file(path, own=True)
@@ -195,7 +203,7 @@ def _read(path: str, number: int, seed: bytes) -> _Found | None:
     if head is None and (len(data) < _HEAD.size or not any(data)):
         return None
     if head is None or head[0] != _MAGIC or head[1] != number:
-        raise ImageError(path, 0, "it begins with the head of a journal")
+        raise ImageError(path, 0, _no_head(head))
     if head[4] != seed:
         raise ImageError(path, 0, "it belongs to the data file beside it")
     about, at = _about(number, seed), _HEAD.size

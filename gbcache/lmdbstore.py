@@ -7,7 +7,9 @@ import errno
 import mmap
 import os
 import shutil
-from typing import Any
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, TypeVar
 
 try:
     import lmdb
@@ -22,6 +24,8 @@ from .journal import Changes
 __all__ = ["LMDBError", "Store", "failed"]
 
 LMDBError = lmdb.Error
+_T = TypeVar("_T")
+_Item = tuple[Any, Any]
 
 MAP_LEAST = 16 << 20
 PIECE = 16
@@ -56,6 +60,16 @@ def _close_on_exec(path: str) -> None:
         with contextlib.suppress(OSError):  # that of the listing is closed by now
             if os.path.samestat(os.fstat(int(name)), found):
                 os.set_inheritable(int(name), False)
+
+
+def _sync_names(path: str) -> None:
+    """The names that lead to `path` are on disk, whoever made them, as far up as its file system goes: else a power cut
+    takes the store away with one of them. What nobody may list is passed by: there we could make none."""
+    above, system = os.path.dirname(path), os.stat(path).st_dev
+    while above != path and os.stat(above).st_dev == system:
+        with contextlib.suppress(PermissionError):
+            files.sync_directory(path)
+        path, above = above, os.path.dirname(above)
 
 
 class Store:
@@ -101,6 +115,7 @@ class Store:
     def put_in_place(self) -> None:
         """The last step of a new store: from here on it is one."""
         beside = os.path.join(self.folder, "new")
+        _sync_names(self.folder)
         os.rename(os.path.join(beside, "data.mdb"), self.path)
         files.sync_directory(self.path)
         shutil.rmtree(beside, ignore_errors=True)
@@ -174,16 +189,12 @@ class Store:
         except lmdb.Error as error:
             raise failed(error, self.path) from error
 
-    def page_of(self, after: bytes, count: int) -> list[tuple[bytes, Any]]:
-        """Up to `count` (name, record) behind a name; records are copies."""
-        found: list[tuple[bytes, Any]] = []
+    def page_of(self, after: bytes, count: int, take: Callable[[Iterable[_Item]], _T]) -> _T:
+        """What `take` makes of up to `count` entries behind a name, (name, record): LMDB's own bytes, not to be kept,
+        for a page of long values is more than memory may hold."""
         with self.reading() as txn, txn.cursor() as cursor:
-            more = cursor.set_range(after + b"\0") if after else cursor.first()
-            while more and len(found) < count:
-                name, record = cursor.item()
-                found.append((bytes(name), bytes(record)))
-                more = cursor.next()
-        return found
+            there = cursor.set_range(after + b"\0") if after else cursor.first()
+            return take(islice(cursor.iternext(), count) if there else ())
 
     def count(self, waits: Changes) -> int:
         """What is in LMDB, and what waits and is not in it yet; less what is to go."""

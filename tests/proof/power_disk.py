@@ -29,7 +29,7 @@ from power_child import FIRST, SECOND, THIRD, Recorder
 import gbcache
 from gbcache import disk, engine, files
 
-PLANTS = {"journal": "journal", "data": "data.mdb", "names": ""}
+PLANTS = {"journal": "journal", "data": "data.mdb", "names": "", "above": ""}
 KEYS = 24
 LONG = "k" * 600
 LIFE, LIVES = 30, 4
@@ -143,7 +143,25 @@ def record(library: Path, root: Path, sync: str, seed: int) -> power.Recording:
 # --- the verdicts ------------------------------------------------------------------------------------------------
 
 
+def is_above(e: power.Event) -> bool:
+    """Of the directory in which the store's is made; all others are named from it."""
+    return os.path.isabs(e.path)
+
+
 class Player(power.Disk):
+    """With the store's directory itself, which is there for certain when the one above it was synced."""
+
+    certain = False
+
+    def play(self, e: power.Event) -> bool:
+        if not is_above(e):
+            return super().play(e)
+        self.certain |= e.what == "fsync"
+        return True
+
+    def after_cut(self, dice: random.Random) -> power.Files:
+        return super().after_cut(dice) if self.certain or dice.random() < 0.5 else {}
+
     def worth(self, each: int) -> int:
         return each if self.pending or any(inode.pending for inode in self.inodes.values()) else 1
 
@@ -177,6 +195,8 @@ class Campaign:
 
     @staticmethod
     def of(event: power.Event) -> str:
+        if is_above(event):
+            return "above"
         name = os.path.basename(event.path)
         for plant, begins in PLANTS.items():
             if begins and name.startswith(begins):
@@ -185,7 +205,6 @@ class Campaign:
 
     def look(self, may: str, state: power.Files, wanted: list[dict[Any, Any]]) -> None:
         power.lay(self.folder, state)
-        (self.folder / "s").mkdir(mode=0o700, exist_ok=True)
         low, high = map(int, may.split("-"))
         try:
             holds = contents(self.folder / "s")
