@@ -96,14 +96,30 @@ bool gb_door_rest(void) {
     return PyErr_CheckSignals() == 0;
 }
 
-/* Holding the lock: whether what is pinned waits for this thread to go on. */
+/* Holding the lock: whether others may wait for this thread to go on. */
 static bool own_work(const struct gb_door *d) {
     unsigned long me = PyThread_get_thread_ident();
-    if (d->saver) return gb_save_by(d->saver, me); /* while another saves, to wait may help: asked again after it */
+    if (d->saver && gb_save_by(d->saver, me)) return true;
+    if (d->store.cut && d->cutter == me) return true;
     for (uint32_t i = 0; d->store.pins && i < GB_HEAD_PINS; i++)
         if (d->store.pin[i].used && d->store.pin[i].by == me) return true;
     return false;
 }
+
+static bool waits_for_itself(void) {
+    PyErr_SetString(PyExc_RuntimeError, "the cache would wait for this thread itself: called by a subscriber, a signal's handler or "
+                    "progress= in the midst of a long write, a save, a resize or the first watch, do it when that has ended");
+    return false;
+}
+
+bool gb_door_busy(struct gb_door *d) {
+    gb_door_hold(d);
+    bool own = d->open && own_work(d);
+    gb_door_unlock(d);
+    return own;
+}
+
+bool gb_door_idle(struct gb_door *d) { return !gb_door_busy(d) || waits_for_itself(); }
 
 bool gb_door_yield(struct gb_door *d) {
     if (!gb_door_mine(d)) return gb_door_rest();
@@ -114,12 +130,9 @@ bool gb_door_yield(struct gb_door *d) {
 
 bool gb_door_await(struct gb_door *d) {
     gb_door_hold(d);
-    bool own = d->open && own_work(d);
-    gb_door_unlock(d);
-    if (!own) return gb_door_yield(d);
-    PyErr_SetString(PyExc_RuntimeError, "the cache would wait for this thread itself: called by a subscriber, a signal's "
-                    "handler or progress= in the midst of a long write or a save, do it when that has ended");
-    return false;
+    bool others = d->saver && !gb_save_by(d->saver, PyThread_get_thread_ident());
+    gb_door_unlock(d); /* while another saves, to wait may help: asked again after it */
+    return others || !gb_door_busy(d) ? gb_door_yield(d) : waits_for_itself();
 }
 
 void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p) {

@@ -44,6 +44,7 @@ struct gb_door {
     PyObject *hears;       /* to be called after an operation that told something; NULL: nobody */
     bool inform;           /* it is to be called */
     struct gb_saver *saver; /* of a save under way; under the lock */
+    unsigned long cutter;   /* the thread that works at store.cut, while there is one; under the lock */
 };
 
 struct gb_door_store { /* what every store begins with: gb_hot_install checks it */
@@ -138,9 +139,13 @@ void gb_door_back(struct gb_door *d, PyThreadState *state);
 bool gb_door_rest(void);
 /* The same for threads that are in this cache; false, with a RuntimeError, where they cannot: this one forks. */
 bool gb_door_yield(struct gb_door *d);
-/* The same for what GB_BUSY says has to wait; false, with a RuntimeError, where it would be for this thread itself: it
- * was called back from the midst of its own long write, or save. */
+/* The same for what GB_BUSY says has to wait; false, with a RuntimeError, where it would be for this thread itself. */
 bool gb_door_await(struct gb_door *d);
+/* Whether others may wait for this thread: it was called back from the midst of its own long write, save, or making of
+ * room for a smaller image or a ring. */
+bool gb_door_busy(struct gb_door *d);
+/* False, with that RuntimeError, where it is so: who is about to wait for those others. */
+bool gb_door_idle(struct gb_door *d);
 
 /* The one place where an error code becomes an exception. */
 void gb_door_raise(struct gb_door *d, enum gb_err err, const struct gb_put *p);

@@ -229,6 +229,7 @@ cdef extern from "_hot.h":
         uint32_t outsiders
         bint open, born, keep, forked
         gb_saver *saver
+        unsigned long cutter
         gb_bells bells
         PyObject *hears
         gb_clock clock
@@ -266,6 +267,8 @@ cdef extern from "_hot.h":
     bint gb_door_fill(gb_door *d, gb_loader *l, uint32_t ms)
     void gb_door_fill_end(gb_door *d, gb_loader *l)
     bint gb_door_await(gb_door *d) except 0
+    bint gb_door_busy(gb_door *d)
+    bint gb_door_idle(gb_door *d) except 0
     void gb_door_hold(gb_door *d)
     bint gb_door_is_open(const gb_door *d)
     bint gb_door_shut(gb_door *d)

@@ -149,8 +149,8 @@ cdef class PackedImage:
             d.store.head.counters.load_errors += failed
         gb_door_unlock(d)
 
-    def _listen(self, uint32_t kinds, bint values, room):
-        """Has events of these kinds (bits) recorded, 0: none; the first time makes a ring of `room` bytes."""
+    def _ring(self, room):
+        """Makes a ring of `room` bytes, unless there is one; in slices, as it may have to wait for others."""
         cdef gb_door *d = &self.door
         cdef gb_err err = GB_AGAIN
         granules = max(room // 8, <int>GB_TELL_LEAST)
@@ -158,9 +158,8 @@ cdef class PackedImage:
         try:
             while err:
                 gb_door_enter(d)
-                err = gb_room_ring(&d.store, asked) if kinds and not d.store.head.ring.granules else GB_OK
-                if not err:
-                    d.store.listens, d.store.values = kinds, values
+                err = GB_OK if d.store.head.ring.granules else gb_room_ring(&d.store, asked)
+                if err == GB_AGAIN: d.cutter = PyThread_get_thread_ident()
                 gb_door_leave(d, GB_OP_RESIZE)
                 if err == GB_BUSY:
                     gb_door_await(d)
@@ -173,6 +172,15 @@ cdef class PackedImage:
         except BaseException:
             leave_cut(d)
             raise
+
+    def _listen(self, uint32_t kinds, bint values, uint64_t room):
+        """Has events of these kinds (bits) recorded, 0: none; the first time makes a ring of `room` bytes."""
+        cdef gb_door *d = &self.door
+        if kinds:
+            self._ring(room)
+        gb_door_enter(d)
+        d.store.listens, d.store.values = kinds, values
+        gb_door_leave(d, GB_OP_RESIZE)
         gb_door_inform(d)
 
     def _cursor(self, since, uint32_t kinds, prefix, bint values):
@@ -254,6 +262,14 @@ cdef class PackedImage:
                      total=length, max_entries=most)
         return counters, parts, sizes, {op: steps[i] for i, op in enumerate(OPS)}
 
+    def _busy(self):
+        """Whether others may wait for this thread: it is called back from the midst of what it does here."""
+        return bool(gb_door_busy(&self.door))
+
+    def _idle(self):
+        """RuntimeError where it is so: asked by who is about to wait for those others."""
+        gb_door_idle(&self.door)
+
     def _shrink(self, uint64_t length):
         """Empties all above `length`, in slices; the mapping is as long as before. ValueError where its ring does not fit."""
         cdef gb_door *d = &self.door
@@ -263,6 +279,7 @@ cdef class PackedImage:
             while err:
                 gb_door_enter(d)
                 err = gb_room_shrink(&d.store, length)
+                if err == GB_AGAIN: d.cutter = PyThread_get_thread_ident()
                 ring = <uint64_t>d.store.head.ring.granules * 8
                 gb_door_leave(d, GB_OP_RESIZE)
                 gb_door_inform(d)

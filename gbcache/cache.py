@@ -16,7 +16,7 @@ from .codec import Codec, name_of, resolve
 from .errors import ClosedError
 from .files import Path
 from .live import LiveFile
-from .locks import Lock
+from .locks import Lock, Turn
 from .mapping import Common
 from .notify import Hub
 from .persistent import Persistent, check_path
@@ -206,7 +206,7 @@ class Cache(Persistent, Common):
         was_open = not self.closed
         try:
             if self._file is not None and was_open:
-                self._file.stop(wait=not self._resizing.mine)
+                self._file.stop(wait=not (self._resizing.mine or self._busy()))
             if was_open and self._hub is not None:
                 self._hub.closing()
         finally:  # whatever cuts that off
@@ -264,7 +264,7 @@ class Cache(Persistent, Common):
             raise RuntimeError(
                 f"{what}() within a fork: its other threads cannot go on until it is over"
             )
-        with self._resizing:
+        with Turn(self._resizing, self._idle):
             if self._resizing._depth > 1:  # of this thread: the lock is reentrant
                 raise RuntimeError(
                     f"{what}() within resize() or save(): called by a signal handler, or by progress=?"

@@ -5,6 +5,10 @@ cdef class Lock:
     cdef object _held
     cdef readonly Py_ssize_t _depth
 
+cdef class Turn:
+    cdef Lock _lock
+    cdef object _ask
+
 cdef class Monitor(Lock):
     cdef readonly list _waiting
 

@@ -23,6 +23,7 @@ __all__ = [
     "Latch",
     "Lock",
     "Monitor",
+    "Turn",
     "aside",
     "endure",
     "gate",
@@ -183,6 +184,23 @@ class Lock:
     def _in_child(self) -> None:
         if not self.mine:
             self._held, self._depth = threading.RLock(), 0
+
+
+class Turn:
+    """A lock, for `with`. Before it waits for another thread it calls `ask`, which may raise."""
+
+    __slots__ = ("_ask", "_lock")
+
+    def __init__(self, lock: Lock, ask: Callable[[], object]) -> None:
+        self._lock, self._ask = lock, ask
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(0.0):
+            self._ask()
+            self._lock.acquire()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._lock.release()
 
 
 class Monitor(Lock):

@@ -95,11 +95,13 @@ class Hub:
         cache = self._cache()
         assert cache is not None
         check_prefix(prefix)
+        if since is not None:
+            self._check_since(since)
+        if mask:  # who holds the lock is not to wait for others: they may want it
+            cache._ring(self._room)
         changing = self._changing  # another one in a forked child
         changing.acquire()
         try:  # the ring first: a cursor belongs to one
-            if since is not None:
-                self._check_since(since)
             self._still_open()
             self._listen(mask, values)
             cursor: Cursor = cache._cursor(since, mask, prefix, bool(values))
