@@ -16,6 +16,9 @@ __all__ = ["boot_id", "extend", "open_file", "path_of", "replacing", "sync_direc
 
 Path = str | os.PathLike[str]
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # not led elsewhere, not held up by a FIFO
+_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
+_HAS_NONE = (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY)
+"""What a file system says that has no such sync."""
 
 
 def path_of(path: Path) -> str:
@@ -94,11 +97,23 @@ def check_alone(fd: int, path: str) -> None:
         raise ImageError(path, None, rule)
 
 
+def sync(fd: int) -> None:
+    """What was written is on disk, not in the drive's cache."""
+    if _FULL_SYNC is not None:  # macOS, where fsync ends there
+        try:
+            fcntl.fcntl(fd, _FULL_SYNC)
+            return
+        except OSError as error:
+            if error.errno not in _HAS_NONE:
+                raise
+    os.fsync(fd)
+
+
 def sync_directory(path: str) -> None:
     """What was created, renamed or removed beside `path` is on disk."""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
@@ -170,7 +185,7 @@ def replacing(path: str) -> Iterator[int]:
                 raise RuntimeError(
                     f"forked in the midst of writing {path}: the parent goes on with it"
                 )
-            os.fsync(fd)
+            sync(fd)
             os.rename(beside, path)
         except BaseException:
             if os.getpid() == owner:  # or it is the parent's

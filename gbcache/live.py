@@ -121,7 +121,7 @@ class LiveFile:
         self, cache: Persistent, mapped: mmap.mmap, attach: Callable[..., bool]
     ) -> tuple[str, str]:
         """Attaches the cache to what was found; how, or "", and why."""
-        verdict, reason = judge(mapped, self.boot, self.id_of(self.fd))
+        verdict, reason = judge(mapped, self.boot, self.id_of(self.fd), len(mapped))
         if not is_live(mapped[:8]):  # whatever on_error says: it is not ours to replace
             rule = (
                 "a live file begins with GBcache1: give another path (`Cache.open` opens snapshots)"
