@@ -443,8 +443,8 @@ _OPEN: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 def _forked() -> None:
     for engine in list(_OPEN):
-        engine.after_fork()
-    _OPEN.clear()
+        if engine.process != os.getpid():
+            engine.after_fork()
 
 
 forks.in_child(_forked)

@@ -20,7 +20,7 @@ __all__ = ["in_child", "insist", "over", "put_off", "register", "within"]
 _TRIES = 100
 """Of what a signal's handler cuts off."""
 
-# By id, not in a WeakSet: a cache is unhashable, as every mapping is.
+# By id, not in a WeakSet: a cache is unhashable, as every mapping is. With the process that made it.
 _stores: Any = {}  # as a dict Cython would refuse the one that a test puts here
 _turn = threading.RLock()
 """Held across a fork: `_held` is of one thread at a time."""
@@ -34,7 +34,7 @@ _late: list[Callable[[], object]] = []
 def register(store: Any) -> None:
     """Makes `store` known to fork: its lock is held across, its child's copy is the child's own."""
     key = id(store)
-    _stores[key] = weakref.ref(store, partial(_stores.pop, key))
+    _stores[key] = weakref.ref(store, partial(_stores.pop, key)), os.getpid()
 
 
 def in_child(hook: Callable[[], None]) -> None:
@@ -89,7 +89,7 @@ def _before() -> None:
     owned: Any = _turn
     if owned._is_owned():
         _depth += 1
-        for ref in _stores.copy().values():  # without memory for it, no more are held
+        for ref, _ in _stores.copy().values():  # without memory for it, no more are held
             store = ref()
             if store is not None:
                 _held.append(store)
@@ -141,9 +141,10 @@ def _in_child() -> None:
             raised = error
     held.clear()
     try:
-        for ref in _stores.copy().values():  # `_before` was cut short, or never called
+        mine = os.getpid()
+        for ref, process in _stores.copy().values():  # `_before` was cut short, or never called
             store = ref()
-            if store is not None:
+            if store is not None and process != mine:  # else made by a hook that came before ours
                 store._fork_child()
     except BaseException as error:
         raised = error

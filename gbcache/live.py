@@ -58,7 +58,7 @@ class LiveFile:
     _stop: Latch | None = None  # of one that failed before it had one
 
     def __init__(self, path: files.Path) -> None:
-        self.path = files.place_of(path)
+        self.path, self._process = files.place_of(path), os.getpid()
         _all.add(self)
         self.checkpoint = self.path + CHECKPOINT
         self.boot = files.boot_id()
@@ -334,7 +334,8 @@ _all: weakref.WeakSet[LiveFile] = weakref.WeakSet()
 
 def _forked() -> None:
     for file in list(_all):
-        file.release()  # the parent's lock is its own
+        if file._process != os.getpid():  # the parent's lock is its own
+            file.release()
 
 
 forks.in_child(_forked)
