@@ -362,6 +362,6 @@ class Owner:
     def release(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            files.unlock(fd, self.process)
 
     __del__ = release  # an interrupted opening may leave nobody else to do it

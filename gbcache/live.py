@@ -77,6 +77,7 @@ class LiveFile:
         cache's options; False: it cannot be mended.
         """
         begun = time.perf_counter()
+        forks.register(cache)  # whoever forks meanwhile has a child without the mapping
         try:
             how, reason = self._open(cache, length, attach, on_error)
             return Recovery(how, len(cache), reason, time.perf_counter() - begun)
@@ -86,10 +87,13 @@ class LiveFile:
                     PackedStore.close(cache)
             except OSError:
                 pass
-            finally:  # `release`, but a call may ask for memory
+            finally:  # `release`, but a call of ours may ask for memory
                 fd, self.fd = self.fd, -1
                 if fd >= 0:
-                    os.close(fd)
+                    try:
+                        fcntl.flock(fd, fcntl.LOCK_UN)
+                    finally:
+                        os.close(fd)
             raise
 
     def _open(
@@ -259,9 +263,11 @@ class LiveFile:
             mapped.flush(0, mmap.PAGESIZE)
             self._put_in_place(beside, there)
         except BaseException:
-            files.remove(beside)
-            os.close(fd)
+            if os.getpid() == self._process:  # or it is the parent's
+                files.remove(beside)
+            files.unlock(fd, self._process)
             raise
+        files._beside.pop(fd, None)
         old, self.fd = self.fd, fd
         if old >= 0:
             os.close(old)
@@ -319,7 +325,7 @@ class LiveFile:
         """Gives up the lock: the file may be opened by others."""
         fd, self.fd = self.fd, -1  # closed, even where that fails: never twice
         if fd >= 0:
-            os.close(fd)
+            files.unlock(fd, self._process)
 
     def __del__(self) -> None:
         try:
