@@ -13,6 +13,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from . import dispatch, forks
@@ -96,7 +97,7 @@ class Hub:
         assert cache is not None
         check_prefix(prefix)
         changing = self._changing  # another one in a forked child
-        changing.acquire()
+        forks.take(changing)
         try:  # the ring first: a cursor belongs to one
             if since is not None:
                 self._check_since(since)
@@ -133,7 +134,7 @@ class Hub:
     def join(self, reader: Watch | Subscription, wake: Wake | None) -> None:
         cache = self._cache()
         changing = self._changing  # another one in a forked child
-        changing.acquire()
+        forks.take(changing)
         try:
             self._still_open()
             self._drop_stranded()
@@ -168,9 +169,11 @@ class Hub:
             cache._bells(wake.address, False)
 
     def leave(self, reader: Watch | Subscription, wake: Wake | None = None) -> None:
+        if forks.put_off(partial(self.leave, reader, wake)):
+            return
         cache = self._cache()
         changing = self._changing  # another one in a forked child
-        changing.acquire()
+        forks.take(changing)
         try:
             if wake is not None and cache is not None:
                 cache._bells(wake.address, False)
@@ -232,7 +235,7 @@ class Hub:
         if self._ended:
             return
         changing = self._changing  # another one in a forked child
-        changing.acquire()
+        forks.take(changing)
         try:
             self._ending = True
             for reader in self._readers():

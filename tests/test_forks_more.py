@@ -225,3 +225,165 @@ finally:
     end()
 """
     fine(HELD + code, tmp_path / "a.gbc")
+
+
+WAITS = """
+said, other = [], None
+
+def stuck(call):
+    "Begun within the fork, by another thread: it waits for what the fork holds, and is over with it."
+    global other
+    other = threading.Thread(target=call, daemon=True)
+    other.start()
+    time.sleep(0.1)
+
+def within(first, act):
+    def hook():
+        stuck(first)
+        try:
+            said.append(act())
+        except RuntimeError as error:
+            said.append("registered after gbcache was imported" in str(error))
+
+    acts["before"] = hook
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    del acts["before"]
+    other.join()
+    assert os.waitpid(pid, 0)[1] == 0
+
+make = {"Cache": "gbcache.Cache('1MB', housekeeping=False)", "ObjectCache": "gbcache.ObjectCache(100)"}
+c = eval(make[sys.argv[1]])
+"""
+READ = {
+    "watch": "c.watch()",
+    "subscribe": "c.subscribe(id)",
+    "inline": "c.subscribe(id, delivery='inline')",
+}
+
+
+@pytest.mark.parametrize("act", READ.values(), ids=READ)
+def test_who_would_read_within_a_fork_waits_for_nobody(act: str) -> None:
+    code = f"""
+within(c.watch, lambda: {act})
+assert said == [True], said
+read = {act}
+c["k"] = 1
+read.close()
+"""
+    fine(WAITS + code, "Cache")
+
+
+@pytest.mark.parametrize("act", READ.values(), ids=READ)
+def test_a_reader_that_is_closed_within_a_fork_is_gone_once_it_is_over(act: str) -> None:
+    code = f"""
+read = {act}
+within(c.watch, read.close)
+assert said == [None] and read.closed and read not in c._hub._readers(), said
+"""
+    fine(WAITS + code, "Cache")
+
+
+@pytest.mark.parametrize("title", ["Cache", "ObjectCache"])
+@pytest.mark.parametrize("act", ["c.get_or_set('k', int)", "asyncio.run(c.aget_or_set('k', zero))"])
+def test_who_would_follow_a_flight_within_a_fork_computes(act: str, title: str) -> None:
+    code = f"""
+import asyncio
+over, led = threading.Event(), threading.Event()
+
+async def zero():
+    return 0
+
+def load():
+    led.set()
+    over.wait()
+    return 1
+
+first = threading.Thread(target=lambda: c.get_or_set("k", load))
+first.start()
+led.wait()
+within(lambda: None, lambda: {act})
+over.set()
+first.join()
+assert (said, c["k"]) == ([0], 1), said
+"""
+    fine(WAITS + code, title)
+
+
+def test_a_save_that_is_waited_for_within_a_fork() -> None:
+    code = """
+import tempfile
+with tempfile.TemporaryDirectory() as folder:
+    save = []
+    within(lambda: save.append(c.save(os.path.join(folder, "a"), wait=False)), lambda: save[0].wait())
+    assert said == [True] and save[0].wait() > 0, said
+"""
+    fine(WAITS + code, "Cache")
+
+
+FAR = """
+class Far:
+    stored = {}
+    def get_many(self, keys): return {k: (self.stored[k], None) for k in keys if k in self.stored}
+    def put_many(self, items):
+        for key, value, ttl in items:
+            if key == "bad":
+                at_it.set()
+                until.wait()
+                raise TypeError("never")
+            self.stored[key] = value
+    def delete_many(self, keys): return [self.stored.pop(k, None) is not None for k in keys]
+    def scan(self, after=None, limit=1000): return []
+    def sync(self): pass
+    def close(self): pass
+
+at_it, until = threading.Event(), threading.Event()
+tier = gbcache.Tiered(c, Far(), write="behind", behind_seconds=60)
+tier["good"] = tier["bad"] = 1
+"""
+
+
+@pytest.mark.parametrize("act", ["close", "sync"])
+def test_a_tier_whose_buffer_is_emptied_as_it_is_closed_within_a_fork(act: str) -> None:
+    """Its thread tells memory what was refused: it waits for the fork."""
+    code = f"""
+threading.Thread(target=tier.sync, daemon=True).start()
+at_it.wait()
+within(until.set, tier.{act})
+assert said == [{act} == "sync" or None], said
+tier.{act}()
+assert Far.stored == {{"good": 1}} and tier._closed == ({act} == "close"), Far.stored
+"""
+    fine(WAITS + FAR + code.replace(f"{act} ==", f"'{act}' =="), "Cache")
+
+
+@pytest.mark.parametrize("act", ["disk.close()", "disk.put_many([('k', 3, None)])"])
+def test_a_disk_is_the_parents_from_the_childs_first_hook_on(act: str, tmp_path: Path) -> None:
+    """Nothing that the child does to it changes the parent's files."""
+    skip_without_lmdb()
+    code = """
+said = []
+does = sys.argv[2]
+if (pid := os.fork()) == 0:
+    disk = gbcache.Disk(sys.argv[1])
+    disk.put_many([("k", 1, None)])
+
+    def hook():
+        try:
+            said.append(eval(does))
+        except gbcache.ClosedError:
+            said.append("closed")
+
+    acts["after_in_child"] = hook
+    if (child := os.fork()) == 0:
+        os._exit(0 if said == [None if "close" in does else "closed"] else 1)
+    code = os.waitpid(child, 0)[1]
+    disk.put_many([("l", 2, None)])
+    disk.sync()
+    os._exit(1 if code else 0)  # as if killed
+assert os.waitpid(pid, 0)[1] == 0
+found = gbcache.Disk(sys.argv[1]).get_many(["k", "l"])
+assert {key: value for key, (value, _) in found.items()} == {"k": 1, "l": 2}, found
+"""
+    fine(code, tmp_path / "disk", act)
