@@ -28,6 +28,7 @@ cdef extern from *:
         do {
     #if defined(__APPLE__)
             done = fcntl(fd, F_FULLFSYNC);
+            if (done && (errno == ENOTSUP || errno == EINVAL || errno == ENOTTY)) done = fsync(fd); /* as files.sync */
     #else
             done = fdatasync(fd);
     #endif

@@ -27,14 +27,15 @@ def read_head(int fd, uint64_t length, path):
     return head_of(&head)
 
 
-def judge(map, boot, uint64_t file_id):
-    """Of a live file's mapping: "clean", "killed", or "lost", and why."""
+def judge(map, boot, uint64_t file_id, uint64_t length):
+    """Of a live file's mapping, or its first bytes, and its length: "clean", "killed", or "lost", and why."""
     cdef gb_fault fault
     cdef const unsigned char[:] view = map
     cdef const unsigned char[:] bytes16 = boot
     cdef uint64_t words[2]
     memcpy(words, &bytes16[0], 16)
-    cdef gb_image_verdict verdict = gb_image_judge(&view[0], view.shape[0], words, file_id, &fault)
+    cdef uint64_t judged = length if <size_t>view.shape[0] >= sizeof(gb_head) else <uint64_t>view.shape[0]
+    cdef gb_image_verdict verdict = gb_image_judge(&view[0], judged, words, file_id, &fault)
     if verdict == GB_IMAGE_LOST:
         return "lost", f"{fault.rule.decode()} (want {fault.want:#x}, got {fault.got:#x})"
     return ("clean", "") if verdict == GB_IMAGE_CLEAN else ("killed", "")

@@ -173,7 +173,7 @@ cdef class PackedImage:
             leave_cut(d)
             raise
 
-    def _listen(self, uint32_t kinds, bint values, uint64_t room):
+    def _listen(self, uint32_t kinds, bint values, room):
         """Has events of these kinds (bits) recorded, 0: none; the first time makes a ring of `room` bytes."""
         cdef gb_door *d = &self.door
         if kinds:

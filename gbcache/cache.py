@@ -443,6 +443,3 @@ class ObjectCache(ObjectStore, Common):
             return f"<{type(self).__name__}{name} closed>"
         bound = f" of {self.max_entries:,}" if self.max_entries else ""
         return f"<{type(self).__name__}{name} {len(self):,}{bound} entries>"
-
-
-forks.in_child(forks.over)  # behind the hooks of all that a cache has

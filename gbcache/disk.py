@@ -217,7 +217,7 @@ class Disk:
         """Writes what waits, syncs, and gives everything back. Twice is allowed. The end of the process does it too.
 
         If it raises FarError it is closed all the same; what could not be written to LMDB is in the journal, from
-        which it is taken at the next opening.
+        which it is taken at the next opening. In a fork's hook: as a `Cache`.
         """
         engine = getattr(self, "_engine", None)
         if engine is not None:

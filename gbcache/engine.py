@@ -132,7 +132,7 @@ class Engine:
         return int((running() + self._offset) * 1000)
 
     def check_open(self) -> None:
-        if self.closed:
+        if self.closed or (forks.within() and self.process != os.getpid()):
             raise ClosedError(_FORKED % self.process if self.process != os.getpid() else CLOSED)
 
     def run(self, request: Request) -> Any:
@@ -168,7 +168,7 @@ class Engine:
 
     def close(self, last: bool = False) -> None:
         """`last`: it is to be what the thread that tends does last."""
-        if self.closed:
+        if self.closed or self.process != os.getpid() or forks.put_off(self.close):
             return
         if last:
             self._closes = True
@@ -443,8 +443,8 @@ _OPEN: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 def _forked() -> None:
     for engine in list(_OPEN):
-        engine.after_fork()
-    _OPEN.clear()
+        if engine.process != os.getpid():
+            engine.after_fork()
 
 
 forks.in_child(_forked)

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import fcntl
 import json
-import mmap
 import os
 import re
 import shutil
@@ -120,14 +119,10 @@ def _live_info(path: Path, begins: bytes) -> dict[str, Any]:
     head = live_head(begins)
     if head is None:
         raise ImageError(str(path), 0, "a live file has a superblock")
-    with mmap.mmap(
-        -1, max(1, path.stat().st_size)
-    ) as whole:  # nothing behind what begins it is touched
-        whole[: len(begins)] = begins
-        with memoryview(whole) as view:
-            verdict, reason = judge(view, files.boot_id(), head["file_id"])
+    length = path.stat().st_size
+    verdict, reason = judge(begins, files.boot_id(), head["file_id"], length)
     state = {"clean": "closed", "killed": "open, or it was not closed", "lost": reason}[verdict]
-    return {"kind": "live file", "file": str(path), "file_bytes": path.stat().st_size, "state": state,
+    return {"kind": "live file", "file": str(path), "file_bytes": length, "state": state,
             "open_now": _locked(path), **head, "checkpoint": os.path.exists(str(path) + live.CHECKPOINT)}  # fmt: skip
 
 

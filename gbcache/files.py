@@ -7,9 +7,11 @@ import fcntl
 import os
 import stat
 import sys
+from _thread import get_ident
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from . import forks
 from .errors import ImageError
 
 __all__ = ["boot_id", "extend", "open_file", "path_of", "replacing", "sync_directory"]
@@ -17,6 +19,11 @@ __all__ = ["boot_id", "extend", "open_file", "path_of", "replacing", "sync_direc
 Path = str | os.PathLike[str]
 _LIVE = b"GBcache1"
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # not led elsewhere, not held up by a FIFO
+_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
+_HAS_NONE = (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY)
+"""What a file system says that has no such sync."""
+_beside: dict[int, int] = {}
+"""Descriptors of files that are being written, locked, and the threads that do: a child closes those of others."""
 
 
 def path_of(path: Path) -> str:
@@ -95,11 +102,23 @@ def check_alone(fd: int, path: str) -> None:
         raise ImageError(path, None, rule)
 
 
+def sync(fd: int) -> None:
+    """What was written is on disk, not in the drive's cache."""
+    if _FULL_SYNC is not None:  # macOS, where fsync ends there
+        try:
+            fcntl.fcntl(fd, _FULL_SYNC)
+            return
+        except OSError as error:
+            if error.errno not in _HAS_NONE:
+                raise
+    os.fsync(fd)
+
+
 def sync_directory(path: str) -> None:
     """What was created, renamed or removed beside `path` is on disk."""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
@@ -121,12 +140,34 @@ def remove(path: str) -> None:
         pass
 
 
+def unlock(fd: int, process: int) -> None:
+    """Closes what `process` has locked. Its lock is given up first: a child forked meanwhile may have it too, and would
+    keep it. In a child it is closed, no more."""
+    _beside.pop(fd, None)
+    try:
+        if os.getpid() == process:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
+
+
+def _forked() -> None:
+    for fd in list(_beside):
+        if _beside.pop(fd) != get_ident():  # else whoever forked in the midst of it closes it
+            os.close(fd)
+
+
+forks.in_child(_forked)
+
+
 def _open_beside(path: str) -> int:
     """The file a new version is written to: locked, empty. What a killed process left is used again."""
+    owner = os.getpid()
     while True:
         there, fd = os.path.lexists(path), -1
         try:
             fd = open_file(path, own=True, write=True, create=True)
+            _beside[fd] = get_ident()
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same(fd, path):  # not renamed or removed between the two
                 check_alone(fd, path)
@@ -137,7 +178,7 @@ def _open_beside(path: str) -> int:
                     raise
                 return fd
         except BlockingIOError:
-            os.close(fd)
+            unlock(fd, owner)
             raise BlockingIOError(
                 errno.EAGAIN, "another save to the same file is under way", path
             ) from None
@@ -145,9 +186,9 @@ def _open_beside(path: str) -> int:
             if not there:
                 remove(path)
             if fd >= 0:
-                os.close(fd)
+                unlock(fd, owner)
             raise
-        os.close(fd)
+        unlock(fd, owner)
 
 
 def is_live(begins: bytes) -> bool:
@@ -193,7 +234,7 @@ def replacing(path: str, over_live: bool = False) -> Iterator[int]:
                 raise RuntimeError(
                     f"forked in the midst of writing {path}: the parent goes on with it"
                 )
-            os.fsync(fd)
+            sync(fd)
             _check_replaceable(path, over_live)  # what somebody else put there meanwhile
             os.rename(beside, path)
         except BaseException:
@@ -202,7 +243,7 @@ def replacing(path: str, over_live: bool = False) -> Iterator[int]:
             raise
         sync_directory(path)
     finally:
-        os.close(fd)
+        unlock(fd, owner)
 
 
 def extend(fd: int, length: int) -> None:

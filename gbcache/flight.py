@@ -20,6 +20,7 @@ from inspect import isawaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from . import forks
 from .errors import BudgetError, ClosedError
 from .locks import gate, tell_all, told
 
@@ -87,7 +88,7 @@ def _in_child() -> None:
     _stuck.clear()
 
 
-os.register_at_fork(after_in_child=_in_child)
+forks.in_child(_in_child)
 
 
 def _start() -> tuple[Flight, Token[Any]]:
@@ -164,11 +165,14 @@ def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
 
 def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None) -> Waiters:
     """Has a follower told, and notes that the flights we lead wait for `flight`. Nobody in it: that would close a
-    cycle, or it is over. Each has a waiter of its own, so that to give up takes nothing from others. No `wrap_future`,
-    no `shield`: they make functions, whose code CPython 3.12 and 3.13 let go of twice where memory is short."""
+    cycle, as within a fork any waiting may, or it is over. Each has a waiter of its own, so that to give up takes
+    nothing from others. No `wrap_future`, no `shield`: they make functions, whose code CPython 3.12 and 3.13 let go of
+    twice where memory is short."""
     global _walks
     told, ours, stuck = Waiters(), _leading.get(), [flight]
     told.all, told.value, told.error = {}, MISS, None
+    if forks.within():
+        return told
     blocked = asyncio._get_running_loop() if loop is None else None
     _graph.acquire()
     try:

@@ -15,12 +15,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-__all__ = ["in_child", "insist", "over", "put_off", "register", "within"]
+__all__ = ["PATIENCE", "STUCK", "in_child", "insist", "put_off", "register", "take", "within"]
 
+PATIENCE = 1.0
+"""Seconds that a hook within ours waits for another thread, which may wait for what this one holds."""
+STUCK = (
+    "this would wait for a thread that cannot go on within a fork: do it in a hook that is "
+    "registered after gbcache was imported"
+)
 _TRIES = 100
 """Of what a signal's handler cuts off."""
 
-# By id, not in a WeakSet: a cache is unhashable, as every mapping is.
+# By id, not in a WeakSet: a cache is unhashable, as every mapping is. With the process that made it.
 _stores: Any = {}  # as a dict Cython would refuse the one that a test puts here
 _turn = threading.RLock()
 """Held across a fork: `_held` is of one thread at a time."""
@@ -29,24 +35,33 @@ _held: list[Any] = []
 """Stores whose locks are held, or were to be: each knows whether. Twice, where a fork was begun in another."""
 _late: list[Callable[[], object]] = []
 """What waits for the fork to be over."""
+_hooks: list[Callable[[], None]] = []
+"""Called by ours: so what was put off comes behind all of them, whenever their modules were imported."""
 
 
 def register(store: Any) -> None:
     """Makes `store` known to fork: its lock is held across, its child's copy is the child's own."""
     key = id(store)
-    _stores[key] = weakref.ref(store, partial(_stores.pop, key))
+    _stores[key] = weakref.ref(store, partial(_stores.pop, key)), os.getpid()
 
 
 def in_child(hook: Callable[[], None]) -> None:
     """Has a forked child call `hook`, and again where it raises: it may find some of its work done."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(insist, hook))
+    _hooks.append(hook)
 
 
 def within() -> bool:
     """Whether this thread forks, in a hook that runs within ours: other threads may wait for what it holds."""
     owned: Any = _turn
-    return bool(owned._is_owned())
+    return _depth > 0 and bool(owned._is_owned())
+
+
+def take(lock: Any) -> None:
+    """Acquires it; RuntimeError within a fork, where another thread keeps it."""
+    if not within():
+        lock.acquire()  # makes no object
+    elif not lock.acquire(True, PATIENCE):
+        raise RuntimeError(STUCK)
 
 
 def put_off(call: Callable[[], object]) -> bool:
@@ -55,13 +70,6 @@ def put_off(call: Callable[[], object]) -> bool:
         return False
     _late.append(call)
     return True
-
-
-def over() -> None:
-    """What was put off is done: by the hook of a child that comes last."""
-    late: list[Callable[[], object]] = _late
-    while late:
-        late.pop()()
 
 
 def insist(call: Callable[..., object], *args: Any) -> None:
@@ -89,7 +97,7 @@ def _before() -> None:
     owned: Any = _turn
     if owned._is_owned():
         _depth += 1
-        for ref in _stores.copy().values():  # without memory for it, no more are held
+        for ref, _ in _stores.copy().values():  # without memory for it, no more are held
             store = ref()
             if store is not None:
                 _held.append(store)
@@ -141,13 +149,28 @@ def _in_child() -> None:
             raised = error
     held.clear()
     try:
-        for ref in _stores.copy().values():  # `_before` was cut short, or never called
+        mine = os.getpid()
+        for ref, process in _stores.copy().values():  # `_before` was cut short, or never called
             store = ref()
-            if store is not None:
+            if store is not None and process != mine:  # else made by a hook that came before ours
                 store._fork_child()
     except BaseException as error:
         raised = error
     _turn = threading.RLock()
+    hooks: list[Any] = _hooks
+    late: list[Any] = _late
+    at = 0
+    while at < len(hooks):
+        try:
+            insist(hooks[at])
+        except BaseException as error:
+            raised = error
+        at += 1
+    while late:
+        try:
+            late.pop()()
+        except BaseException as error:
+            raised = error
     if raised is not None:
         raise raised
 

@@ -88,7 +88,7 @@ class Journal:
         files.check_alone(self.fd, self.path)
         os.ftruncate(self.fd, 0)
         _write_all(self.fd, head, 0)
-        os.fsync(self.fd)
+        files.sync(self.fd)
         files.sync_directory(self.path)
 
     def frame(self, seq: int, synced: int, changes: Changes) -> bytes:
@@ -364,11 +364,11 @@ class Owner:
     def write(self, seq: int, now: int, clean: bool = False) -> None:
         """Notes it, on disk."""
         _write_all(self.fd, self.mark_of(seq, now, clean), 0)
-        os.fsync(self.fd)
+        files.sync(self.fd)
 
     def release(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            files.unlock(fd, self.process)
 
     __del__ = release  # an interrupted opening may leave nobody else to do it

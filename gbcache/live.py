@@ -50,7 +50,7 @@ class LiveFile:
     _stop: Latch | None = None  # of one that failed before it had one
 
     def __init__(self, path: files.Path) -> None:
-        self.path = files.place_of(path)
+        self.path, self._process = files.place_of(path), os.getpid()
         _all.add(self)
         self.checkpoint = self.path + CHECKPOINT
         self.boot = files.boot_id()
@@ -69,6 +69,7 @@ class LiveFile:
         cache's options; False: it cannot be mended.
         """
         begun = time.perf_counter()
+        forks.register(cache)  # whoever forks meanwhile has a child without the mapping
         try:
             how, reason = self._open(cache, length, attach, on_error)
             return Recovery(how, len(cache), reason, time.perf_counter() - begun)
@@ -78,10 +79,13 @@ class LiveFile:
                     PackedStore.close(cache)
             except OSError:
                 pass
-            finally:  # `release`, but a call may ask for memory
+            finally:  # `release`, but a call of ours may ask for memory
                 fd, self.fd = self.fd, -1
                 if fd >= 0:
-                    os.close(fd)
+                    try:
+                        fcntl.flock(fd, fcntl.LOCK_UN)
+                    finally:
+                        os.close(fd)
             raise
 
     def _open(
@@ -111,7 +115,7 @@ class LiveFile:
         self, cache: Persistent, mapped: mmap.mmap, attach: Callable[..., bool]
     ) -> tuple[str, str]:
         """Attaches the cache to what was found; how, or "", and why."""
-        verdict, reason = judge(mapped, self.boot, self.id_of(self.fd))
+        verdict, reason = judge(mapped, self.boot, self.id_of(self.fd), len(mapped))
         if not files.is_live(mapped[:8]):  # whatever on_error says: it is not ours to replace
             rule = (
                 "a live file begins with GBcache1: give another path (`Cache.open` opens snapshots)"
@@ -255,9 +259,11 @@ class LiveFile:
             mapped.flush(0, mmap.PAGESIZE)
             self._put_in_place(beside, there)
         except BaseException:
-            files.remove(beside)
-            os.close(fd)
+            if os.getpid() == self._process:  # or it is the parent's
+                files.remove(beside)
+            files.unlock(fd, self._process)
             raise
+        files._beside.pop(fd, None)
         old, self.fd = self.fd, fd
         if old >= 0:
             os.close(old)
@@ -315,7 +321,7 @@ class LiveFile:
         """Gives up the lock: the file may be opened by others."""
         fd, self.fd = self.fd, -1  # closed, even where that fails: never twice
         if fd >= 0:
-            os.close(fd)
+            files.unlock(fd, self._process)
 
     def __del__(self) -> None:
         try:
@@ -349,7 +355,8 @@ _all: weakref.WeakSet[LiveFile] = weakref.WeakSet()
 
 def _forked() -> None:
     for file in list(_all):
-        file.release()  # the parent's lock is its own
+        if file._process != os.getpid():  # the parent's lock is its own
+            file.release()
 
 
 forks.in_child(_forked)

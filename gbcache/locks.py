@@ -153,7 +153,7 @@ class Lock:
         _all.add(self)
 
     def __enter__(self) -> None:
-        self._held.acquire()
+        forks.take(self._held)
         self._depth += 1
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -163,7 +163,7 @@ class Lock:
     def acquire(self, seconds: float = _EVER) -> bool:
         """False: it was not to be had in time."""
         if seconds < 0:
-            self._held.acquire()  # makes no object
+            forks.take(self._held)
         elif not self._held.acquire(True, seconds):
             return False
         self._depth += 1
@@ -215,6 +215,8 @@ class Monitor(Lock):
     def wait(self, seconds: float = _EVER) -> None:
         """Gives the lock up, however often it is held, until somebody tells of a change or the time is over. Whatever
         it raises, the lock is held again."""
+        if forks.within():
+            raise RuntimeError(forks.STUCK)
         mine = gate()
         self._waiting.append(mine)
         depth = left = self._depth
@@ -276,7 +278,10 @@ class Latch:
     def wait(self, seconds: float = _EVER) -> bool:
         """Whether it was opened in time. Where memory is short this may raise."""
         if not self._open:
-            if not self._gate.acquire(True, seconds):
+            forking = seconds < 0 and forks.within()
+            if not self._gate.acquire(True, forks.PATIENCE if forking else seconds):
+                if forking:
+                    raise RuntimeError(forks.STUCK)
                 return False
             self._give()  # to the next who waits
         return True

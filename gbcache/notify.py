@@ -13,6 +13,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from . import dispatch, forks
@@ -100,7 +101,7 @@ class Hub:
         if mask:  # who holds the lock is not to wait for others: they may want it
             cache._ring(self._room)
         changing = self._changing  # another one in a forked child
-        changing.acquire()
+        forks.take(changing)
         try:  # the ring first: a cursor belongs to one
             self._still_open()
             self._listen(mask, values)
@@ -135,7 +136,7 @@ class Hub:
     def join(self, reader: Watch | Subscription, wake: Wake | None) -> None:
         cache = self._cache()
         changing = self._changing  # another one in a forked child
-        changing.acquire()
+        forks.take(changing)
         try:
             self._still_open()
             self._drop_stranded()
@@ -170,9 +171,11 @@ class Hub:
             cache._bells(wake.address, False)
 
     def leave(self, reader: Watch | Subscription, wake: Wake | None = None) -> None:
+        if forks.put_off(partial(self.leave, reader, wake)):
+            return
         cache = self._cache()
         changing = self._changing  # another one in a forked child
-        changing.acquire()
+        forks.take(changing)
         try:
             if wake is not None and cache is not None:
                 cache._bells(wake.address, False)
@@ -234,7 +237,7 @@ class Hub:
         if self._ended:
             return
         changing = self._changing  # another one in a forked child
-        changing.acquire()
+        forks.take(changing)
         try:
             self._ending = True
             for reader in self._readers():

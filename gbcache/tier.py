@@ -14,6 +14,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any
 
+from . import forks
 from ._object import FRONT
 from ._packed import UNSET
 from .behind import Behind
@@ -404,8 +405,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
 
     def close(self) -> None:
         """Writes what is on its way, and closes both sides. FarError if that fails, or some has no room: nothing is
-        lost yet, and closing again tries again."""
-        if self._ended:
+        lost yet, and closing again tries again. In a fork's hook: as a `Cache`."""
+        if self._ended or forks.put_off(self.close):
             return
         if self._behind is not None:
             self._behind.close()
