@@ -1,12 +1,24 @@
 /* _front.c - a hit, or a question. */
 #include "_front.h"
+#include "_box.h"
 
 static PyObject *missed; /* the method's name */
+
+/* What is in memory lies under base values (pending.plain), whatever a subclass's hash and == say. What is no key of a
+ * Cache's is the far side's affair. */
+static PyObject *read_plain(const gb_front *f, PyObject *key) {
+    if (!(PyUnicode_Check(key) || PyBytes_Check(key) || PyLong_Check(key) || PyFloat_Check(key) || PyTuple_Check(key)))
+        return f->read(f->near, key);
+    PyObject *base = gb_box_base(key);
+    PyObject *value = base ? f->read(f->near, base) : NULL;
+    Py_XDECREF(base);
+    return value;
+}
 
 PyObject *gb_front_find(PyObject *self, PyObject *key, PyObject *absent) {
     gb_front *f = (gb_front *)self;
     if (GB_ARGS_LIKELY(GB_LOAD(f->trusted))) {
-        PyObject *value = f->read(f->near, key);
+        PyObject *value = GB_ARGS_LIKELY(PyUnicode_CheckExact(key)) ? f->read(f->near, key) : read_plain(f, key);
         if (GB_ARGS_LIKELY(value != NULL) || PyErr_Occurred()) return value;
     }
     return PyObject_CallMethodObjArgs(self, missed, key, absent, NULL);

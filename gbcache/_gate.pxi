@@ -56,11 +56,20 @@ cdef class Gate:
         return bool(self._has(PyThread_get_thread_ident()))
 
     def _tell(self):
-        self.changed.acquire()
+        """A signal's handler that raises as the monitor is waited for does so afterwards: who waits would for ever."""
+        cdef bint held = False
+        raised = None
+        while not held:
+            try:
+                held = self.changed.acquire()
+            except BaseException as error:
+                raised = error
         try:
             self.changed.tell()
         finally:
             self.changed.release()
+        if raised is not None:
+            raise raised
 
     @cython.critical_section
     cdef Py_ssize_t _in(self) except -2:

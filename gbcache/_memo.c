@@ -160,18 +160,22 @@ PyObject *gb_memo_on(const gb_memo *m, PyObject *self, PyObject *const *args, Py
     return value;
 }
 
-/* A new reference to `owner`, which another thread may be setting. */
-static PyObject *owner_of(const gb_memo *m) {
+/* A new reference to `owners`, which another thread may be setting. */
+static PyObject *owners_of(const gb_memo *m) {
     GB_ALONE(m);
-    return Py_XNewRef(m->owner);
+    return Py_XNewRef(m->owners);
 }
 
 /* Whether a call's first argument is the instance: the memo lies in a class of it. */
 static bool owns(const gb_memo *m, PyObject *first) {
-    PyObject *weak = owner_of(m), *owner = weak ? gb_bound_referent(weak) : NULL;
-    bool is = owner && PyType_Check(owner) && PyType_IsSubtype(Py_TYPE(first), (PyTypeObject *)owner);
-    Py_XDECREF(owner);
-    Py_XDECREF(weak);
+    PyObject *owners = owners_of(m);
+    bool is = false;
+    for (Py_ssize_t i = 0; owners && !is && i < PyTuple_GET_SIZE(owners); i++) {
+        PyObject *owner = gb_bound_referent(PyTuple_GET_ITEM(owners, i));
+        is = owner && PyType_Check(owner) && PyType_IsSubtype(Py_TYPE(first), (PyTypeObject *)owner);
+        Py_XDECREF(owner);
+    }
+    Py_XDECREF(owners);
     return is;
 }
 
@@ -193,7 +197,7 @@ static PyObject *memo_call(PyObject *self, PyObject *const *args, size_t flagged
         PyObject *value = lone_hit(m, args[0]);
         if (GB_LIKELY(value != NULL)) return value;
     }
-    if (GB_UNLIKELY(GB_LOAD(m->owner) != NULL) && n && owns(m, args[0])) /* Class.method(instance, ...) */
+    if (GB_UNLIKELY(GB_LOAD(m->owners) != NULL) && n && owns(m, args[0])) /* Class.method(instance, ...) */
         return gb_memo_on(m, args[0], args + 1, n - 1, kwnames);
     PyObject *key = key_of(m, args, n, kwnames);
     if (GB_UNLIKELY(!key)) return NULL;
@@ -201,24 +205,42 @@ static PyObject *memo_call(PyObject *self, PyObject *const *args, size_t flagged
     return missed(m, Py_None, key, 0, NULL, args, n, kwnames);
 }
 
-/* Takes over the reference. */
-static void set_owner(gb_memo *m, PyObject *ref) {
+/* Takes over `owners`, unless they are others than `before` by now. */
+static bool swap_owners(gb_memo *m, PyObject *before, PyObject *owners) {
     GB_ALONE(m);
-    PyObject *before = m->owner;
+    bool swaps = m->owners == before;
     GB_STORE(m->lone, false);
-    GB_STORE(m->owner, ref);
-    Py_XDECREF(before);
+    if (swaps) GB_STORE(m->owners, owners);
+    Py_XDECREF(swaps ? before : owners);
+    return swaps;
+}
+
+/* It lies in `class` too, beside those that are there still. */
+static bool add_owner(gb_memo *m, PyObject *class) {
+    for (bool swaps = false; !swaps;) { /* what is made here may run anything */
+        PyObject *before = owners_of(m), *ref = PyWeakref_NewRef(class, NULL), *all = ref ? PyList_New(0) : NULL;
+        bool fine = all != NULL;
+        for (Py_ssize_t i = 0; fine && before && i < PyTuple_GET_SIZE(before); i++) {
+            PyObject *weak = PyTuple_GET_ITEM(before, i), *owner = gb_bound_referent(weak);
+            if (owner && owner != class) fine = !PyList_Append(all, weak);
+            Py_XDECREF(owner);
+        }
+        fine = fine && !PyList_Append(all, ref);
+        PyObject *owners = fine ? PyList_AsTuple(all) : NULL;
+        swaps = owners && swap_owners(m, before, owners);
+        Py_XDECREF(all);
+        Py_XDECREF(ref);
+        Py_XDECREF(before);
+        if (!owners) return false;
+    }
+    return true;
 }
 
 static PyObject *memo_get(PyObject *self, PyObject *instance, PyObject *type) {
     (void)type;
     gb_memo *m = (gb_memo *)self;
     if (!instance || instance == Py_None) return Py_NewRef(self);
-    if (!GB_LOAD(m->owner)) { /* one that was put into its class later */
-        PyObject *ref = PyWeakref_NewRef((PyObject *)Py_TYPE(instance), NULL);
-        if (!ref) return NULL;
-        set_owner(m, ref);
-    }
+    if (!owns(m, instance) && !add_owner(m, (PyObject *)Py_TYPE(instance))) return NULL; /* put into its class later */
     return gb_bound_new(self, instance);
 }
 
@@ -228,7 +250,7 @@ bool gb_memo_is(PyObject *memo) { return PyObject_TypeCheck(memo, &memo_type); }
 static int memo_traverse(PyObject *self, visitproc visit, void *arg) {
     gb_memo *m = (gb_memo *)self;
     PyObject *all[] = {m->wrapped, m->store, m->key, m->names, m->slot, m->ttl, m->stale, m->fill, m->ready,
-                       m->owner, m->dict};
+                       m->owners, m->dict};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) Py_VISIT(all[i]);
     return 0;
 }
@@ -242,7 +264,7 @@ static void memo_dealloc(PyObject *self) {
     PyObject_GC_UnTrack(self);
     if (m->weak) PyObject_ClearWeakRefs(self);
     PyObject *all[] = {m->wrapped, m->store, m->key, m->names, m->slot, m->ttl, m->stale, m->fill, m->ready,
-                       m->owner, m->dict};
+                       m->owners, m->dict};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) Py_XDECREF(all[i]);
     Py_TYPE(self)->tp_free(self);
 }
@@ -305,9 +327,7 @@ static PyObject *memo_set_name(PyObject *self, PyObject *args) {
     gb_memo *m = (gb_memo *)self;
     PyObject *owner, *name;
     if (!PyArg_ParseTuple(args, "OO:__set_name__", &owner, &name)) return NULL;
-    PyObject *ref = PyWeakref_NewRef(owner, NULL);
-    if (!ref) return NULL;
-    set_owner(m, ref);
+    if (!add_owner(m, owner)) return NULL;
     Py_RETURN_NONE;
 }
 static PyMethodDef memo_methods[] = {

@@ -32,7 +32,7 @@ typedef struct {
     PyObject *slot;            /* a str: what an instance keeps its holder under */
     PyObject *ttl, *stale;     /* as fill takes them */
     PyObject *fill, *ready;    /* flight.fill or afill; makes a value awaitable, or None */
-    PyObject *owner;           /* a weak reference to the class it lies in; NULL: it lies in none. Set alone */
+    PyObject *owners;          /* weak references to the classes it lies in; NULL: it lies in none. Set alone */
     PyObject *dict, *weak;
     uint64_t places; /* bits: positions the key leaves out */
     bool typed;

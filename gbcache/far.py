@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 __all__ = ["Far", "Feed", "Listener"]
@@ -69,9 +69,10 @@ class Listener(Protocol):
 class Feed(Protocol):
     """A far side that others write to, and that tells of it."""
 
-    def feed(self, listener: Listener) -> None:
+    def feed(self, listener: Listener) -> Callable[[], None] | None:
         """Has `listener` told from now on, from a thread of the far side's. Its first call is `restored`, made when
-        the channel stands; until then, as after `lost`, nothing read may be kept as a copy."""
+        the channel stands; until then, as after `lost`, nothing read may be kept as a copy. What it returns, if it can,
+        ends that: `Tiered` calls it when it is dropped, from wherever that is, so it may wait for nothing."""
 
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -74,7 +74,8 @@ _leading: ContextVar[Any] = ContextVar("gbcache_leading", default=None)
 """The flights this thread, task, or a task it comes from, is loading for: (flight, the rest), or None."""
 _graph = threading.RLock()
 """Guards who waits for whom, and how a flight ended. Held for a few steps, in which nothing is made that the collector
-counts: it could run user code. Without `with`: where a traceback has no memory, Cython's passes NULL on."""
+counts: it could run user code. Without `with`: where a traceback has no memory, Cython's passes NULL on. By a local
+name: of what a global one calls Cython makes an object, and without memory for that it would be held for ever."""
 _walks = 0
 _open: list[Flight] = []
 _stuck: dict[int, list[Flight]] = {}
@@ -148,7 +149,8 @@ def _look(flight: Flight, waiter: asyncio.Future[None], loop: asyncio.AbstractEv
 
 def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
     """The leader's last word; only the first counts."""
-    _graph.acquire()
+    graph = _graph
+    graph.acquire()
     try:
         if flight.ended:
             return
@@ -157,7 +159,7 @@ def _settle(flight: Flight, value: Any, error: Exception | None = None) -> None:
         if waiters is not None:
             waiters.value, waiters.error = value, error
     finally:
-        _graph.release()
+        graph.release()
     flight.loop = None  # not above: where it is the last, a __del__ runs
     if waiters is not None:
         tell_all(waiters.all)
@@ -174,7 +176,8 @@ def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None)
     if forks.within():
         return told
     blocked = asyncio._get_running_loop() if loop is None else None
-    _graph.acquire()
+    graph, left = _graph, _open
+    graph.acquire()
     try:
         if flight.ended:
             told.value = _AGAIN
@@ -184,7 +187,6 @@ def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None)
         while up is not None:
             up[0].led = _walks
             up = up[1]
-        left: list[Flight] = _open  # so that Cython calls no method, which would be an object
         left.append(flight)
         while left:
             at = left.pop()
@@ -206,14 +208,15 @@ def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None)
     except MemoryError:
         _waited(flight, waiter, blocked)
         raise
-    finally:
-        _open.clear()
-        _graph.release()
+    finally:  # what is returned would be lost, were this to raise
+        left.clear()
+        graph.release()
 
 
 def _waited(flight: Flight, waiter: Any, blocked: asyncio.AbstractEventLoop | None) -> None:
     ours, stuck = _leading.get(), _stuck.get(id(blocked))  # a list only this thread changes
-    _graph.acquire()
+    graph = _graph
+    graph.acquire()
     try:
         if stuck is not None and flight in stuck:
             stuck.remove(flight)
@@ -226,7 +229,7 @@ def _waited(flight: Flight, waiter: Any, blocked: asyncio.AbstractEventLoop | No
                 ours[0].waits.remove(flight)
             ours = ours[1]
     finally:
-        _graph.release()
+        graph.release()
 
 
 def _ended(mine: Flight, token: Token[Any]) -> None:

@@ -85,6 +85,13 @@ class Word:
 
     def __init__(self, tier: Any) -> None:
         self.tier = weakref.ref(tier)
+        self.hush: Callable[[], None] | None = None
+        """What `feed` returned."""
+
+    def over(self) -> None:
+        """The tier was dropped."""
+        if self.hush is not None:
+            self.hush()
 
     def changed(self, keys: Sequence[Any] | None) -> None:
         tier = self.tier()

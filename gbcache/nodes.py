@@ -6,7 +6,7 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from redis.crc import key_slot
@@ -117,9 +117,7 @@ class Nodes:
     def __init__(self, where: Place, timeout: float, retries: int) -> None:
         self.where, self.timeout, self._retries = where, timeout, retries
         self.closed = False
-        self.alarms: list[
-            Callable[[Address], None]
-        ] = []  # called where a node says that it is no primary
+        self.channels: list[Any] = []  # told where a node says that it is no primary
         self._reset()
         _all.add(self)
 
@@ -362,8 +360,8 @@ class _Batch:
                 if isinstance(self.trouble, ReadOnlyError) and self.at == wire.address:
                     wire.close()
                     self.nodes.drop(wire.address)
-                    for alarm in self.nodes.alarms:
-                        alarm(wire.address)
+                    for channel in list(self.nodes.channels):
+                        channel.alarm(wire.address)
                 else:
                     self.nodes.give(wire)
         return fatal

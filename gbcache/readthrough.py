@@ -25,7 +25,7 @@ from .errors import ClosedError, FarError
 from .far import Far
 from .flight import MISS
 from .near import ABSENT, Found, NearSide
-from .pending import REMOVED, Pending, TierStats, plain, value_of
+from .pending import REMOVED, Pending, TierStats, are_plain, plain, value_of
 from .units import seconds_of
 
 __all__ = ["ReadThrough", "TierStats", "needs"]
@@ -249,7 +249,7 @@ class ReadThrough(Front):
         One flight per key. Raises FarError if the far side fails, and memory lacks one.
         """
         wanted = dict.fromkeys(keys)
-        found = self.near.get_many(wanted) if self.trusts else {}
+        found = self._in_memory(wanted) if self.trusts else {}
         missing: dict[Any, Any] = {}
         """As they are stored: as they were given."""
         for key in wanted:
@@ -271,6 +271,15 @@ class ReadThrough(Front):
                 if key not in found and (name := plain(key)) in got:
                     found[key] = got[name]
         return found
+
+    def _in_memory(self, wanted: dict[Any, Any]) -> dict[Any, Any]:
+        """What memory has of these, as they were given; it goes by their base values."""
+        if are_plain(wanted):
+            got: dict[Any, Any] = self.near.get_many(wanted)
+            return got
+        names = {key: plain(key) for key in wanted}
+        got = self.near.get_many(names.values())
+        return {key: got[name] for key, name in names.items() if name in got}
 
     def _find_many(self, given: dict[Any, Any]) -> dict[Any, Any]:
         keys = list(given)

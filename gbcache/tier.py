@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+import weakref
 from collections.abc import (
     Callable,
     Iterable,
@@ -130,7 +131,10 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
             if isinstance(far, Feed):
                 self._side.fed = True
                 self._believe(False)
-                far.feed(Word(self))
+                word = Word(self)
+                # First: from here on whatever fails leaves nothing that listens.
+                weakref.finalize(self, word.over).atexit = False
+                word.hush = far.feed(word)
         except BaseException:
             self._closed = True  # one that was not made has none, while its exception is there, too
             raise

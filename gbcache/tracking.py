@@ -211,7 +211,7 @@ class Channel:
         self._owed = False  # a line begins anew, or the listener raised: it is told `restored`
         self._trusted = False  # `restored` was told, and no `lost` since
         self._begin()
-        nodes.alarms.append(self._alarm)
+        nodes.channels.append(self)
         _all.add(self)
 
     def _begin(self) -> None:
@@ -226,24 +226,30 @@ class Channel:
         with self._turn:
             self._want(set(self.nodes.where.seeds))
 
-    def close(self) -> None:
-        """No call of the listener begins after this. Waits for the threads, unless it is called from one."""
-        if self._closed:
-            return
+    def end(self) -> None:
+        """No call of the listener begins after this. Takes no lock and waits for nothing: a finalizer may call it."""
         self._closed = True
+        with contextlib.suppress(ValueError):  # twice
+            self.nodes.channels.remove(self)
         timer = self._timer
         if timer is not None:
             timer.open()
-        lines = list(self._lines.values())
-        for line in lines:
+        for line in list(self._lines.values()):
             line.cut()
+
+    def close(self) -> None:
+        """`end`, and waits for the threads, unless it is called from one."""
+        if self._closed:
+            return
+        self.end()
+        lines = list(self._lines.values())
         end = time.monotonic() + self.nodes.timeout + 0.1
         if threading.current_thread() not in [line.thread for line in lines]:
             for line in lines:
                 with contextlib.suppress(RuntimeError):  # not begun yet: it is cut, and ends then
                     line.thread.join(max(0.0, end - time.monotonic()))
 
-    def _alarm(self, address: Address) -> None:
+    def alarm(self, address: Address) -> None:
         """From a thread of a user's, so without the lock."""
         line = self._lines.get(address)
         if line is not None:

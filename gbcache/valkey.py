@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from redis.exceptions import ClusterCrossSlotError, MovedError, ResponseError
@@ -130,8 +131,8 @@ class Valkey:
         if retries < 0:
             raise ValueError(f"retries={retries} is negative: give 0 for one attempt and no more")
         self._nodes = Nodes(place(url_or_client, cluster), seconds, retries)
-        self._channels: list[Channel] = []
-        self._end = weakref.finalize(self, _close, self._nodes, self._channels)
+        self._channels: list[Channel] = self._nodes.channels
+        self._end = weakref.finalize(self, _close, self._nodes)
         self._end.atexit = False  # the threads are daemons
 
     def __repr__(self) -> str:
@@ -262,25 +263,22 @@ class Valkey:
 
     # --- Feed --------------------------------------------------------------------------------------
 
-    def feed(self, listener: Listener) -> None:
+    def feed(self, listener: Listener) -> Callable[[], None]:
         """Has `listener` told of every change below our prefix from now on, our own included. See the class.
 
-        Returns at once; `restored` is called when the channel stands, from a thread of ours. `listener` is kept alive
-        until `close`. A server that does not let us listen is warned of once (RuntimeWarning), and tried again for
-        as long as this is open.
+        Returns at once, what ends it: until that is called, or `close`, `listener` is kept alive. `restored` is called
+        when the channel stands, from a thread of ours. A server that does not let us listen is warned of once
+        (RuntimeWarning), and tried again for as long as this is open.
         """
         self._nodes.check_open()
-        prefix = self._prefix
-        channel = Channel(
-            self._nodes,
-            listener,
-            prefix,
-            self._heartbeat,
-            self._max_staleness,
-            lambda name: _decode(prefix, name),
-        )
-        self._channels.append(channel)
-        channel.start()
+        times, key_of = (self._heartbeat, self._max_staleness), partial(_decode, self._prefix)
+        channel = Channel(self._nodes, listener, self._prefix, *times, key_of)
+        try:
+            channel.start()
+        except BaseException:
+            channel.end()
+            raise
+        return channel.end
 
     # --- keys and values ---------------------------------------------------------------------------
 
@@ -389,10 +387,9 @@ class Valkey:
         yield names
 
 
-def _close(nodes: Nodes, channels: list[Channel]) -> None:
+def _close(nodes: Nodes) -> None:
     nodes.close()
-    nodes.alarms.clear()
-    for channel in channels:
+    for channel in list(nodes.channels):  # which each of them leaves
         channel.close()
 
 

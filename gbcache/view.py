@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from _thread import get_ident
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._disk import deadline_of
@@ -109,7 +111,15 @@ def admit(engine: Engine, size: int, alone: bool = False) -> None:
 
 
 def answer(engine: Engine, view: View, group: Sequence[Request]) -> None:
-    """Leader: does each of a group, in `view`."""
+    """Leader: does each of a group, in `view`. Others' where no signal's handler runs: what that raised would be
+    theirs."""
+    if any([request.thread != get_ident() for request in group]):
+        engine.groups.aside(partial(_answer, engine, view, group))
+    else:
+        _answer(engine, view, group)
+
+
+def _answer(engine: Engine, view: View, group: Sequence[Request]) -> None:
     for request in group:
         view.borrowed, before = False, len(view.overlay) + view.size
         try:

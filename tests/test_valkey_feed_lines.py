@@ -176,7 +176,7 @@ def test_a_line_that_begins_as_the_channel_closes_ends(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(tracking, "_Line", Late)
     where = SimpleNamespace(seeds=[("127.0.0.1", free_port())], cluster=False)
-    nodes: Any = SimpleNamespace(where=where, timeout=0.2, alarms=[])
+    nodes: Any = SimpleNamespace(where=where, timeout=0.2, channels=[])
     Channel(nodes, Heard(), b"", BEAT, 0.0, bytes).start()
     (line,) = lines
     line.thread.join(5)
@@ -211,7 +211,7 @@ def test_a_channel_is_closed_as_a_line_begins(monkeypatch: pytest.MonkeyPatch, w
 
     monkeypatch.setattr(tracking, "_Line", Line)
     where = SimpleNamespace(seeds=[("127.0.0.1", free_port())], cluster=False)
-    nodes: Any = SimpleNamespace(where=where, timeout=0.2, alarms=[])
+    nodes: Any = SimpleNamespace(where=where, timeout=0.2, channels=[])
     channel = Channel(nodes, Heard(), b"", BEAT, 0.0, bytes)
     channel.start()
     (line,) = lines

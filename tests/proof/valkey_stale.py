@@ -71,14 +71,14 @@ class Told:
 class Counted(Valkey):
     told: Told
 
-    def feed(self, listener: Any) -> None:
+    def feed(self, listener: Any) -> Any:
         self.told = Told(listener)
-        super().feed(self.told)
+        return super().feed(self.told)
 
 
 class Planted(Valkey):
-    def feed(self, listener: Any) -> None:
-        super().feed(Deaf(listener))
+    def feed(self, listener: Any) -> Any:
+        return super().feed(Deaf(listener))
 
 
 class Ledger:
