@@ -41,24 +41,23 @@ class Dispatcher:
         with self._lock:
             if self._wake is None:
                 self._wake = Wake()
-            self._begin()  # first: where it cannot, nobody is left to be served
             if id(hub) not in self._hubs:
                 key = id(hub)
                 cache._bells(self._wake.address, True)
                 self._hubs[key] = weakref.ref(hub, partial(self._gone, key))
             self._wake.ring()
 
-    def _begin(self) -> None:
-        if self._over or (self._thread is not None and self._thread.is_alive()):
-            return
-        self._thread = threading.Thread(
-            target=endure, args=(self._run,), name="gbcache-events", daemon=True
-        )
-        try:
-            self._thread.start()
-        except BaseException:
-            self._thread = None
-            raise
+    def begin(self) -> None:
+        """Once there is somebody to serve, and without a lock: this waits for the thread, and a ``__del__`` in that may
+        come here. Whoever finds none has one begun, and is told if it cannot be; the first that runs stays."""
+        if self._hubs and not self._over and not self._has_thread():
+            threading.Thread(
+                target=endure, args=(self._run,), name="gbcache-events", daemon=True
+            ).start()
+
+    def _has_thread(self) -> bool:
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def _gone(self, key: int, _: object) -> None:
         self._hubs.pop(key, None)
@@ -117,8 +116,11 @@ class Dispatcher:
     def _run(self) -> None:
         wake = self._wake
         assert wake is not None
+        me = threading.current_thread()
         with self._lock:
-            if self._thread is not threading.current_thread():  # `start` failed, and yet this runs
+            if not self._has_thread():
+                self._thread = me
+            if self._thread is not me:
                 return
         while not self._over:
             if self._round():
@@ -134,14 +136,16 @@ class Dispatcher:
 
     def stop(self) -> None:
         """At exit: what is pending has half a second."""
-        thread, until = self._thread, time.monotonic() + 0.5
-        if thread is None or thread is threading.current_thread():
+        until = time.monotonic() + 0.5
+        if self._thread is threading.current_thread():
             return
         while not self._quiet() and time.monotonic() < until:
             time.sleep(0.005)
         self._over = True
         self.ring()
-        thread.join(max(0.1, until - time.monotonic()))
+        thread = self._thread
+        if thread is not None:
+            thread.join(max(0.1, until - time.monotonic()))
 
 
 _one = Dispatcher()

@@ -243,6 +243,8 @@ class Common(MutableMapping[Any, Any]):
             with _making:
                 if self._hub is None:
                     self._hub = Hub(self, self._events_room, False)
+        elif self._hub._cache() is None:
+            self._hub.own(self)
         return self._hub
 
     @property

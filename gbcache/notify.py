@@ -50,6 +50,18 @@ class Hub:
         if reserved:
             cache._listen(ALL, False, room)
 
+    def own(self, cache: Any) -> None:
+        """It was in a dead cycle, from which a ``__del__`` brought it back: weak references were cleared (all of them,
+        before CPython 3.14). Its watches, and those on loops, ended there."""
+        changing = self._changing
+        changing.acquire()
+        try:
+            self._subscribers = tuple(sub for sub in self._subscribers if not sub.closed)
+            self._cache = weakref.ref(cache)
+            _hubs.add(self)
+        finally:
+            changing.release()
+
     # --- who reads ---------------------------------------------------------------------------
 
     def subscribe(self, fn: Callable[[Event], Any], kinds: Any, prefix: Any, values: bool,
@@ -72,7 +84,12 @@ class Hub:
             sub.start(loop, self._cache())
             return sub
         one = Subscription(self, fn, cursor, mask, values, loop, weak)
-        self.join(one, None)
+        try:
+            self.join(one, None)
+            dispatch.the().begin()
+        except BaseException:
+            one.close()
+            raise
         return one
 
     def watch(self, kinds: Any, prefix: Any, values: bool, since: int | None) -> Watch:
@@ -134,6 +151,7 @@ class Hub:
             return
 
     def join(self, reader: Watch | Subscription, wake: Wake | None) -> None:
+        """Where this fails, the reader leaves again."""
         cache = self._cache()
         changing = self._changing  # another one in a forked child
         forks.take(changing)
@@ -147,12 +165,7 @@ class Hub:
                 watches[key] = weakref.ref(reader, lambda _: watches.pop(key, None))
             else:
                 self._subscribers = (*self._subscribers, reader)
-                try:
-                    self._hear()
-                except BaseException:
-                    self._without(reader)
-                    self._listen()
-                    raise
+                self._hear()
             self._listen()
         finally:
             changing.release()

@@ -252,6 +252,7 @@ class OnLoop(Subscription):
     def __del__(self) -> None:
         """Nobody has the cache any more. Not through the hub, whose weak reference to it is gone already."""
         if not self.closed and hasattr(self, "_wake"):
+            self.closed = True  # its cycle may come back
             self._cache._bells(self._wake.address, False)
             self._call(_take_off, self._loop, self._wake)
 

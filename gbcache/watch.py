@@ -100,6 +100,7 @@ class Watch:
         self.kinds, self.values = kinds, values
         self._batch: Sequence[Event] = ()  # the one that is being iterated over
         self._at = self._sound = 0  # its next; how many the next read may take of it, if not all
+        self._cut = -1  # where it was that an interrupt came
         self._ended = False  # the cache is closed: what is left can be read
         self._closed = False  # it is: nothing can
         self._wake = Wake()
@@ -156,6 +157,7 @@ class Watch:
         if hasattr(self, "_wake") and self._cache is not None:
             # Itself: the hub's reference may be cleared already.
             self._cache._bells(self._wake.address, False)
+            self._closed = True  # its cycle may come back
 
     def _asleep(self) -> bool:
         """Arms the bell; False if there is news already, or nothing to wait for."""
@@ -183,9 +185,11 @@ class Watch:
                     raise
                 self._at = at  # the next read begins with it
                 break
-            except BaseException:  # at once; the next read ends before it
+            except BaseException as error:  # at once; the next read ends before it
                 if rest:
                     self._at, self._sound = begun, len(rest)
+                elif isinstance(error, KeyboardInterrupt):
+                    self._interrupted(at)
                 raise
         return rest or self._cursor.pull(most)
 
@@ -243,10 +247,19 @@ class Watch:
         if at >= len(batch):
             return None
         self._at = at + 1  # first: one that does not decode is passed over
-        return batch[at]
+        try:
+            return batch[at]
+        except KeyboardInterrupt:
+            self._interrupted(at)
+            raise
+
+    def _interrupted(self, at: int) -> None:
+        """The event is given again, once: a codec may raise that each time."""
+        if self._cut != at:
+            self._cut = self._at = at
 
     def _goes_on(self, batch: Sequence[Event]) -> bool:
-        self._batch, self._at = batch, 0
+        self._batch, self._at, self._cut = batch, 0, -1
         if self._closed:  # meanwhile: what was not read is dropped
             self._batch = ()
         return len(self._batch) > 0

@@ -181,8 +181,8 @@ def test_a_thread_that_died_is_followed_by_another(monkeypatch: pytest.MonkeyPat
     with gbcache.Cache("1MB") as cache, cache.subscribe(lambda event: None):
         monkeypatch.setattr(one, "_round", lambda: 1 // 0)
         one.ring()
-        thread = one._thread
-        assert thread is not None
+        assert until(lambda: one._thread is not None)
+        thread: Any = one._thread
         thread.join(10)
         monkeypatch.undo()
         monkeypatch.setattr(dispatch, "_one", one)
