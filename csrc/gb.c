@@ -9,6 +9,7 @@
 #include "index.c"
 #include "tell.c"
 #include "keep.c"
+#include "moment.c"
 #include "room.c"
 #include "room_check.c"
 #include "store.c"

@@ -19,46 +19,6 @@ static void order_front(struct gb_index *ix, gb_ref ref) {
     gb_list_link(ix->base, gb_index_list(ix), GB_LRU_OF(ref));
 }
 
-/* Of an entry; of a place where none begins the bit says nothing. */
-static bool unmet(const struct gb_moment *m, gb_ref ref) {
-    return ref >> 7 < m->words && !gb_place_marked(m->met, ref);
-}
-static void meet(struct gb_moment *m, gb_ref ref, bool used) {
-    if (ref >> 7 < m->words) gb_place_mark(m->met, ref);
-    m->left--;
-    m->meet(m, ref, used);
-}
-/* The next moment of those that are walked, from number *i on. */
-static struct gb_moment *moment_from(const struct gb_index *ix, uint32_t *i) {
-    while (*i < GB_INDEX_WALKS && !(ix->walk[*i].used && ix->walk[*i].moment)) ++*i;
-    return *i < GB_INDEX_WALKS ? ix->walk[(*i)++].moment : NULL;
-}
-/* Younger than all of them. */
-static void moments_born(const struct gb_index *ix, gb_ref ref) {
-    uint32_t i = 0;
-    for (struct gb_moment *m; (m = moment_from(ix, &i));)
-        if (unmet(m, ref)) gb_place_mark(m->met, ref);
-}
-static void moments_gone(const struct gb_index *ix, gb_ref ref) {
-    uint32_t i = 0;
-    for (struct gb_moment *m; (m = moment_from(ix, &i));) m->left -= unmet(m, ref);
-}
-static void moments_used(const struct gb_index *ix, gb_ref ref) {
-    uint32_t i = 0;
-    for (struct gb_moment *m; (m = moment_from(ix, &i));)
-        if (unmet(m, ref)) meet(m, ref, true);
-}
-/* `to`, of the same key, is what `from` was. */
-static void moments_moved(const struct gb_index *ix, gb_ref from, gb_ref to) {
-    uint32_t i = 0;
-    for (struct gb_moment *m; (m = moment_from(ix, &i));) {
-        bool was = unmet(m, from);
-        if (was && to >> 7 < m->words) gb_place_unmark(m->met, to);
-        else if (was) meet(m, to, false);
-        else if (unmet(m, to)) gb_place_mark(m->met, to);
-    }
-}
-
 /* A walk that was about to visit this link visits its neighbour instead. */
 static void walks_leave(struct gb_index *ix, gb_ref link) {
     for (uint32_t i = 0; i < GB_INDEX_WALKS; i++)
@@ -66,7 +26,6 @@ static void walks_leave(struct gb_index *ix, gb_ref link) {
             ix->walk[i].at = gb_list_at(ix->base, link)->prev;
 }
 void gb_index_walk_stir(struct gb_index *ix, gb_ref link) {
-    moments_used(ix, GB_ENTRY_OF_LRU(link));
     walks_leave(ix, link);
     ix->stirs++;
 }
@@ -81,7 +40,6 @@ enum gb_err gb_index_insert(struct gb_index *ix, uint64_t hash, gb_ref ref) {
     enum gb_err err = gb_table_insert(&ix->table, hash, ref);
     if (err) return err;
     order_front(ix, ref);
-    if (GB_UNLIKELY(ix->walks)) moments_born(ix, ref);
     if (has_timer(ix, ref)) gb_wheel_link(&ix->wheel, ref);
     ix->root->epoch++;
     return GB_OK;
@@ -89,7 +47,6 @@ enum gb_err gb_index_insert(struct gb_index *ix, uint64_t hash, gb_ref ref) {
 
 void gb_index_remove(struct gb_index *ix, gb_ref ref) {
     gb_table_remove(&ix->table, gb_entry_at(ix->base, ref)->hash, ref);
-    if (GB_UNLIKELY(ix->walks)) moments_gone(ix, ref);
     order_out(ix, ref);
     if (has_timer(ix, ref)) gb_wheel_unlink(&ix->wheel, ref);
     ix->root->epoch++;
@@ -98,10 +55,6 @@ void gb_index_remove(struct gb_index *ix, gb_ref ref) {
 
 void gb_index_replace(struct gb_index *ix, gb_ref from, gb_ref to, bool use) {
     gb_table_replace(&ix->table, gb_entry_at(ix->base, from)->hash, from, to);
-    if (GB_UNLIKELY(ix->walks)) {
-        if (use) moments_used(ix, from);
-        moments_moved(ix, from, to);
-    }
     if (use) order_front(ix, to);
     else gb_list_link(ix->base, gb_list_at(ix->base, GB_LRU_OF(from))->prev, GB_LRU_OF(to));
     order_out(ix, from);
@@ -152,16 +105,14 @@ void gb_index_moved(struct gb_index *ix, gb_ref from, gb_ref to) {
     gb_table_replace(&ix->table, gb_entry_at(ix->base, to)->hash, from, to);
     gb_list_moved(ix->base, GB_LRU_OF(to));
     if (has_timer(ix, to)) gb_wheel_moved(&ix->wheel, to);
-    if (ix->walks) moments_moved(ix, from, to);
     for (uint32_t i = 0; ix->walks && i < GB_INDEX_WALKS; i++)
         if (ix->walk[i].used && ix->walk[i].at == GB_LRU_OF(from)) ix->walk[i].at = GB_LRU_OF(to);
 }
 
-bool gb_index_walk_begin(struct gb_index *ix, uint32_t *id, struct gb_moment *moment) {
+bool gb_index_walk_begin(struct gb_index *ix, uint32_t *id) {
     for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) {
         if (ix->walk[i].used) continue;
-        ix->walk[i] = (struct gb_walk){ix->root->lru.prev, true, moment};
-        if (moment) moment->left = ix->table.root->count;
+        ix->walk[i] = (struct gb_walk){ix->root->lru.prev, true, NULL};
         ix->walks++;
         *id = i;
         return true;
@@ -175,13 +126,6 @@ gb_ref gb_index_walk_next(struct gb_index *ix, uint32_t id) {
     ix->walk[id].at = gb_list_at(ix->base, at)->prev;
     ix->arena.work.steps++;
     return GB_ENTRY_OF_LRU(at);
-}
-
-bool gb_index_walk_meet(struct gb_index *ix, uint32_t id) {
-    struct gb_moment *m = ix->walk[id].moment;
-    gb_ref ref = m->left ? gb_index_walk_next(ix, id) : 0;
-    if (ref && unmet(m, ref)) meet(m, ref, false);
-    return ref != 0;
 }
 
 void gb_index_walk_end(struct gb_index *ix, uint32_t id) {

@@ -29,19 +29,12 @@ struct gb_index_root {
     uint64_t epoch; /* births and deaths, ever: moved means the set of entries changed */
 };
 
-/* What a walk of one moment's entries knows. Each is met once, unless it is removed before: in its turn, or as it is
- * used first, for then it is about to lie behind the walk, or before it with those that were met. */
-struct gb_moment {
-    uint64_t *met;  /* `words` of zeros at first: a bit for each place where an entry can begin (gb_place_words) */
-    size_t words;   /* enough for the moment: who comes to a place beyond later is met there and then */
-    uint32_t left;  /* of the moment, indexed still, and not met */
-    void (*meet)(struct gb_moment *m, gb_ref ref, bool used); /* within a hold */
-};
+struct gb_moment;
 /* A walk from least to most recently used that survives whatever happens between its steps. */
 struct gb_walk {
     gb_ref at; /* the next link to visit */
     bool used;
-    struct gb_moment *moment; /* NULL: whoever is used is visited (again) at the front */
+    struct gb_moment *moment; /* NULL: what is used is visited again; it is moment.h's */
 };
 #define GB_INDEX_WALKS 8u
 
@@ -68,19 +61,17 @@ bool gb_index_retime(struct gb_index *ix, gb_ref ref, uint64_t due, uint64_t har
 void gb_index_retime_finish(struct gb_index *ix, const struct gb_intent *i);
 /* An entry's block was copied from `from` to `to`. */
 void gb_index_moved(struct gb_index *ix, gb_ref from, gb_ref to);
-bool gb_index_walk_begin(struct gb_index *ix, uint32_t *id, struct gb_moment *moment);
+bool gb_index_walk_begin(struct gb_index *ix, uint32_t *id);
 gb_ref gb_index_walk_next(struct gb_index *ix, uint32_t id);
-/* One step of a moment's walk. False: all were met. */
-bool gb_index_walk_meet(struct gb_index *ix, uint32_t id);
 void gb_index_walk_end(struct gb_index *ix, uint32_t id);
 void gb_index_walk_stir(struct gb_index *ix, gb_ref link);
 bool gb_index_check(const struct gb_index *ix, struct gb_fault *f);
 
-/* A bit for each place where an entry of an image so long can begin. */
-static inline size_t gb_place_words(uint64_t length) { return (size_t)(length / GB_GRANULE / 128u + 1u); }
-static inline bool gb_place_marked(const uint64_t *bits, gb_ref ref) { return bits[ref >> 7] >> (ref >> 1 & 63u) & 1u; }
-static inline void gb_place_mark(uint64_t *bits, gb_ref ref) { bits[ref >> 7] |= (uint64_t)1 << (ref >> 1 & 63u); }
-static inline void gb_place_unmark(uint64_t *bits, gb_ref ref) { bits[ref >> 7] &= ~((uint64_t)1 << (ref >> 1 & 63u)); }
+/* A bit for each place where an entry can begin: `gb_index_places` words of them for an image so long. */
+static inline size_t gb_index_places(uint64_t length) { return (size_t)(length / GB_GRANULE / 128u + 1u); }
+static inline bool gb_index_marked(const uint64_t *bits, gb_ref ref) { return bits[ref >> 7] >> (ref >> 1 & 63u) & 1u; }
+static inline void gb_index_mark(uint64_t *bits, gb_ref ref) { bits[ref >> 7] |= (uint64_t)1 << (ref >> 1 & 63u); }
+static inline void gb_index_unmark(uint64_t *bits, gb_ref ref) { bits[ref >> 7] &= ~((uint64_t)1 << (ref >> 1 & 63u)); }
 
 static inline gb_ref gb_index_list(const struct gb_index *ix) {
     return (gb_ref)((size_t)((uint8_t *)&ix->root->lru - ix->base) / GB_GRANULE);

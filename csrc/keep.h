@@ -54,7 +54,7 @@ struct gb_keep_frame {
     bool written;
 };
 struct gb_keep {
-    uint64_t *bits; /* of places: gb_place_words, zero at first */
+    uint64_t *bits; /* of places: gb_index_places, zero at first */
     int64_t wall;   /* what to add to the image's ms for those of the wall clock */
     uint32_t left;
     gb_ref ghost;   /* linked through lru.next */
@@ -64,10 +64,10 @@ struct gb_keep {
     struct gb_keep_frame late[GB_KEEP_FRAMES];
 };
 
-static inline bool gb_keep_unsaved(const struct gb_keep *k, gb_ref ref) { return !gb_place_marked(k->bits, ref); }
+static inline bool gb_keep_unsaved(const struct gb_keep *k, gb_ref ref) { return !gb_index_marked(k->bits, ref); }
 /* Not saved after all: another entry has taken its place that is to be saved in its stead. */
-static inline void gb_keep_again(struct gb_keep *k, gb_ref ref) { gb_place_unmark(k->bits, ref); }
-static inline void gb_keep_saved(struct gb_keep *k, gb_ref ref) { gb_place_mark(k->bits, ref); }
+static inline void gb_keep_again(struct gb_keep *k, gb_ref ref) { gb_index_unmark(k->bits, ref); }
+static inline void gb_keep_saved(struct gb_keep *k, gb_ref ref) { gb_index_mark(k->bits, ref); }
 /* Bytes the entry's record takes, all in all. */
 uint64_t gb_keep_size(const struct gb_store *s, gb_ref ref);
 /* Its head, times and key (and the value, if it lies in the block); the bytes written, in whole granules if so. */

@@ -124,10 +124,16 @@ void gb_room_drop(struct gb_store *s, gb_ref ref) {
     gb_arena_free(&s->index.arena, ref);
 }
 
+void gb_room_born_walked(struct gb_store *s, gb_ref ref) {
+    if (s->keep) gb_keep_saved(s->keep, ref);
+    gb_moment_born(s, ref);
+}
+
 void gb_room_release(struct gb_store *s, gb_ref ref) {
     uint32_t word = gb_entry_at(s->base, ref)->word;
     s->head->key_bytes -= gb_key_len(s->base, ref, word);
     s->head->value_bytes -= gb_value_len(s->base, ref, word);
+    if (GB_UNLIKELY(s->index.walks != 0)) gb_moment_meet(s, ref);
     if (GB_UNLIKELY(s->keep != NULL) && gb_keep_leaving(s, ref)) return;
     if (GB_UNLIKELY(pin_of(s, ref))) gb_arena_rekind(&s->index.arena, ref, GB_KIND_PENDING);
     else gb_room_drop(s, ref);
@@ -166,6 +172,7 @@ static void moved(struct gb_store *s, gb_ref from, gb_ref to) {
     if (kind == GB_KIND_ENTRY) {
         gb_index_moved(&s->index, from, to);
         if (s->keep) gb_keep_moved(s->keep, from, to);
+        if (s->index.walks) gb_moment_moved(s, from, to);
         gb_ref chain = word & GB_WORD_EXTRA ? gb_extra_at(s->base, to, word)->chain : 0;
         if (chain) gb_extent_at(s->base, chain)->prev = to;
     } else if (kind == GB_KIND_EXTENT) {

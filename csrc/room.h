@@ -30,6 +30,7 @@
 #define GB_ROOM_H
 
 #include "keep.h"
+#include "moment.h"
 #include "tell.h"
 
 #define GB_ROOM_MAGIC 0x3165686361634247u /* "GBcache1", little end first */
@@ -63,12 +64,13 @@ uint64_t gb_room_capacity(const struct gb_store *s);
 void gb_room_remove(struct gb_store *s, gb_ref ref, enum gb_cause cause);
 /* The half of it that a replace needs: the entry is out of the index already. */
 void gb_room_release(struct gb_store *s, gb_ref ref);
+void gb_room_born_walked(struct gb_store *s, gb_ref ref); /* younger than the moments of those who walk, and save */
 /* Accounts a birth. */
 static inline void gb_room_born(struct gb_store *s, gb_ref ref) {
     uint32_t word = gb_entry_at(s->base, ref)->word;
     s->head->key_bytes += gb_key_len(s->base, ref, word);
     s->head->value_bytes += gb_value_len(s->base, ref, word);
-    if (GB_UNLIKELY(s->keep != NULL)) gb_keep_saved(s->keep, ref); /* younger than the moment */
+    if (GB_UNLIKELY(s->index.walks != 0)) gb_room_born_walked(s, ref);
 }
 /* Frees one extent of the trash, which must not be empty. */
 void gb_room_trash(struct gb_store *s);

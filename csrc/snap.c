@@ -2,7 +2,7 @@
 #include "snap.h"
 
 enum gb_err gb_snap_begin(struct gb_store *s, struct gb_snap *p) {
-    if (s->keep || !gb_index_walk_begin(&s->index, &p->walk, NULL)) return GB_BUSY;
+    if (s->keep || !gb_index_walk_begin(&s->index, &p->walk)) return GB_BUSY;
     p->count = p->keep.left = s->index.table.root->count;
     p->steps = 0;
     p->most = GB_SNAP_ENTRIES;

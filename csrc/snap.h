@@ -72,7 +72,7 @@ struct gb_snap {
     uint64_t payload, pad;       /* of a long frame: all of it, and the zeros at its end */
 };
 
-/* The moment. `bits` (gb_place_words of zeros) and the late frames' memory are set already, and `wall`. GB_BUSY:
+/* The moment. `bits` (gb_index_places of zeros) and the late frames' memory are set already, and `wall`. GB_BUSY:
  * another save, or too many walks. */
 enum gb_err gb_snap_begin(struct gb_store *s, struct gb_snap *p);
 /* Appends to `f`. GB_AGAIN: call again, after writing `f` if it is *full. GB_OK: everything is saved (the late

@@ -146,6 +146,7 @@ uint64_t gb_store_due(const struct gb_store *s, gb_ref ref) {
 }
 
 void gb_store_use_walked(struct gb_store *s, gb_ref ref) {
+    gb_moment_meet(s, ref);
     if (s->keep && s->keep->eager) {
         gb_keep_changing(s, ref);
         if (gb_keep_unsaved(s->keep, ref)) return; /* a long value: its turn comes where it is */

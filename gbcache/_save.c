@@ -265,7 +265,7 @@ static struct gb_saver *make(struct gb_door *d, uint64_t length, uint64_t entrie
     v->door = d;
     v->slots = entries + entries / 3u + 16u;
     v->index = PyMem_RawCalloc(v->slots, sizeof *v->index);
-    v->snap.keep.bits = PyMem_RawCalloc(gb_place_words(length), sizeof(uint64_t));
+    v->snap.keep.bits = PyMem_RawCalloc(gb_index_places(length), sizeof(uint64_t));
     v->frames = PyMem_RawMalloc((GB_KEEP_FRAMES + 1u) * frame);
     if (!v->index || !v->frames || !v->snap.keep.bits) {
         forget(v);

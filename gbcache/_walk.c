@@ -9,77 +9,43 @@ static uint64_t hash_at(const struct gb_store *s, gb_ref ref) {
                      gb_word_ktype(word));
 }
 
-struct snapshot {
-    struct gb_moment moment; /* first: it is what meet() is given */
-    const struct gb_store *store;
-    uint64_t *hashes;
-    size_t most, met, used; /* those in their turn stand from the start on, those used before it from the end back */
-};
-
-static void meet(struct gb_moment *m, gb_ref ref, bool used) {
-    struct snapshot *p = (struct snapshot *)(void *)m;
-    p->hashes[used ? p->most - ++p->used : p->met++] = hash_at(p->store, ref);
-}
-
-/* Room for what is there now; false with an exception. */
-static bool prepare(struct gb_door *d, struct snapshot *p) {
-    if (!gb_door_enter(d)) return false;
-    p->most = d->store.head->table.count + 1024u; /* others may add before it begins */
-    p->moment.words = gb_place_words(d->store.head->length);
+/* Room for what is there now, and the moment. GB_OK, GB_BUSY, GB_SMALL; *fine is false with an exception. */
+static enum gb_err begin(struct gb_door *d, struct gb_moment *m, bool *fine) {
+    *fine = gb_door_enter(d);
+    if (!*fine) return GB_BUSY;
+    m->most = d->store.head->table.count + 1024u; /* others may add before it begins */
+    m->words = gb_index_places(d->store.head->length);
     gb_door_leave(d, GB_OP_WALK);
-    PyMem_RawFree(p->hashes);
-    PyMem_RawFree(p->moment.met);
-    p->hashes = PyMem_RawMalloc(p->most * sizeof *p->hashes);
-    p->moment.met = PyMem_RawCalloc(p->moment.words, sizeof *p->moment.met);
-    if (!p->hashes || !p->moment.met) PyErr_NoMemory();
-    return p->hashes && p->moment.met;
-}
-
-/* The moment. 1: it has begun, 0: not yet, -1: an exception. */
-static int begin(struct gb_door *d, struct snapshot *p, uint32_t *id) {
-    if (!prepare(d, p) || !gb_door_enter(d)) return -1;
-    bool fits = d->store.head->table.count <= p->most &&
-                gb_place_words(d->store.head->length) <= p->moment.words;
-    bool begun = fits && gb_index_walk_begin(&d->store.index, id, &p->moment);
+    PyMem_RawFree(m->hashes);
+    PyMem_RawFree(m->bits);
+    m->hashes = PyMem_RawMalloc(m->most * sizeof *m->hashes);
+    m->bits = PyMem_RawCalloc(m->words, sizeof *m->bits);
+    *fine = m->hashes && m->bits;
+    if (!*fine) PyErr_NoMemory();
+    *fine = *fine && gb_door_enter(d);
+    if (!*fine) return GB_BUSY;
+    enum gb_err err = gb_moment_begin(&d->store, m);
     gb_door_leave(d, GB_OP_WALK);
-    return begun ? 1 : !fits || gb_door_yield(d) ? 0 : -1;
-}
-
-/* One hold of it: false with an exception, or *more. */
-static bool go_on(struct gb_door *d, uint32_t id, bool *more) {
-    if (!gb_door_enter(d)) return false;
-    for (uint32_t i = 0; i < SLICE && *more; i++) *more = gb_index_walk_meet(&d->store.index, id);
-    gb_door_leave(d, GB_OP_WALK);
-    return true;
-}
-
-/* Those that were used come last, in their order. */
-static void put_together(struct snapshot *p) {
-    uint64_t *last = p->hashes + p->most - p->used;
-    for (size_t i = 0; i < p->used / 2u; i++) {
-        uint64_t hash = last[i];
-        last[i] = last[p->used - 1u - i];
-        last[p->used - 1u - i] = hash;
-    }
-    memmove(p->hashes + p->met, last, p->used * sizeof *last);
+    if (err == GB_BUSY) *fine = gb_door_yield(d);
+    return err;
 }
 
 bool gb_walk_snapshot(struct gb_door *d, uint64_t **hashes, size_t *n) {
-    struct snapshot p = {.moment.meet = meet, .store = &d->store};
-    uint32_t id;
-    int begun = 0;
-    while (!begun) begun = begin(d, &p, &id);
-    bool more = begun > 0, fine = more;
-    while (more && fine) fine = go_on(d, id, &more);
-    if (begun > 0) {
-        gb_door_hold(d); /* also where it was closed */
-        gb_index_walk_end(&d->store.index, id);
-        gb_door_unlock(d);
+    struct gb_moment m = {0};
+    bool fine = true, begun = false;
+    while (fine && !begun) begun = begin(d, &m, &fine) == GB_OK;
+    for (enum gb_err err = GB_AGAIN; fine && err == GB_AGAIN;) {
+        fine = gb_door_enter(d);
+        if (!fine) break;
+        for (uint32_t i = 0; i < SLICE && err == GB_AGAIN; i++) err = gb_moment_step(&d->store, &m);
+        gb_door_leave(d, GB_OP_WALK);
     }
-    PyMem_RawFree(p.moment.met);
-    put_together(&p);
-    *hashes = p.hashes;
-    *n = fine ? p.met + p.used : 0;
+    gb_door_hold(d); /* also where it was closed */
+    if (begun) gb_moment_end(&d->store, &m);
+    gb_door_unlock(d);
+    PyMem_RawFree(m.bits);
+    *hashes = m.hashes;
+    *n = fine ? gb_moment_hashes(&m) : 0;
     return fine;
 }
 

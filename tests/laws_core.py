@@ -9,7 +9,7 @@ from pathlib import Path
 from laws_reading import Tree, bare, c_files, core, functions, includes, pieces
 
 _STORIES = (
-    "base | list digest lock intent | arena | arena_check table wheel ring | index | head | tell keep | room | "
+    "base | list digest lock intent | arena | arena_check table wheel ring | index | head | tell keep moment | room | "
     "room_check store | chain | mend snap | pour image"
 )
 FLOORS = {room: n for n, rooms in enumerate(_STORIES.split("|")) for room in rooms.split()}

@@ -23,17 +23,15 @@ struct record {
 };
 static struct gb_store store, *s = &store;
 static struct gb_snap snap;
-static uint8_t *image, *bytes, *piece;
-static uint64_t now, length, pieced;
+static uint8_t *image, *bytes;
+static uint64_t now, length;
 static uint32_t keys, long_most, tags;
 static struct value model[KEYS], moment[KEYS]; /* the moment's is struck out by its record */
-static uint32_t rank[KEYS], moment_n, records_n;
+static uint32_t records_n;
 static struct record records[RECORDS];
-static struct gb_keep_frame front;
-static uint8_t *late_to[GB_KEEP_FRAMES];
-static int64_t wall, saved_at;
+static int64_t wall;
 static bool saving, quick; /* quick: an image too large to be checked at each step */
-static unsigned long n_kind[GB_SNAP_KINDS], n_ghosts, n_crowded, n_full, n_kept, n_saves;
+static unsigned long n_kind[GB_SNAP_KINDS], n_ghosts, n_crowded, n_full;
 
 static struct writer {
     struct gb_chain_write w;
@@ -351,6 +349,29 @@ static void operate(enum mode mode) {
         if (quick || i > 60u) break;
     }
     if (!quick || check_below(100) == 0) mirror();
+}
+
+/* --- whole lives ----------------------------------------------------- */
+static void start(uint64_t n, uint32_t of, uint32_t max_entries) {
+    uint64_t seed[2] = {check_random(), check_random()};
+    length = n;
+    keys = of;
+    long_most = (uint32_t)(n / 3u < 200000u ? n / 3u : 200000u);
+    now = 1000000;
+    memset(model, 0, sizeof model);
+    memset(moment, 0, sizeof moment);
+    image = malloc(2u * length); /* it may grow */
+    memset(image, 0xA5, 2u * length);
+    CHECK(gb_room_format(s, image, length, seed, now) == GB_OK);
+    s->head->max_entries = max_entries;
+}
+static void stop(void) {
+    for (uint32_t i = 0; i < READERS; i++)
+        if (readers[i].used) read_close(&readers[i]);
+    if (writer.used) gb_chain_abort(s, &writer.w), write_over();
+    CHECK(!s->pins && !s->head->arena.ledger[GB_KIND_PENDING]);
+    SOUND(gb_chain_check, s);
+    free(image);
 }
 
 #endif

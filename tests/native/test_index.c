@@ -1,7 +1,6 @@
 /* test_index.c - table, recency list and wheel together, against an array in LRU order. Each entry
  * bears a stamp, renewed when it becomes most recently used: the list is sorted by it, and a walk
- * must yield, every time, the entry with the next greater stamp; and a walk of one moment each entry of
- * that which is still there, once. */
+ * must yield, every time, the entry with the next greater stamp. */
 #include "check.h"
 #include "core.h"
 
@@ -17,27 +16,17 @@ struct roots {
 struct item {
     gb_ref ref;
     uint64_t hash, due, stamp; /* due 0: no timer */
-    uint64_t birth;            /* which it is, wherever it lies */
 };
 struct walk {
     bool used;
     uint64_t last; /* stamp it yielded last */
     uint64_t seen; /* the clock of stamps when it did: what is newer it may miss */
 };
-struct moment { /* of such a walk: who is of it, and which were met */
-    struct gb_moment of; /* met NULL: the walk has none */
-    uint64_t births[MOST], last;
-    bool met[MOST];
-    uint32_t n;
-};
 static struct gb_index ix;
 static struct item items[MOST]; /* most recently used last */
 static uint32_t items_n;
-static uint64_t stamps, births, now;
-static gb_ref moving; /* where the one that is moved or replaced will lie */
-static uint32_t moving_item;
+static uint64_t stamps, now;
 static struct walk walks[GB_INDEX_WALKS];
-static struct moment moments[GB_INDEX_WALKS];
 
 static void start(gb_ref granules) {
     size_t bytes = (size_t)granules * GB_GRANULE / 64u * 64u;
@@ -60,27 +49,8 @@ static void start(gb_ref granules) {
     CHECK(gb_index_victim(&ix) == 0);
 }
 
-static const struct item *born(uint64_t birth) {
-    for (uint32_t i = 0; i < items_n; i++)
-        if (items[i].birth == birth) return &items[i];
-    return NULL;
-}
-/* One that was used: a walk that met it at the front might never come to an end. */
-static void met_by_all(uint64_t birth) {
-    for (uint32_t id = 0; id < GB_INDEX_WALKS; id++)
-        for (uint32_t i = 0; moments[id].of.met && i < moments[id].n; i++)
-            CHECK(moments[id].births[i] != birth || moments[id].met[i]);
-}
-static void compare_moment(const struct moment *m) {
-    uint32_t left = 0;
-    for (uint32_t i = 0; i < m->n; i++) left += !m->met[i] && born(m->births[i]);
-    CHECK(m->of.left == left);
-}
-
 static void compare(void) {
     SOUND(gb_index_check, &ix);
-    for (uint32_t id = 0; id < GB_INDEX_WALKS; id++)
-        if (moments[id].of.met) compare_moment(&moments[id]);
     CHECK(ix.table.root->count == items_n);
     CHECK(gb_index_victim(&ix) == (items_n ? items[0].ref : 0u));
     gb_ref at = ix.root->lru.prev;
@@ -139,7 +109,7 @@ static void insert(uint64_t hash) {
     CHECK(err == GB_OK || err == GB_FULL);
     CHECK(ix.root->epoch == epoch + (err ? 0u : 1u));
     if (err) gb_arena_free(&ix.arena, ref);
-    else items[items_n++] = (struct item){ref, hash, due, ++stamps, ++births};
+    else items[items_n++] = (struct item){ref, hash, due, ++stamps};
 }
 static void remove_at(uint32_t i) {
     gb_index_remove(&ix, items[i].ref);
@@ -152,14 +122,10 @@ static void replace(uint32_t i) {
     gb_ref to = entry(due, false), from = items[i].ref;
     if (!to) return;
     gb_entry_at(ix.base, to)->hash = (uint32_t)items[i].hash;
-    moving = to;
-    moving_item = i;
     gb_index_replace(&ix, from, to, use);
-    moving = 0;
     gb_arena_free(&ix.arena, from);
     items[i].ref = to;
     items[i].due = due;
-    if (use) met_by_all(items[i].birth);
     if (use) renew(i);
 }
 static void retime(uint32_t i) {
@@ -185,10 +151,7 @@ static void move(uint32_t i) {
     uint32_t flag = gb_entry_at(ix.base, to)->word & GB_WORD_PREV_FREE;
     memcpy(gb_at(ix.base, to), gb_at(ix.base, from), size * 8u);
     gb_entry_at(ix.base, to)->word = (word & ~GB_WORD_PREV_FREE) | flag;
-    moving = to;
-    moving_item = i;
     gb_index_moved(&ix, from, to);
-    moving = 0;
     gb_arena_free(&ix.arena, from);
     items[i].ref = to;
 }
@@ -221,63 +184,22 @@ static void walk_step(uint32_t id) {
     }
     CHECK(!ref);
 }
-static void met(struct gb_moment *of, gb_ref ref, bool used) {
-    struct moment *m = (struct moment *)(void *)of;
-    uint32_t at = 0, i = moving_item;
-    if (ref != moving)
-        for (i = 0; i < items_n && items[i].ref != ref;) i++;
-    CHECK(i < items_n);
-    while (at < m->n && m->births[at] != items[i].birth) at++;
-    CHECK(at < m->n && !m->met[at]); /* of the moment, and once */
-    m->met[at] = true;
-    if (used || ref == moving) return;
-    CHECK(items[i].stamp > m->last); /* in its turn */
-    m->last = items[i].stamp;
-}
-static void moment_begin(void) {
-    uint32_t id = 0, n;
-    while (walks[id].used) id++;
-    size_t words = 1; /* for those there are; who comes to lie beyond is met there */
-    for (uint32_t i = 0; i < items_n; i++)
-        if (items[i].ref >> 7 >= words) words = (items[i].ref >> 7) + 1u;
-    if (check_below(2)) words = gb_place_words((uint64_t)ix.arena.root->end * GB_GRANULE);
-    struct moment *m = &moments[id];
-    *m = (struct moment){.of = {.words = words, .meet = met}};
-    m->of.met = calloc(words, sizeof *m->of.met);
-    for (uint32_t i = 0; i < items_n; i++) m->births[m->n++] = items[i].birth;
-    CHECK(gb_index_walk_begin(&ix, &n, &m->of) && n == id && m->of.left == items_n);
-    walks[id].used = true;
-}
-static void step(uint32_t id) {
-    if (!moments[id].of.met) walk_step(id);
-    else if (!gb_index_walk_meet(&ix, id)) CHECK(!moments[id].of.left);
-}
-static void end(uint32_t id) {
-    gb_index_walk_end(&ix, id);
-    free(moments[id].of.met);
-    moments[id].of.met = NULL;
-    walks[id].used = false;
-}
-
 static void walk(void) {
     uint32_t id = check_below(GB_INDEX_WALKS), n;
     if (!walks[id].used) {
         bool room = ix.walks < GB_INDEX_WALKS;
-        if (room && check_below(2)) {
-            moment_begin();
-            return;
-        }
-        CHECK(gb_index_walk_begin(&ix, &n, NULL) == room);
+        CHECK(gb_index_walk_begin(&ix, &n) == room);
         if (room) {
             CHECK(n < GB_INDEX_WALKS && !walks[n].used);
             walks[n] = (struct walk){true, 0, stamps};
         }
     } else if (check_below(20)) {
-        for (n = check_below(12); n; n--) step(id);
+        for (n = check_below(12); n; n--) walk_step(id);
     } else {
         if (check_below(2)) /* to the end, at once: everything once */
-            for (n = 0; n <= items_n; n++) step(id);
-        end(id);
+            for (n = 0; n <= items_n; n++) walk_step(id);
+        gb_index_walk_end(&ix, id);
+        walks[id].used = false;
     }
     for (n = 0, id = 0; id < GB_INDEX_WALKS; id++) n += walks[id].used;
     CHECK(n == ix.walks);
@@ -296,10 +218,7 @@ static void run(gb_ref granules, uint32_t steps, bool colliding) {
             uint32_t k = check_below(3) ? check_below(items_n) : items_n - 1u, before = ix.stirs;
             gb_index_use(&ix, items[k].ref);
             CHECK(ix.stirs - before == (ix.walks && k + 1u < items_n ? 1u : 0u));
-            if (k + 1u < items_n) {
-                met_by_all(items[k].birth);
-                renew(k);
-            }
+            if (k + 1u < items_n) renew(k);
         } else if (what < 64) replace(check_below(items_n));
         else if (what < 69) retime(check_below(items_n));
         else if (what < 74) move(check_below(items_n));
@@ -309,16 +228,16 @@ static void run(gb_ref granules, uint32_t steps, bool colliding) {
         compare();
     }
     uint32_t id; /* all walks there can be, and not one more */
-    while (gb_index_walk_begin(&ix, &id, NULL)) walks[id] = (struct walk){true, 0, stamps};
+    while (gb_index_walk_begin(&ix, &id)) walks[id] = (struct walk){true, 0, stamps};
     CHECK(ix.walks == GB_INDEX_WALKS);
     while (items_n) {
-        step(check_below(GB_INDEX_WALKS));
+        walk_step(check_below(GB_INDEX_WALKS));
         remove_at(check_below(items_n));
         compare();
     }
     for (id = 0; id < GB_INDEX_WALKS; id++) {
-        step(id);
-        end(id);
+        walk_step(id);
+        gb_index_walk_end(&ix, id);
     }
     CHECK(ix.walks == 0 && gb_index_victim(&ix) == 0);
     CHECK(gb_wheel_next(&ix.wheel) == UINT64_MAX);

@@ -274,7 +274,7 @@ static void quiet(void) {
     struct gb_keep keep = {0};
     uint32_t walk;
     CHECK(gb_room_format(&poured, a, length, seed, NOW) == GB_OK);
-    CHECK(gb_index_walk_begin(&poured.index, &walk, NULL) && !gb_pour_run(&poured, &sum));
+    CHECK(gb_index_walk_begin(&poured.index, &walk) && !gb_pour_run(&poured, &sum));
     gb_index_walk_end(&poured.index, walk);
     poured.keep = &keep;
     CHECK(!gb_pour_run(&poured, &sum));

@@ -40,7 +40,7 @@ static void save_begin(void) {
     static uint8_t late[GB_KEEP_PAYLOAD]; /* nobody reads them */
     memset(&snap, 0, sizeof snap);
     for (uint32_t i = 0; i < GB_KEEP_FRAMES; i++) snap.keep.late[i].to = late;
-    snap.keep.bits = calloc(gb_place_words(length), sizeof(uint64_t));
+    snap.keep.bits = calloc(gb_index_places(length), sizeof(uint64_t));
     CHECK(gb_snap_begin(s, &snap) == GB_OK);
 }
 static void save_end(void) {
@@ -348,7 +348,7 @@ static void no_bytes(void) {
     compare();
     put_small(1);
     uint32_t walk;
-    CHECK(gb_index_walk_begin(&s->index, &walk, NULL));
+    CHECK(gb_index_walk_begin(&s->index, &walk));
     gb_store_use(s, entry_of(0), now);
     CHECK(s->index.root->lru.next == GB_LRU_OF(entry_of(0)));
     gb_index_walk_end(&s->index, walk);

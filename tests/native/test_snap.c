@@ -2,11 +2,18 @@
  * with the bytes and times it had; and records make an image again. */
 #include "snap_model.h"
 
+static uint8_t *piece, *late_to[GB_KEEP_FRAMES];
+static uint64_t pieced;
+static uint32_t rank[KEYS], moment_n;
+static struct gb_keep_frame front;
+static int64_t saved_at;
+static unsigned long n_kept, n_saves;
+
 /* --- a save ------------------------------------------------------------------------------------------------- */
 static void begin(void) {
     mirror();
     memset(&snap, 0, sizeof snap);
-    snap.keep.bits = calloc(gb_place_words(length), sizeof(uint64_t));
+    snap.keep.bits = calloc(gb_index_places(length), sizeof(uint64_t));
     for (uint32_t i = 0; i < GB_KEEP_FRAMES; i++) snap.keep.late[i].to = late_to[i];
     snap.keep.wall = wall = (int64_t)1700000000000 + (int64_t)check_below(1000000);
     front.used = front.records = 0;
@@ -120,27 +127,6 @@ static void load(bool larger, int64_t later) {
 }
 
 /* --- whole lives -------------------------------------------------------------------------------------------- */
-static void start(uint64_t n, uint32_t of, uint32_t max_entries) {
-    uint64_t seed[2] = {check_random(), check_random()};
-    length = n;
-    keys = of;
-    long_most = (uint32_t)(n / 3u < 200000u ? n / 3u : 200000u);
-    now = 1000000;
-    memset(model, 0, sizeof model);
-    memset(moment, 0, sizeof moment);
-    image = malloc(length);
-    memset(image, 0xA5, length);
-    CHECK(gb_room_format(s, image, length, seed, now) == GB_OK);
-    s->head->max_entries = max_entries;
-}
-static void stop(void) {
-    for (uint32_t i = 0; i < READERS; i++)
-        if (readers[i].used) read_close(&readers[i]);
-    if (writer.used) gb_chain_abort(s, &writer.w), write_over();
-    CHECK(!s->pins && !s->head->arena.ledger[GB_KIND_PENDING]);
-    SOUND(gb_chain_check, s);
-    free(image);
-}
 static void save(enum mode mode, bool whole, uint32_t between) {
     uint32_t steps = 0, most;
     uint64_t long_bytes = 0;
@@ -357,7 +343,7 @@ static void given_up(void) {
     bool full;
     start(400000u, 20, 0);
     for (uint32_t k = 0; k < 3u; k++) put_long(k, 30000, 0);
-    for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) CHECK(gb_index_walk_begin(&s->index, &walk[i], NULL));
+    for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) CHECK(gb_index_walk_begin(&s->index, &walk[i]));
     CHECK(gb_snap_begin(s, &snap) == GB_BUSY && !s->keep);
     for (uint32_t i = 0; i < GB_INDEX_WALKS; i++) gb_index_walk_end(&s->index, walk[i]);
     begin();
