@@ -243,6 +243,10 @@ def _ended(mine: Flight, token: Token[Any]) -> None:
 def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, stale: int) -> None:
     """The leader's last step but one: the value to the cache, then, whatever happens, to those who wait."""
     try:
+        if (
+            cache._flights.get(key) is not flight
+        ):  # put off its place, as a key's == let others in: who voids it now?
+            flight[0] = 1
         cache._land(key, value, ttl, flight, stale)
     except (BudgetError, ClosedError):
         pass  # counted as a reject, or nobody's any more; what was asked for is there

@@ -152,7 +152,7 @@ class NearSide:
         self.absent = None
         if negative_ttl is not None:
             self.absent = ObjectCache(NEGATIVES, ttl=negative_ttl, name="absent")
-        self._board, self._leave = cache._board, cache._leave
+        self._board, self._leave, self._flights = cache._board, cache._leave, cache._flights
         self._void, self._put = cache._void, cache._land
         self._begin_anew()
         _sides.add(self)
@@ -204,12 +204,12 @@ class NearSide:
         if self.absent is not None:  # first: whether it is kept or not, it is there
             self.absent.pop(key, None)
         keep = self._ttl(found.until)
-        if keep is None:
-            return False
         # over what is here for want of a better one; a later write of ours has voided the flight
         over, kept = not self.trusted, False
         try:
-            kept = self._put(key, found.value, keep, flight, max(stale, self.stale), over)
+            kept = keep is not None and self._put(
+                key, found.value, keep, flight, max(stale, self.stale), over
+            )
         except KeyLengthError:  # (a BudgetError is for the flight, which counts it)
             pass
         except Exception as error:

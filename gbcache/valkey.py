@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from redis.exceptions import ClusterCrossSlotError, MovedError, ResponseError
+from redis.exceptions import ClusterCrossSlotError, MovedError, OutOfMemoryError, ResponseError
 
 from .codec import Codec, decode_key, encode_key, pack_value, resolve, unpack_value
 from .errors import FarError, ImageError
@@ -337,6 +338,8 @@ class Valkey:
     def _checked(self, reply: Any) -> Any:
         if isinstance(reply, (MovedError, ClusterCrossSlotError)) and not self._nodes.where.cluster:
             raise FarError("the server is a node of a cluster: give Valkey cluster=True") from reply
+        if isinstance(reply, OutOfMemoryError):  # what waits for room lets others by
+            raise FarError(errno.ENOSPC, f"{self!r}: {reply}") from reply
         if isinstance(reply, Exception):
             raise FarError(f"{self!r}: {reply}") from reply
         return reply
