@@ -9,8 +9,8 @@ a child needs of Python code is called again where it was cut off.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
+from _thread import RLock
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ _TRIES = 100
 
 # By id, not in a WeakSet: a cache is unhashable, as every mapping is. With the process that made it.
 _stores: Any = {}  # as a dict Cython would refuse the one that a test puts here
-_turn = threading.RLock()
+_turn = RLock()  # threading's is Python, in which a handler may raise
 """Held across a fork: `_held` is of one thread at a time."""
 _depth = 0  # a signal's handler may fork while we get ready to
 _held: list[Any] = []
@@ -156,7 +156,10 @@ def _in_child() -> None:
                 store._fork_child()
     except BaseException as error:
         raised = error
-    _turn = threading.RLock()
+    try:
+        _turn = RLock()
+    except BaseException as error:
+        raised = error
     hooks: list[Any] = _hooks
     late: list[Any] = _late
     at = 0

@@ -84,12 +84,14 @@ class Word:
     """The far side's word that somebody else wrote, and the buffer's of what came of ours. It keeps no tier alive."""
 
     def __init__(self, tier: Any) -> None:
-        self.tier = weakref.ref(tier)
         self.hush: Callable[[], None] | None = None
         """What `feed` returned."""
+        self.tier = weakref.ref(
+            tier, self.over
+        )  # no finalizer: their registry would keep what an interpreter leaks
 
-    def over(self) -> None:
-        """The tier was dropped."""
+    def over(self, _: object) -> None:
+        """The tier was dropped, and who tells is there: he has us."""
         if self.hush is not None:
             self.hush()
 

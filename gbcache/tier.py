@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import time
-import weakref
 from collections.abc import (
     Callable,
     Iterable,
@@ -132,8 +131,6 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
                 self._side.fed = True
                 self._believe(False)
                 word = Word(self)
-                # First: from here on whatever fails leaves nothing that listens.
-                weakref.finalize(self, word.over).atexit = False
                 word.hush = far.feed(word)
         except BaseException:
             self._closed = True  # one that was not made has none, while its exception is there, too

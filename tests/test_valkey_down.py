@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -10,9 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
+from far_contract import until
 from proxy import Proxy
 from servers import Server, free_port, shared_cluster, shared_server
 
+from gbcache import Cache, Tiered
 from gbcache.errors import FarError, ImageError
 from gbcache.valkey import Valkey
 from gbcache.wire import DEPTH, _Answers
@@ -197,12 +200,30 @@ def test_a_full_server(own: Server) -> None:
     with redis.Redis(port=own.port) as client:
         client.config_set("maxmemory", "100kb")
         client.config_set("maxmemory-policy", "noeviction")
-    with pytest.raises(FarError, match="maxmemory"):
+    with pytest.raises(FarError, match="maxmemory") as raised:
         far.put_many([("b", 1, None)])
+    assert raised.value.errno == errno.ENOSPC
     with pytest.raises(FarError, match="maxmemory"):
         far.incr("n")
     assert far.get_many(["a"]) == {"a": (1, None)} and far.delete_many(["a"]) == [True]
     far.close()
+
+
+def test_behind_a_full_server_removals_go_first(own: Server) -> None:
+    """What has no room waits, and lets by what makes some."""
+    tier = Tiered(Cache("8MB"), Valkey(own.url, timeout=5), write="behind", behind_seconds=0.02)
+    tier["old"] = "x" * 200_000
+    tier.sync()
+    with redis.Redis(port=own.port) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", client.info("memory")["used_memory"] - 100_000)
+        tier["new"] = "y"
+        with pytest.raises(FarError, match="maxmemory"):
+            tier.sync()
+        tier.discard("old")
+        until(lambda: tier.stats().at_risk.entries == 0)
+        assert client.dbsize() == 1
+    tier.close()
 
 
 # --- a server that lies ---------------------------------------------------------------------------
