@@ -176,7 +176,8 @@ def _follow(flight: Flight, waiter: Any, loop: asyncio.AbstractEventLoop | None)
     if forks.within():
         return told
     blocked = asyncio._get_running_loop() if loop is None else None
-    graph, left = _graph, _open
+    graph = _graph
+    left: list[Flight] = _open  # so that Cython calls no method of it, which would be an object
     graph.acquire()
     try:
         if flight.ended:
@@ -243,10 +244,8 @@ def _ended(mine: Flight, token: Token[Any]) -> None:
 def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, stale: int) -> None:
     """The leader's last step but one: the value to the cache, then, whatever happens, to those who wait."""
     try:
-        if (
-            cache._flights.get(key) is not flight
-        ):  # put off its place, as a key's == let others in: who voids it now?
-            flight[0] = 1
+        if cache._flights.get(key) is not flight:  # a key's == let in who took its place
+            flight[0] = 1  # nobody else does it now
         cache._land(key, value, ttl, flight, stale)
     except (BudgetError, ClosedError):
         pass  # counted as a reject, or nobody's any more; what was asked for is there

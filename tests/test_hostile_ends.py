@@ -317,6 +317,7 @@ def test_a_collection_at_any_point_may_join_a_thread_that_loads(title: str) -> N
     leader = Leader(cache, lambda: "value")
     threading.Timer(0.1, leader.going.set).start()
     gc.callbacks.append(collected)
+    gc.freeze()  # what other tests left is not looked at each time
     gc.set_threshold(1, 1, 1)
     assert cache.get_or_set("k", lambda: "own") == "value" == leader.result.result()
     gc.set_threshold(700)

@@ -56,7 +56,7 @@ def test_who_lost_the_place_of_its_flight_stores_nothing(how: str, at: int) -> N
     def slowly() -> Any:
         value = source["v"]
         begun.set()
-        go.wait(10)
+        go.wait(0.5)  # where it leads alone, who lets it go waits for it
         return value
 
     def over() -> Any:
@@ -87,7 +87,7 @@ def test_who_lost_the_place_of_its_flight_stores_nothing(how: str, at: int) -> N
             if seen == at:
                 Key.hook = None
                 threads.append(run(slowly))
-                begun.wait(2)
+                begun.wait(0.3)
 
     Key.hook = come
     get(Key(1))
