@@ -4,7 +4,7 @@
 static bool unnoted(const struct gb_moment *m, gb_ref ref) {
     return ref >> 7 < m->words && !gb_index_marked(m->bits, ref);
 }
-static void note(const struct gb_store *s, struct gb_moment *m, gb_ref ref, bool turn) {
+static void note_hash(const struct gb_store *s, struct gb_moment *m, gb_ref ref, bool turn) {
     uint32_t word = gb_entry_at(s->base, ref)->word;
     const uint8_t *key = (const uint8_t *)gb_at(s->base, ref) + gb_header_bytes(word);
     uint64_t hash = gb_digest(&s->digest, key, gb_key_len(s->base, ref, word), gb_word_ktype(word));
@@ -13,7 +13,7 @@ static void note(const struct gb_store *s, struct gb_moment *m, gb_ref ref, bool
     m->left--;
 }
 /* The next moment that is walked, from number *i on. */
-static struct gb_moment *next(const struct gb_store *s, uint32_t *i) {
+static struct gb_moment *moment_from(const struct gb_store *s, uint32_t *i) {
     const struct gb_walk *walk = s->index.walk;
     while (*i < GB_INDEX_WALKS && !(walk[*i].used && walk[*i].moment)) ++*i;
     return *i < GB_INDEX_WALKS ? walk[(*i)++].moment : NULL;
@@ -32,7 +32,7 @@ enum gb_err gb_moment_begin(struct gb_store *s, struct gb_moment *m) {
 enum gb_err gb_moment_step(struct gb_store *s, struct gb_moment *m) {
     gb_ref ref = m->left ? gb_index_walk_next(&s->index, m->walk) : 0;
     if (!ref) return GB_OK;
-    if (unnoted(m, ref)) note(s, m, ref, true);
+    if (unnoted(m, ref)) note_hash(s, m, ref, true);
     return GB_AGAIN;
 }
 
@@ -51,22 +51,22 @@ size_t gb_moment_hashes(struct gb_moment *m) {
 
 void gb_moment_meet(struct gb_store *s, gb_ref ref) {
     uint32_t i = 0;
-    for (struct gb_moment *m; (m = next(s, &i));)
-        if (unnoted(m, ref)) note(s, m, ref, false);
+    for (struct gb_moment *m; (m = moment_from(s, &i));)
+        if (unnoted(m, ref)) note_hash(s, m, ref, false);
 }
 
 void gb_moment_born(struct gb_store *s, gb_ref ref) {
     uint32_t i = 0;
-    for (struct gb_moment *m; (m = next(s, &i));)
+    for (struct gb_moment *m; (m = moment_from(s, &i));)
         if (unnoted(m, ref)) gb_index_mark(m->bits, ref);
 }
 
 void gb_moment_moved(struct gb_store *s, gb_ref from, gb_ref to) {
     uint32_t i = 0;
-    for (struct gb_moment *m; (m = next(s, &i));) {
+    for (struct gb_moment *m; (m = moment_from(s, &i));) {
         bool was = unnoted(m, from);
         if (was && to >> 7 < m->words) gb_index_unmark(m->bits, to);
-        else if (was) note(s, m, to, true);
+        else if (was) note_hash(s, m, to, true);
         else if (unnoted(m, to)) gb_index_mark(m->bits, to);
     }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections import Counter
@@ -13,7 +14,7 @@ import pytest
 
 from gbcache import Cache, ObjectCache
 
-KEYS = 60_000
+KEYS = 12_000 if os.environ.get("GB_SLICE") == "short" else 60_000
 
 
 def beside(work: Callable[[], Any], others: list[Callable[[random.Random], Any]]) -> None:
