@@ -149,10 +149,11 @@ def writing(report: Report, folder: Path, seconds: float, rounds: int) -> None:
         at_least=0.8,
         per_s=one_rate,
         loop_per_s=bare,
+        loop_us=1e6 / bare,
     )
     report.row("always, 16 writers, to a loop of fdatasync", sixteen, "x", at_least=8, per_s=rate16,
                group=info.grouped / info.groups)  # fmt: skip
-    report.row("interval, one writer", fast, "/s")
+    report.row("interval, one writer", fast, "/s", us=1e6 / fast)
     os.close(fd)
 
 

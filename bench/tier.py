@@ -53,7 +53,7 @@ def behind(report: Report, folder: Path, writes: int) -> None:
             ages.append(tier.stats().at_risk.seconds)
         tier.sync()
         rate = writes / (time.perf_counter() - begun)
-        report.row(f"write-behind over a Disk, {how}", rate / 1e3, "k/s", at_least=300,
+        report.row(f"write-behind over a Disk, {how}", rate / 1e3, "k/s", at_least=300, us=1e6 / rate,
                    at_risk_ms_most=max(ages) * 1e3, at_risk_ms_median=statistics.median(ages) * 1e3)  # fmt: skip
         assert len(tier) == writes
         tier.close()
