@@ -16,7 +16,7 @@ SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 UNDER_ASAN = ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 PYTHONMALLOC=malloc \
     LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 # What the other builds of the C have no part in, or little for its time.
-PYTHON_ALONE := --ignore-glob="tests/test_valkey*" --ignore-glob="tests/test_tier_*" --ignore=tests/test_lru_cache.py --ignore=tests/test_bench.py --ignore-glob="tests/test_power*"
+PYTHON_ALONE := --ignore-glob="tests/test_valkey*" --ignore-glob="tests/test_tier_*" --ignore=tests/test_forks_more.py --ignore=tests/test_memoize_shared.py --ignore=tests/test_dropped.py --ignore=tests/test_lru_cache.py --ignore=tests/test_bench.py --ignore-glob="tests/test_power*"
 # The package lmdb switches the GIL on when it is imported: what needs it runs apart, and so; what is of the normal build does not.
 OF_A_DISK := $(wildcard tests/test_disk*.py) tests/test_tier_disk.py
 NOT_FREE := $(OF_A_DISK:%=--ignore=%) --ignore=tests/test_bench.py --ignore=tests/test_power_disk.py --ignore=tests/test_proof.py
