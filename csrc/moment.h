@@ -8,11 +8,11 @@
  * PICTURE   hashes   [in their turn, least recently used first -> n][ free ][used <- those used before it]
  *           list     noted ... | at: not noted, all of the moment | noted by their use, or younger (the front)
  *
- * INVARIANT 1 left is the number of indexed entries whose bit is not set.
- *           2 n + used + left is at most the number of entries there were.
+ * INVARIANT 1 left is the number of indexed entries whose bit is not set; until a clear, which ends the walk.
+ *           2 n + used + left is at most the number of entries there were, and that at most `most`.
  *
  * COST      nothing but the test a save has while nobody walks; else a bit for each of up to eight walks, and
- *           once for an entry the hash of its key.
+ *           once for an entry the hash of its key, in the hold of whoever uses it: no step of it.
  *
  * NOT HERE  what the hashes are for (_walk); who vanished since (a look-up tells).
  */

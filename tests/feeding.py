@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import redis
+from far_contract import until
 from servers import Server, shared_server
 
 from gbcache.valkey import Valkey
 
 BEAT = 0.2
-
-
-def until(met: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
 
 
 class Heard:

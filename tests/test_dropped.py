@@ -10,20 +10,11 @@ from typing import Any
 import pytest
 import redis
 from far_contract import until
-from servers import Server, shared_server
+from feeding import BEAT, a_server  # noqa: F401
+from servers import Server
 
 from gbcache import Cache, ObjectCache, Tiered
 from gbcache.valkey import Valkey
-
-BEAT = 0.2
-
-
-@pytest.fixture
-def server() -> Server:
-    server = shared_server()
-    with redis.Redis(port=server.port) as client:
-        client.flushall()
-    return server
 
 
 def lines() -> set[threading.Thread]:
