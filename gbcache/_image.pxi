@@ -120,29 +120,25 @@ cdef class PackedImage:
         return more
 
     @cython.critical_section
+    def _flight(self, key):
+        """The flight of the key, or None."""
+        return flight_of(self.flights, gb_box_base(<PyObject *>key))
+
+    @cython.critical_section
     def _board(self, key, mine, over):
         """The flight of the key: the one that is there; `mine`, if there is none, or `over`."""
-        key = gb_box_base(<PyObject *>key)
-        found = self.flights.get(key)
-        if found is not None and found is not over:
-            return found
-        self.flights[key] = mine
-        return mine
+        return board(self.flights, gb_box_base(<PyObject *>key), mine, over)
 
     def _void(self, key):
         """The key is changed: what a flight under way loads is not to be stored."""
         return gb_hot_void(&self.door, <PyObject *>key)
 
     def _leave(self, key, flight, bint loaded, bint failed):
-        """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
+        """Takes a flight off the list, if it is still on it."""
         cdef gb_door *d = &self.door
         key = gb_box_base(<PyObject *>key)
         with cython.critical_section(self):
-            if self.flights.get(key) is flight:
-                found = self.flights.pop(key, None)
-                if found is not None and found is not flight:  # the key's == let another thread in
-                    if self.flights.get(key) is None:  # not setdefault, see writes.py
-                        self.flights[key] = found
+            leave(self.flights, key, flight)
         gb_door_hold(d)
         if d.open:
             d.store.head.counters.loads += loaded

@@ -319,13 +319,14 @@ cdef class ObjectStore:
         return self.refs.clock.ttl / 1000.0 or None
 
     @cython.critical_section
+    def _flight(self, key):
+        """The flight of the key, or None."""
+        return flight_of(self.flights, key)
+
+    @cython.critical_section
     def _board(self, key, mine, over):
         """The flight of the key: the one that is there; `mine`, if there is none, or `over`."""
-        found = self.flights.get(key)
-        if found is not None and found is not over:
-            return found
-        self.flights[key] = mine
-        return mine
+        return board(self.flights, key, mine, over)
 
     @cython.critical_section
     def _void(self, key):
@@ -334,15 +335,10 @@ cdef class ObjectStore:
 
     @cython.critical_section
     def _leave(self, key, flight, bint loaded, bint failed):
-        """Takes a flight off the list, if it is still on it. Compiled: other threads do not come between."""
+        """Takes a flight off the list, if it is still on it."""
         self.refs.counters.loads += loaded
         self.refs.counters.load_errors += failed
-        if self.flights.get(key) is not flight:
-            return
-        found = self.flights.pop(key, None)
-        if found is not None and found is not flight:  # the key's == let another thread in
-            if self.flights.get(key) is None:  # not setdefault, see writes.py
-                self.flights[key] = found
+        leave(self.flights, key, flight)
 
     @cython.critical_section
     def _eager(self):
@@ -448,3 +444,4 @@ cdef class ObjectStore:
 
 
 include "_object_readers.pxi"
+include "_board.pxi"

@@ -62,6 +62,7 @@ cdef inline object owned(PyObject *made):
     return result
 
 
+include "_board.pxi"
 include "_image.pxi"
 include "_files.pxi"
 include "_readers.pxi"

@@ -21,6 +21,8 @@ __all__ = ["Behind"]
 
 _BATCH = 10_000
 """Writes given to the far side at once, at most."""
+_FEW = 2
+"""Writes that fail and are alone may do so by their own fault: another is let by, which shows."""
 _NEVER = float("inf")
 
 
@@ -31,7 +33,8 @@ class Behind:
     before. So those of one key keep their order. `put` waits while the buffer is full or its oldest write is older than
     0.7 `interval`; it raises the far side's error only if that keeps failing too. Nothing is dropped but what the far
     side refuses for good (a TypeError, say), which is reported and counted; and `word` is told, which is also told when
-    the far side took something. What it has no room for steps aside, and is tried again beside the rest.
+    the far side took something. What it has no room for, or refuses, or fails of while it takes others, steps aside,
+    and is tried again beside the rest.
     """
 
     def __init__(
@@ -146,7 +149,8 @@ class Behind:
         return self.max_bytes + (min(self.aside.bytes, self.max_bytes) if gone else 0)
 
     def _is_crowded(self, size: int, now: float, gone: bool) -> bool:
-        return self._bytes + size > self._most(gone) or now > self._since + self._late
+        few = self._row > 1 and sum(map(len, self._generations)) <= _FEW
+        return self._bytes + size > self._most(gone) or (now > self._since + self._late and not few)
 
     @property
     def _own(self) -> bool:
@@ -340,10 +344,14 @@ class Behind:
                     return True
                 while len(self._generations) > 1 and not self._generations[0]:
                     self._generations.popleft()
-                if len(self._generations) == 1:
+                beside = self._row > 1 and len(self._generations[0]) < _BATCH
+                if len(self._generations) <= 1 + beside:
                     newest: dict[Any, Pending] = {}
                     self._generations.append(newest)  # nobody adds to what is being written
                     self._newest = newest
+                if beside and len(self._generations) > 2:
+                    pending.merge(self._generations)  # may be one's fault: has others beside it
+                    self._weigh()
                 generation = self._generations[0]
         try:
             error = self._write(generation) if batch is None else self._write(batch, True)
@@ -356,22 +364,26 @@ class Behind:
 
     def _write(self, batch: dict[Any, Pending], again: bool = False) -> FarError | None:
         """Why it failed, and all is as it was."""
+        failed = False
         try:
-            left = self._send(batch)
+            left = self._send(batch, self.aside.failed if again else self._row > 1)
             if again and len(left) == len(batch) > 1:  # the smallest has none; another each time
                 left = dict(batch)
                 first = next(iter(left))
                 left.update(self._send({first: left.pop(first)}))
-        except (FarError, MemoryError) as error:
-            return error if isinstance(error, FarError) else pending.SHORT
-        except BaseException as error:  # SystemExit too: nobody else writes what is here
-            left = self._apart(batch, error)
+        except MemoryError:
+            return pending.SHORT
+        except FarError as error:
+            if not again:
+                return error
+            self.aside.error, left, failed = error, dict(batch), True
+            self.errors += 1
         self.void()  # from here on others may be over it there, and nothing here tells
         with self._change:
-            self.error, self._row = None, 0
             if again:
-                self.aside.end(batch, left)
+                self.aside.end(batch, left, failed)
             else:
+                self.error, self._row = None, 0
                 if left or self.aside.writes:
                     self.aside.join(batch, left, list(self._generations)[1:])
                 self._generations.popleft()
@@ -393,11 +405,11 @@ class Behind:
             while not self._over and (rest := until - time.monotonic()) > 0:
                 self._change.wait(rest)
 
-    def _send(self, batch: dict[Any, Pending]) -> dict[Any, Pending]:
-        """Those that the far side has no room for, as yet."""
-        left, full, never = pending.give(self.far, self.codec, batch)
-        if full is not None:
-            self.aside.error = full
+    def _send(self, batch: dict[Any, Pending], apart: bool = False) -> dict[Any, Pending]:
+        """Those that the far side does not take, as yet."""
+        left, why, never = pending.give(self.far, self.codec, batch, apart)
+        if why is not None:
+            self.aside.error = why
             self.errors += 1
         for key, error in never.items():
             self._refuse(key, error)
@@ -408,24 +420,6 @@ class Behind:
         self.void()  # it is not to land after it was told of
         self._word.refused(key)
         pending.tell(error, Behind)
-
-    def _apart(self, batch: dict[Any, Pending], error: BaseException) -> dict[Any, Pending]:
-        """One of them cannot be stored: the others are, and that one is told of. As `_send`."""
-        if len(batch) == 1:
-            self._refuse(next(iter(batch)), error)
-            return {}
-        left = {}
-        for key, write in batch.items():
-            while True:
-                try:
-                    left.update(self._send({key: write}))
-                except (FarError, MemoryError) as far:
-                    self._rest(far if isinstance(far, FarError) else pending.SHORT)
-                    continue
-                except BaseException as one:
-                    self._apart({key: write}, one)
-                break
-        return left
 
     def _in_child(self) -> None:
         """A forked child's writes are its own: what was pending is the parent's to write."""

@@ -16,7 +16,8 @@ class Far(Protocol):
 
     Keys are those of a `Cache`. A TTL is seconds, from 0 excluded; None: for ever. What cannot be done is raised:
     `FarError` where trying again may help, `ImageError` where what is stored is damaged. A FarError says by its
-    `errno` that a write has no room: ENOSPC, until some is made; EFBIG, never: one item alone, or all of that call's.
+    `errno` that a write has no room: ENOSPC, until some is made; EFBIG, never; or that it is not allowed: EACCES. Each
+    is of one item alone, or of all of that call's.
 
     A far side may also have these, and `Tiered` then uses them:
 

@@ -244,7 +244,7 @@ def _ended(mine: Flight, token: Token[Any]) -> None:
 def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, stale: int) -> None:
     """The leader's last step but one: the value to the cache, then, whatever happens, to those who wait."""
     try:
-        if cache._flights.get(key) is not flight:  # a key's == let in who took its place
+        if cache._flight(key) is not flight:  # a key's == let in who took its place
             flight[0] = 1  # nobody else does it now
         cache._land(key, value, ttl, flight, stale)
     except (BudgetError, ClosedError):

@@ -154,7 +154,7 @@ class NearSide:
         self.absent = None
         if negative_ttl is not None:
             self.absent = ObjectCache(NEGATIVES, ttl=negative_ttl, name="absent")
-        self._board, self._leave, self._flights = cache._board, cache._leave, cache._flights
+        self._flight, self._board, self._leave = cache._flight, cache._board, cache._leave
         self._void, self._put = cache._void, cache._land
         self._begin_anew()
         _sides.add(self)
@@ -226,7 +226,7 @@ class NearSide:
         """The far side may have what was made for want of it. While one of `ours` is the key's flight nobody else read
         that it is absent; else somebody may have."""
         try:
-            flight = self.cache._flights.get(key)
+            flight = self._flight(key)
             if flight is None or flight[0] or flight not in ours:
                 self.forget(key)
             elif self.absent is not None:

@@ -429,11 +429,10 @@ class _Batch:
         return True
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether asking again cannot help until somebody changes the server or what we were given."""
-    if type(error) is ResponseError:
-        return not str(error).startswith("BUSY ")  # somebody's slow script
-    return isinstance(error, (AuthenticationError, NoPermissionError))
+def is_denied(reply: Exception) -> bool:
+    """Whether it is about what was asked: a word in capitals tells of the server's own state (MISCONF, NOREPLICAS)."""
+    told = type(reply) is ResponseError and not str(reply).partition(" ")[0].isupper()
+    return told or isinstance(reply, NoPermissionError)
 
 
 _all: weakref.WeakSet[Nodes] = weakref.WeakSet()

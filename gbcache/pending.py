@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import random
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from sys import getsizeof
 from typing import Any, NamedTuple, NoReturn
 
@@ -29,6 +31,7 @@ __all__ = [
     "check",
     "frozen",
     "give",
+    "merge",
     "plain",
     "size_of",
     "tell",
@@ -41,6 +44,8 @@ _EACH = 250
 _PLAIN_KEYS = frozenset({str, bytes})
 _KEYS = frozenset({str, bytes, int, float, bool, type(None)})
 _NAMED = 3
+_DOUBTED = 8
+"""Writes that may fail in a row, each alone, while the far side seems to answer."""
 FIRST, LONGEST = 0.02, 1.0
 """Seconds between two attempts while the far side fails: doubling, from and to."""
 _IDLE = 1.0
@@ -146,6 +151,15 @@ def value_of(codec: Codec | None, write: Pending) -> Any:
     return write[0]
 
 
+def merge(generations: deque[dict[Any, Pending]]) -> None:
+    """The first two are one, in their order."""
+    first, second = generations[0], generations[1]
+    merged = {key: write for key, write in first.items() if key not in second}
+    merged.update(second)
+    generations[1] = merged
+    generations.popleft()
+
+
 def again(error: FarError, text: str) -> NoReturn:
     """Raises the same, and what that means here."""
     text = f"{text}: {error}"
@@ -162,92 +176,127 @@ def tell(error: BaseException, about: type) -> None:
         pass
 
 
-def _room(error: FarError) -> FarError:
-    """Raises it, if it is not for want of room: for now (ENOSPC), or in any one call, of all that it brings (EFBIG; but
-    what the system says so of is a file, and the limit may be lifted)."""
+def _of_one(error: FarError) -> int:
+    """Its errno, where that is about what the call brought: no room for now (ENOSPC), or ever (EFBIG), or it is not
+    allowed (EACCES), each of it alone or all. Else 0: what the system says so of is a file."""
     cause = error.__cause__
+    told = (getattr(cause, "errno", None), getattr(cause, "code", None))
     if error.errno == errno.ENOSPC or (
-        error.errno == errno.EFBIG
-        and errno.EFBIG not in (getattr(cause, "errno", None), getattr(cause, "code", None))
+        error.errno in (errno.EFBIG, errno.EACCES) and error.errno not in told
     ):
-        return error
-    raise error
+        return error.errno
+    return 0
 
 
 class Given(NamedTuple):
     """What became of a batch, beside what is stored."""
 
     left: dict[Any, Pending]
-    """There is no room for these."""
-    full: FarError | None
-    """What the far side said of that."""
-    never: dict[Any, FarError]
-    """These find none ever, each alone."""
+    """These are not taken, for now: there is no room, or they are refused, or fail where others do not."""
+    why: FarError | None
+    """What the far side said of one."""
+    never: dict[Any, BaseException]
+    """These cannot be stored, each alone."""
 
 
-def give(far: Far, codec: Codec | None, batch: dict[Any, Pending]) -> Given:
-    """Has the far side do these. Removals go first: they make room."""
-    writes = batch.values()
-    values = [value_of(codec, write) if write[1] else write[0] for write in writes]  # takes time
-    now, items, gone = time.monotonic(), [], []
-    for (key, write), value in zip(batch.items(), values, strict=True):
-        until = write[2]
+def give(far: Far, codec: Codec | None, batch: dict[Any, Pending], apart: bool = False) -> Given:
+    """Has the far side do these. Removals go first: they make room. `apart`: it failed before, maybe by one's fault"""
+    trial = _Trial(apart)
+    values = trial.values(codec, batch)  # takes time
+    now = time.monotonic()
+    items: list[Any] = []
+    gone: list[Any] = []
+    for key, value in values.items():
+        until = batch[key][2]
         if value is REMOVED or (until is not None and until <= now):
             gone.append(key)
         else:
             items.append((key, value, None if until is None else until - now))
-    left: dict[Any, Pending] = {}
-    never: dict[Any, FarError] = {}
-    full = None
     try:
-        if gone:
-            try:
-                far.delete_many(gone)
-            except FarError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                full, left = error, {key: batch[key] for key in gone}
-        if items:
-            sizes = [batch[key][4] for key, _, _ in items]
-            keys, why = _squeeze(far, items, sizes, never)
-            left.update((key, batch[key]) for key in keys)
-            full = why or full
+        keys = trial.do(far.delete_many, gone, [0] * len(gone), lambda key: key)
+        sizes = [batch[key][4] for key, _, _ in items]
+        keys += trial.do(far.put_many, items, sizes, lambda item: item[0])
     except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
         raise FarError(str(error)) from error
-    return Given(left, full, never)
+    return Given({key: batch[key] for key in keys}, trial.why, trial.never)
 
 
-def _squeeze(
-    far: Far,
-    items: list[tuple[Any, Any, float | None]],
-    sizes: list[int],
-    never: dict[Any, FarError],
-) -> tuple[list[Any], FarError | None]:
-    """All of them; without room for that the smallest first, until one alone finds none. The keys of those left, and
-    why; `never` gets those that are too long for a far side that is empty."""
-    step = len(items)
-    while items:
-        try:
-            far.put_many(items[:step])
-        except FarError as error:
-            _room(error)
-            if step > 1:
-                if step == len(sizes):
-                    items = [items[at] for at in sorted(range(step), key=sizes.__getitem__)]
+class _Trial:
+    """Calls of the far side with as many as go together: what it does not take keeps nothing else out."""
+
+    def __init__(self, apart: bool) -> None:
+        self._apart, self._answers = apart, False
+        self.why: FarError | None = None
+        self.never: dict[Any, BaseException] = {}
+
+    def values(self, codec: Codec | None, batch: dict[Any, Pending]) -> dict[Any, Any]:
+        values: dict[Any, Any] = {}
+        for key, write in batch.items():
+            try:
+                values[key] = value_of(codec, write) if write[1] else write[0]
+            except MemoryError:
+                raise
+            except BaseException as error:
+                self.never[key] = error
+        return values
+
+    def do(
+        self,
+        call: Callable[[list[Any]], Any],
+        items: list[Any],
+        sizes: list[int],
+        key_of: Callable[[Any], Any],
+    ) -> list[Any]:
+        """All of them; without room for that the smallest first, until one alone finds none. The keys of those left.
+
+        Where the whole failed before, for what may be one of them: each is tried alone, the first by chance, then ever
+        more together; that the far side takes one shows that it is another's fault that it fails.
+        """
+        left: list[Any] = []
+        doubted: list[Any] = []
+        step, row = len(items), 0
+        if self._apart:
+            random.shuffle(items)
+            step = min(1, step)
+        while items:
+            try:
+                call(items[:step])
+            except FarError as error:
+                kind = _of_one(error)
+                if not kind and not (self._answers and row < _DOUBTED):
+                    raise
+                if step > 1:
+                    if kind == errno.ENOSPC and step == len(sizes):
+                        items = [items[at] for at in sorted(range(step), key=sizes.__getitem__)]
+                    step = 1
+                    continue
+                row += 1
+                self.why = error
+                if kind == errno.ENOSPC and not (self._apart and row <= _DOUBTED):
+                    return left + doubted + [key_of(item) for item in items]
+                key = key_of(items.pop(0))
+                if kind == errno.EFBIG:
+                    self.never[key], self.why, row = error, None, 0
+                else:
+                    (left if kind else doubted).append(key)
+            except (ClosedError, ImageError, MemoryError):
+                raise
+            except BaseException as error:  # SystemExit too: nobody else writes what is here
+                if step == 1:
+                    self.never[key_of(items.pop(0))] = error
                 step = 1
-            elif error.errno == errno.EFBIG:
-                never[items.pop(0)[0]] = error
             else:
-                return [key for key, _, _ in items], error
-        else:
-            del items[:step]
-            step = min(step * 2, len(items))
-    return [], None
+                self._answers, row = self._apart, 0
+                left += doubted
+                doubted.clear()
+                del items[:step]
+                step = min(step * 2, len(items))
+        return left + doubted
 
 
 class Aside:
-    """Writes that found no room at the far side. They are older than all others that wait, and are tried again beside
-    them. Under the lock of the buffer whose they are."""
+    """Writes that the far side did not take while it took others, mostly for want of room. They are older than all
+    others that wait, and are tried again beside them. Under the lock of the buffer whose they are."""
 
     def __init__(self) -> None:
         self.writes: dict[Any, Pending] = {}
@@ -258,6 +307,7 @@ class Aside:
         """When they are tried again."""
         self.begun = self.tried = 0
         """Attempts; the last that came to its end."""
+        self.failed = False  # the last, for another reason
         self._fruitless = 0  # of them, in a row
         self.sparing = Lock()
         """Held throughout an attempt, and while the far side is emptied."""
@@ -295,7 +345,8 @@ class Aside:
         self.begun, self.again = begun, again  # if it fails for another reason
         return batch
 
-    def end(self, batch: dict[Any, Pending], left: dict[Any, Pending]) -> None:
+    def end(self, batch: dict[Any, Pending], left: dict[Any, Pending], failed: bool) -> None:
+        self.failed = failed
         self._fruitless = 0 if len(left) < len(batch) else self._fruitless + 1
         pause = min(FIRST * 2**self._fruitless, LONGEST) if self._fruitless else 0.0
         self.again, self.tried = time.monotonic() + pause, self.begun
@@ -324,5 +375,7 @@ class Aside:
         """The error that names them."""
         some = ", ".join(f"{key!r:.60}" for key in keys[:_NAMED])
         more = f" and {len(keys) - _NAMED:,} more" if len(keys) > _NAMED else ""
-        count = f"{len(keys):,} writes found no room at the far side"
-        return FarError(errno.ENOSPC, f"{count} ({some}{more}): {self.error}")
+        full = self.error is not None and self.error.errno == errno.ENOSPC
+        what = "found no room at the far side" if full else "are not taken by the far side"
+        text = f"{len(keys):,} writes {what} ({some}{more}): {self.error}"
+        return FarError(errno.ENOSPC if full else errno.EACCES, text)

@@ -380,15 +380,15 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
 
     def sync(self) -> None:
         """When it returns, all that was written before survives a power cut, as far as the far side can do that. What
-        was written behind and found no room is named by a FarError (ENOSPC); the rest survives."""
+        was written behind and is not taken there is named by a FarError (ENOSPC: no room; EACCES); the rest is safe."""
         full = None
         if self._behind is not None:
             try:
                 self._behind.drain()
             except FarError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in (errno.ENOSPC, errno.EACCES):
                     raise
-                full = error  # what has room survives
+                full = error  # what was taken survives
         with self._asking():
             self.far.sync()
         if full is not None:

@@ -23,13 +23,13 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
-from redis.exceptions import ClusterDownError, NoPermissionError
+from redis.exceptions import AuthenticationError, ClusterDownError, NoPermissionError, ResponseError
 
 from . import forks
 from .errors import ClosedError
 from .far import Listener
 from .locks import Latch, Lock, endure
-from .nodes import Nodes, Slots, backoff, is_refusal, slots_of, state_of
+from .nodes import Nodes, Slots, backoff, slots_of, state_of
 from .wire import BROKEN, Address, Wire
 
 __all__ = ["Channel"]
@@ -289,7 +289,7 @@ class Channel:
             self.trouble = error
             self._settle()
             lasts = isinstance(error, _Demoted) and line._attempt >= LASTS
-            first = (lasts or is_refusal(error)) and not self._warned
+            first = (lasts or _is_refusal(error)) and not self._warned
             self._warned = self._warned or first
         if first:
             at = f"{line.address[0]}:{line.address[1]}"
@@ -432,3 +432,10 @@ def _in_child() -> None:
 
 
 forks.in_child(_in_child)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether asking again cannot help until somebody changes the server or what we were given."""
+    if type(error) is ResponseError:
+        return not str(error).startswith("BUSY ")  # somebody's slow script
+    return isinstance(error, (AuthenticationError, NoPermissionError))

@@ -14,7 +14,7 @@ from redis.exceptions import ClusterCrossSlotError, MovedError, OutOfMemoryError
 from .codec import Codec, decode_key, encode_key, pack_value, resolve, unpack_value
 from .errors import FarError, ImageError
 from .far import Listener
-from .nodes import Job, Nodes, number_of, page_of
+from .nodes import Job, Nodes, is_denied, number_of, page_of
 from .tracking import Channel
 from .units import seconds_of
 from .wire import Address, place
@@ -341,7 +341,8 @@ class Valkey:
         if isinstance(reply, OutOfMemoryError):  # what waits for room lets others by
             raise FarError(errno.ENOSPC, f"{self!r}: {reply}") from reply
         if isinstance(reply, Exception):
-            raise FarError(f"{self!r}: {reply}") from reply
+            text = f"{self!r}: {reply}"
+            raise (FarError(errno.EACCES, text) if is_denied(reply) else FarError(text)) from reply
         return reply
 
     def _together(self, names: list[bytes]) -> list[list[bytes]]:

@@ -301,24 +301,33 @@ def test_an_iteration_that_signals_interrupt_loses_nothing(make: Any) -> None:
         pass
 
     def handler(*_: Any) -> None:
-        raise Interrupt
+        if armed:
+            raise Interrupt
 
-    cache, got, cut = make(size="4MB", room=50_000), list[int](), 0
+    cache, got, cut, armed = make(size="4MB", room=50_000), list[int](), 0, False
     watch, last = cache.watch(), 0
+
+    def read() -> None:
+        """By itself: CPython 3.13's `try` is not there for who is interrupted at an `if` that ends a loop in it."""
+        for event in watch:
+            got.append(event.seq)
+            if event.seq == last:
+                break
+
     signal.signal(signal.SIGALRM, handler)
-    end = time.monotonic() + (1 if SHORT else 4)
+    end = time.monotonic() + (1 if SHORT else 2)
     while time.monotonic() < end:
         cache.update((i, i) for i in range(2000))
         last += 2000
         while not got or got[-1] < last:
             try:
+                armed = True
                 signal.setitimer(signal.ITIMER_REAL, 1e-5 + (cut % 300) * 1e-6)
-                for event in watch:
-                    got.append(event.seq)
-                    if event.seq == last:
-                        break
+                read()
+                armed = False  # a signal that comes late finds no `try`
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except Interrupt:
+                armed = False
                 cut += 1
                 cache["more"] = last = last + 1  # or a failure would hang
     assert cut and got == [*range(1, last + 1)]

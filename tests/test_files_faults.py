@@ -190,8 +190,8 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_child(shim: Path, work: str, root: Path, *planted: str) -> dict[str, Any]:
     before = os.environ.get("LD_PRELOAD", "")
-    package = str(Path(gbcache.__file__).parent.parent)
-    env = {**os.environ, "LD_PRELOAD": f"{before} {shim}".strip(), "PYTHONPATH": package}
+    paths = os.pathsep.join(map(str, [Path(gbcache.__file__).parent.parent, Path(__file__).parent]))
+    env = {**os.environ, "LD_PRELOAD": f"{before} {shim}".strip(), "PYTHONPATH": paths}
     call = [sys.executable, __file__, work, str(root), str(int(SHORT)), *planted]
     ran = subprocess.run(call, env=env, cwd="/", capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr[-3000:]

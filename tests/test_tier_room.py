@@ -217,13 +217,10 @@ def test_what_has_no_room_and_then_fails_otherwise_keeps_nothing_else_out() -> N
     tier["big"] = 1
     waits(tier)
     code = errno.EIO
-    buffer: Any = tier._behind
-    settle(lambda: buffer._failed > 2)
-    buffer._row, failed = (
-        9,
-        buffer._failed,
-    )  # for a quarter of a minute: it rests as long as it ever does
-    settle(lambda: buffer._failed > failed + 1)
+    aside: Any = tier._behind.aside  # type: ignore[union-attr]
+    settle(lambda: tier.stats().far_errors > 3)
+    aside._fruitless, errors = 9, tier.stats().far_errors  # it rests as long as it ever does
+    settle(lambda: tier.stats().far_errors > errors + 1)
     tier["small"] = 1
     settle(lambda: "small" in far.data)
     far.hook = lambda verb, keys: None

@@ -17,7 +17,7 @@ from proxy import Proxy
 from servers import Server, shared_cluster, shared_server
 
 from gbcache import tracking
-from gbcache.nodes import Job, is_refusal
+from gbcache.nodes import Job
 from gbcache.valkey import Valkey
 from gbcache.wire import BROKEN, Wire, place
 
@@ -173,8 +173,8 @@ def test_a_loss_is_told_again_where_nobody_can_be_warned(monkeypatch: pytest.Mon
 def test_a_busy_server_is_no_refusal() -> None:
     """Somebody's slow script: it will be over."""
     busy = redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL")
-    assert not is_refusal(busy)
-    assert is_refusal(redis.ResponseError("unknown command 'CLIENT'"))
+    assert not tracking._is_refusal(busy)
+    assert tracking._is_refusal(redis.ResponseError("unknown command 'CLIENT'"))
 
 
 # --- copies past the bound ------------------------------------------------------------------------
