@@ -6,6 +6,7 @@ A hook that was registered before gbcache was imported runs within ours: those `
 from __future__ import annotations
 
 import os
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,16 @@ assert c["k"] == 1
     within(code, "after_in_child", "c.set('k', 2)", "live", tmp_path / "a.gbc")
 
 
-@pytest.mark.parametrize("way", ["C", "no memory"])
+by_c = pytest.param(
+    "C",
+    marks=pytest.mark.skipif(
+        bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+        reason="CPython without the GIL lives through no fork of C's",
+    ),
+)
+
+
+@pytest.mark.parametrize("way", [by_c, "no memory"])
 def test_a_fork_that_was_not_made_ready_for(way: str, tmp_path: Path) -> None:
     """A live file is the parent's, however its child came to be; other caches are the child's own."""
     code = """

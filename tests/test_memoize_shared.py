@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sysconfig
 import weakref
 from typing import Any
 
@@ -56,6 +57,10 @@ def test_none_is_kept_by_its_results(later: bool) -> None:
         assert gone() is None
 
 
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    reason="where a thread has ended, CPython 3.13 without the GIL lets no class go",
+)
 def test_classes_come_and_go() -> None:
     """It keeps none, and those that are gone take no room."""
 
