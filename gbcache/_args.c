@@ -64,7 +64,9 @@ bool gb_args_void_slow(PyObject *flights, PyObject *key) {
 void gb_args_void_all(PyObject *flights) {
     PyObject *key, *flight;
     Py_ssize_t at = 0;
-    while (flights && PyDict_Next(flights, &at, &key, &flight))
+    if (!flights) return;
+    GB_ALONE(flights); /* who waited in it for a key's == is not alone with the store any more */
+    while (PyDict_Next(flights, &at, &key, &flight))
         GB_STORE(PyByteArray_AS_STRING(flight)[0], 1);
 }
 

@@ -208,6 +208,7 @@ cdef class SealedImage:
             gb_box_drop(&box)
 
     cdef object _value(self, const gb_snap_record *r):
+        self._ready()  # to let go of a key may let a thread in that closes this
         cdef uint32_t kind = r.head.types >> 2
         return gb_box_finish(&self.door, kind, gb_box_raw(kind, r.value, r.head.value_len))
 
@@ -270,8 +271,7 @@ cdef class SealedImage:
                 return (self._key(&r),)
             if what == 1:
                 return (self._value(&r),)
-            key = self._key(&r)  # may run Python, and a thread that closes this
-            self._ready()
+            key = self._key(&r)
             value = self._value(&r)
             return (key, value) if what == 2 else (key, value, r.times.due / 1000.0 if r.head.timed else None)
         return None

@@ -96,6 +96,11 @@ cdef class PackedImage:
         """Whether the cache is closed (or was never initialised)."""
         return not gb_door_is_open(&self.door)
 
+    @property
+    def _unmapped(self):
+        """Whether nothing is mapped any more: who closes a cache that another is closing comes before that."""
+        return self.map is None
+
     def check(self):
         """Walks the whole image and compares every invariant; AssertionError names the broken one.
 
@@ -302,8 +307,9 @@ cdef class PackedImage:
         cdef gb_door *d = &self.door
         cdef Py_buffer other
         cdef bint collects
-        size, old = int(length), self.map
+        size = int(length)
         gb_door_enter(d)
+        old = self.map  # within: a close takes it away
         collects = PyGC_Disable()
         try:
             if length < d.store.head.length:

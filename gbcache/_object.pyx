@@ -183,10 +183,10 @@ cdef class ObjectStore:
         cdef gb_arena old
         cdef Py_buffer view, larger
         cdef uint64_t count
+        gb_args_void_all(r.flights)  # first: it may let others in
         if not r.open or r.max_entries != entries:
             return None
         PyObject_GetBuffer(fresh, &larger, PyBUF_WRITABLE)
-        gb_args_void_all(r.flights)
         old, view, self.view = r.index.arena, self.view, larger
         count = r.index.table.root.count
         gb_refs_format(r, self.view.buf, self.view.len, now)

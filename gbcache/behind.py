@@ -31,10 +31,10 @@ class Behind:
 
     Writes lie in generations, in the order they came; within one, a later write to a key takes the place of the one
     before. So those of one key keep their order. `put` waits while the buffer is full or its oldest write is older than
-    0.7 `interval`; it raises the far side's error only if that keeps failing too. Nothing is dropped but what the far
-    side refuses for good (a TypeError, say), which is reported and counted; and `word` is told, which is also told when
-    the far side took something. What it has no room for, or refuses, or fails of while it takes others, steps aside,
-    and is tried again beside the rest.
+    0.7 `interval`; it raises the far side's error only if that keeps failing too. Nothing is dropped but what cannot be
+    stored (a TypeError, say), which is reported and counted; and `word` is told, which is also told when the far side
+    took something. What it has no room for, or refuses, or fails of while it takes others, steps aside, and is tried
+    again beside the rest.
     """
 
     def __init__(

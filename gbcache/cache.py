@@ -196,8 +196,8 @@ class Cache(Persistent, Common):
     def close(self) -> None:
         """Gives the image's memory back. Closing twice is allowed; any other use raises ClosedError.
 
-        Waits for long copies under way in other threads. What was recorded before is still delivered. In a fork's
-        hook that was registered before gbcache was imported it is closed once the fork is over.
+        Waits for long copies under way in other threads, but not for another's close. What was recorded before is still
+        delivered. In a fork's hook that was registered before gbcache was imported it is closed once the fork is over.
         """
         if not forks.put_off(self._close_now):
             self._close_now()
@@ -213,7 +213,7 @@ class Cache(Persistent, Common):
             try:
                 super().close()
             finally:
-                if self._file is not None:
+                if self._file is not None and self._unmapped:
                     self._file.release()
                 if was_open and self._hub is not None:
                     self._hub.closing()  # of those who came meanwhile

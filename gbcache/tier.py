@@ -54,8 +54,9 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         Through: a write returns once the far side has it. Behind: it is on its way, and is there within
         `behind_seconds` if the far side keeps up; where it does not, writers wait. What a killed process would
         lose is in ``stats().at_risk``. Writes to one key keep their order. What the far side has no room for (FarError
-        with ENOSPC) keeps nothing else out: it is tried again, and `sync` and `close` name it. What never fits (EFBIG)
-        is dropped, reported to `sys.unraisablehook` and counted.
+        with ENOSPC), refuses (EACCES) or fails of while it takes others keeps nothing else out: it is tried again, for
+        longer than `behind_seconds`, and `sync` and `close` name it. What never fits (EFBIG) is dropped, reported to
+        `sys.unraisablehook` and counted.
     ttl : float or timedelta, optional
         Seconds an entry lives where a write does not say; None: for ever. While the machine is suspended memory's
         clock stands still (a Disk's does not): a copy may outlive its entry by that.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import sys
@@ -189,3 +190,32 @@ def test_a_signal_while_a_close_waits(tmp_path: Path) -> None:
         if told > 3:
             break
     assert told, "no signal came while it waited"
+
+
+def test_a_live_file_is_anothers_only_once_it_is_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who closes a cache that another thread is closing comes before that: the file is still mapped."""
+    sealing, go = threading.Event(), threading.Event()
+
+    class Slow(mmap.mmap):
+        def flush(self, *at: int) -> None:
+            super().flush(*at)
+            if not at:  # the whole of it
+                sealing.set()
+                assert go.wait(20)
+
+    monkeypatch.setattr(mmap, "mmap", Slow)
+    cache = Cache("1MB", path=tmp_path / "a.gbc")
+    monkeypatch.undo()
+    cache["k"] = 1
+    first = threading.Thread(target=cache.close)
+    first.start()
+    assert sealing.wait(20)
+    cache.close()
+    with pytest.raises(BlockingIOError):
+        Cache("1MB", path=tmp_path / "a.gbc")
+    go.set()
+    first.join(20)
+    with Cache("1MB", path=tmp_path / "a.gbc") as after:
+        assert after["k"] == 1 and after.recovery.how == "clean"

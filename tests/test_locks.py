@@ -29,7 +29,10 @@ def ran(code: str, *more: str) -> str:
     """What a process of its own says, which may lack memory."""
     env = {**os.environ, "PYTHONPATH": str(Path(gbcache.__file__).parent.parent)}
     call = [sys.executable, "-c", code, *more]
-    done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=120)
+    for _ in range(5):
+        done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=120)
+        if "Cannot recover from stack overflow" not in done.stderr:  # 3.10 gives up without memory
+            break
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     return done.stdout
 
