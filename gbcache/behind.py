@@ -9,28 +9,29 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from . import ends, pending
+from . import ends, pending, trial
+from .backlog import BATCH, NEVER, Backlog
 from .codec import Codec
 from .errors import ClosedError, FarError
 from .far import Far
 from .housekeeper import join
 from .locks import SHORT, Lock, Monitor, endure
-from .pending import AtRisk, Pending
+from .pending import Pending
 
 __all__ = ["Behind"]
 
-_BATCH = 10_000
-"""Writes given to the far side at once, at most."""
-_FEW = 2
-"""Writes that fail and are alone may do so by their own fault: another is let by, which shows."""
-_NEVER = float("inf")
+_FEW = 4
+"""Writes that failed alone, and nothing else waits: that may be their own fault. Another is let by, which shows."""
+_SLICE, _BRIEF = 0.25, 0.05
+"""Seconds of one attempt at what waits, and at what stands aside, where it is more than one call."""
+_PATIENCE = 8
+"""Attempts of which something was taken and something failed, for who waits until all is there."""
 
 
-class Behind:
+class Behind(Backlog):
     """A buffer in front of a far side, emptied by one thread.
 
-    Writes lie in generations, in the order they came; within one, a later write to a key takes the place of the one
-    before. So those of one key keep their order. `put` waits while the buffer is full or its oldest write is older than
+    `put` waits while the buffer is full or its oldest write is older than
     0.7 `interval`; it raises the far side's error only if that keeps failing too. Nothing is dropped but what cannot be
     stored (a TypeError, say), which is reported and counted; and `word` is told, which is also told when the far side
     took something. What it has no room for, or refuses, or fails of while it takes others, steps aside, and is tried
@@ -40,6 +41,7 @@ class Behind:
     def __init__(
         self, far: Far, codec: Codec | None, max_bytes: int, interval: float, word: Any
     ) -> None:
+        super().__init__()
         self.far, self.codec, self.max_bytes, self.interval = far, codec, max_bytes, interval
         self._word = word  # `refused` and `answered`
         self._ample = max_bytes // 2  # up to so many bytes there is room, and no hurry
@@ -48,20 +50,14 @@ class Behind:
         self.refused = self.errors = 0  # writes refused for good; times the far side failed
         self.error: FarError | None = None
         """Why the last attempt failed, if it did."""
-        self._failed = self._row = 0  # attempts, ever; of them, since the last that did not
-        self._newest: dict[Any, Pending] = {}
-        """The last of the generations: who reads it without the lock finds one or the other, and no row in between."""
-        self._generations = deque([self._newest])
-        self._mark = bytearray(1)
-        """What was put may land in memory while this is not set."""
-        self._since = _NEVER
-        """When the oldest write came."""
-        self._bytes = self._hurried = self._starter = 0  # who waits for it to empty; who starts it
-        self.aside, self._tried = pending.Aside(), False
-        """What has no room, none of it in `_since`; and whether it was tried last."""
+        self._failed = self._stuck = 0  # attempts; of them, without anything taken
+        self._row = 0  # of the failed, since the last that did not
+        self._doubted: set[Any] = set()
+        self._hurried = self._starter = 0  # who waits for it to empty; who starts it
+        self._tried = False  # what is aside, and not what waits, as the last
         self._over = False
         """No write is taken any more. It is empty then, or `close` waits for that."""
-        self._closing, self._change = Lock(), Monitor()
+        self._closing = Lock()
         self._thread: threading.Thread | None = None
         self._begun: threading.Thread | None = None  # the same, from its first turn on
         ends.buffers.add(self)
@@ -113,43 +109,13 @@ class Behind:
         elif self._bytes - self.aside.bytes > self._ample:
             self._change.tell()
 
-    def _add(self, key: Any, write: Pending) -> None:
-        newest = self._newest = self._generations[-1]  # a handler may have cut off who began it
-        aside = self.aside.writes
-        old, total = newest.get(key), self._bytes + write[4]
-        if old is not None or (
-            (aside or len(self._generations) > 1) and self.last(key) is not None
-        ):
-            fresh = bytearray(1)
-            self._mark[0], self._mark = 1, fresh
-        if old is not None:  # its place in the row is the older one's, and so is its age
-            write = (*write[:3], old[3], write[4])
-            total -= old[4]
-        elif len(newest) >= _BATCH:
-            newest = {}
-            self._generations.append(newest)
-            self._newest = newest
-        if self._since == _NEVER:
-            ends.waiting.add(self)
-            self._change.tell()  # the thread waits for a first one
-            self._since = write[3]
-        self._bytes = total
-        newest[key] = write  # last: if that is cut off, a generation without it is as good
-        if aside:
-            self._bytes -= self.aside.pop(key)
-
-    def void(self) -> None:
-        """Nothing that was put so far lands in memory any more, if it has not yet."""
-        with self._change:
-            fresh = bytearray(1)
-            self._mark[0], self._mark = 1, fresh
-
     def _most(self, gone: bool) -> int:
         """Bytes. A removal makes room: what has none (up to so much again) does not keep it out."""
         return self.max_bytes + (min(self.aside.bytes, self.max_bytes) if gone else 0)
 
     def _is_crowded(self, size: int, now: float, gone: bool) -> bool:
-        few = self._row > 1 and sum(map(len, self._generations)) <= _FEW
+        doubted = len(self._doubted) if self._row > 1 else 0
+        few = sum(map(len, self._generations)) <= min(doubted, _FEW)
         return self._bytes + size > self._most(gone) or (now > self._since + self._late and not few)
 
     @property
@@ -168,7 +134,9 @@ class Behind:
     def _wait_for_room(self, size: int, gone: bool) -> None:
         self._hurried += 1
         failed, aside = self._failed, self.aside
-        tried, aside.again = aside.tried, 0.0
+        tried = aside.tried
+        if self._bytes + size > self._most(gone):
+            aside.again = 0.0
         try:
             while self._is_crowded(size, time.monotonic(), gone):
                 if self._over or self._own or self._nested:  # a little too much, rather
@@ -188,37 +156,6 @@ class Behind:
             self._start()
         self._change.tell()
 
-    def last(self, key: Any) -> Pending | None:
-        """The write of the key that is on its way, if one is."""
-        while True:
-            with self._change:
-                generations, newest = (self.aside.writes, *self._generations), self._newest
-            found: Pending | None = None
-            for generation in generations:  # the newest last: there it is before it leaves `aside`
-                found = generation.get(key, found)
-            if found is not None or self._newest is newest:  # else one that began since
-                return found
-
-    def has_any(self, keys: Iterable[Any]) -> bool:
-        """Whether a write of one of them is on its way."""
-        while True:  # as in `last`
-            with self._change:
-                if self._since == _NEVER and not self.aside.writes:
-                    return False
-                generations, newest = (self.aside.writes, *self._generations), self._newest
-            if not all([writes.keys().isdisjoint(keys) for writes in generations]):
-                return True
-            if self._newest is newest:
-                return False
-
-    def at_risk(self) -> AtRisk:
-        with self._change:
-            age = max(0.0, time.monotonic() - min(self._since, self.aside.since()))
-            return AtRisk(self._count(), self._bytes, age)
-
-    def _count(self) -> int:
-        return sum(map(len, self._generations)) + len(self.aside.writes)
-
     def drain(self, keys: Collection[Any] | None = None) -> None:
         """When it returns, all that was put before is with the far side; but what it has no room for is tried only if
         it is of `keys` (None: any). Raises its error if an attempt fails."""
@@ -226,60 +163,42 @@ class Behind:
             self._drain(keys)
 
     def _drain(self, keys: Collection[Any] | None = None) -> None:
-        mark, failed = time.monotonic(), self._failed
+        mark, begun = time.monotonic(), (self._failed, self._stuck)
         if (self._own or self._nested) and (self._since <= mark or self.aside.writes):
             raise FarError(pending.ITSELF if self._own else pending.MIDST)
         self._hurried += 1
         try:
-            while self._since <= mark:
-                self._wait_on(failed)
+            self._drain_until(mark, begun)
             attempt = self.aside.begun + 1  # it begins when all else is there
-            while (left := self.aside.of(keys)) and self.aside.tried < attempt:
-                self.aside.again = 0.0
-                self._wait_on(failed)
+            if waits := bool(left := self.aside.of(keys)):
+                while (left := self.aside.of(keys)) and self.aside.tried < attempt:
+                    self.aside.again = 0.0
+                    self._wait_on(begun)
+            if waits and not left:  # later ones may have taken their place
+                self._drain_until(time.monotonic(), begun)
+                left = self.aside.of(keys)
         finally:
             self._hurried -= 1
         if left:
             raise self.aside.told(left) from self.aside.error
 
-    def _wait_on(self, failed: int) -> None:
-        if self._failed > failed and self.error is not None:
+    def _drain_until(self, mark: float, begun: tuple[int, int]) -> None:
+        while self._since <= mark:
+            self._wait_on(begun)
+
+    def _wait_on(self, begun: tuple[int, int]) -> None:
+        failed = self._stuck > begun[1] or self._failed > begun[0] + _PATIENCE
+        if failed and self.error is not None:
             pending.again(self.error, f"{self._count():,} writes wait for the far side")
         self._wake()
         self._change.wait(0.1)
-
-    def remove_aside(self, keys: Iterable[Any]) -> set[Any]:
-        """Of those that have no room at the far side a removal takes the place; which were there."""
-        gone = set()
-        with self._change:
-            for key in keys if self.aside.writes else ():
-                write = self.aside.writes.get(key)
-                if write is not None and write[0] is not pending.REMOVED:
-                    self._add(key, pending.frozen(None, key, pending.REMOVED, None))
-                    if write[2] is None or write[2] > time.monotonic():
-                        gone.add(key)
-        return gone
-
-    def forget_aside(self, writes: dict[Any, Pending]) -> None:
-        """These are no longer to be written: all was removed at the far side since."""
-        with self._change:
-            self.aside.forget(writes)
-            self._weigh()
-
-    def _weigh(self) -> None:
-        """Anew: a handler may put something between two steps of a put."""
-        self._bytes = sum(map(pending.size_of, self._generations)) + self.aside.bytes
-        first = next(filter(None, self._generations), None)
-        self._since = next(iter(first.values()))[3] if first else _NEVER
-        if not first and not self.aside.writes:
-            ends.waiting.discard(self)
 
     def close(self) -> None:
         """Writes all, and ends the thread. FarError if that fails: nothing is lost yet, close again."""
         if self._own:  # who is closing it already waits for this thread
             raise FarError(pending.ITSELF)
         with self._closing:
-            if self._over and self._since == _NEVER and not self.aside.writes:
+            if self._over and self._since == NEVER and not self.aside.writes:
                 return
             self.drain()  # most of it, while others may write
             with self._change:
@@ -313,7 +232,7 @@ class Behind:
             with self._change:  # it has its first turn behind it, or is to write nothing
                 if self._thread is thread is not self._begun:
                     self._thread = None
-            if self._since != _NEVER and not isinstance(error, RuntimeError):
+            if self._since != NEVER and not isinstance(error, RuntimeError):
                 self._start()  # for what others put meanwhile
             raise
         finally:
@@ -325,7 +244,7 @@ class Behind:
             if not self._own:
                 return None  # `start` failed, and yet this runs
             self._begun = self._thread
-            waiting = self._since != _NEVER
+            waiting = self._since != NEVER
             batch = None if self._tried and waiting else self.aside.begin()
             # By turns: what is aside may fail for another reason, and for long.
             self._tried = batch is not None
@@ -344,7 +263,7 @@ class Behind:
                     return True
                 while len(self._generations) > 1 and not self._generations[0]:
                     self._generations.popleft()
-                beside = self._row > 1 and len(self._generations[0]) < _BATCH
+                beside = self._row > 1 and len(self._generations[0]) < BATCH
                 if len(self._generations) <= 1 + beside:
                     newest: dict[Any, Pending] = {}
                     self._generations.append(newest)  # nobody adds to what is being written
@@ -353,67 +272,91 @@ class Behind:
                     pending.merge(self._generations)  # may be one's fault: has others beside it
                     self._weigh()
                 generation = self._generations[0]
+        if batch is None:
+            self._write(generation)
+            return True
         try:
-            error = self._write(generation) if batch is None else self._write(batch, True)
+            short = self._try_again(batch)
         finally:
-            if batch is not None:
-                self.aside.sparing.release()
-        if error is not None:
-            self._rest(error)
+            self.aside.sparing.release()
+        if short:
+            self._rest(pending.SHORT)
         return True
 
-    def _write(self, batch: dict[Any, Pending], again: bool = False) -> FarError | None:
-        """Why it failed, and all is as it was."""
-        failed = False
+    def _write(self, batch: dict[Any, Pending]) -> None:
+        """The first of the generations."""
         try:
-            left = self._send(batch, self.aside.failed if again else self._row > 1)
-            if again and len(left) == len(batch) > 1:  # the smallest has none; another each time
-                left = dict(batch)
-                first = next(iter(left))
-                left.update(self._send({first: left.pop(first)}))
-        except MemoryError:
-            return pending.SHORT
-        except FarError as error:
-            if not again:
-                return error
-            self.aside.error, left, failed = error, dict(batch), True
-            self.errors += 1
+            given = self._send(batch, self._doubted, self._row > 0, _SLICE)
+        except MemoryError:  # all is as it was
+            self._rest(pending.SHORT)
+            return
         self.void()  # from here on others may be over it there, and nothing here tells
         with self._change:
-            if again:
-                self.aside.end(batch, left, failed)
+            if given.left or self.aside.writes:
+                self.aside.join(batch, given.left, list(self._generations)[1:])
+            self._doubted = given.doubted
+            if given.rest:
+                self._generations[0] = given.rest
             else:
-                self.error, self._row = None, 0
-                if left or self.aside.writes:
-                    self.aside.join(batch, left, list(self._generations)[1:])
                 self._generations.popleft()
+                self.error, self._row = None, 0
             self._weigh()
             self._change.tell()
-        if len(left) < len(batch):
+        if given.taken:
             self._word.answered()
-        return None
+        if given.rest and given.error is not None:
+            self._rest(given.error, given.taken)
 
-    def _rest(self, error: FarError) -> None:
-        """It failed: tells who waits, and gives the far side a while."""
+    def _try_again(self, batch: dict[Any, Pending]) -> bool:
+        """What stands aside. Whether memory was short, and all is as it was."""
+        began = time.monotonic()
+        try:
+            aside, seconds = self.aside, 1.0 if self._hurried else _BRIEF
+            given = self._send(batch, aside.doubted, aside.failed, seconds)
+            left = given.left
+            if len(left) == len(batch) > 1:  # the smallest has no room; another each time
+                left, first = dict(batch), next(iter(batch))
+                one = self._send({first: left.pop(first)}, aside.doubted, True, 0.0)
+                left.update({**one.rest, **one.left})
+        except MemoryError:
+            return True
+        self.void()
+        with self._change:
+            if given.rest and given.error is not None:
+                aside.error = given.error
+                self.errors += 1
+            aside.doubted = given.doubted
+            aside.end(batch, given.rest, left, time.monotonic() - began)
+            self._weigh()
+            self._change.tell()
+        if len(given.rest) + len(left) < len(batch):
+            self._word.answered()
+        return False
+
+    def _rest(self, error: FarError, taken: bool = False) -> None:
+        """It failed: tells who waits, and gives the far side a while, unless it took something."""
         with self._change:
             self.error = error
             self._failed += 1
+            self._stuck += not taken
             self.errors += error is not pending.SHORT
             self._row += 1
             self._change.tell()
-            until = time.monotonic() + min(pending.FIRST * 2 ** min(self._row, 10), pending.LONGEST)
+            pause = 0.0 if taken else min(pending.FIRST * 2 ** min(self._row, 10), pending.LONGEST)
+            until = time.monotonic() + pause
             while not self._over and (rest := until - time.monotonic()) > 0:
                 self._change.wait(rest)
 
-    def _send(self, batch: dict[Any, Pending], apart: bool = False) -> dict[Any, Pending]:
-        """Those that the far side does not take, as yet."""
-        left, why, never = pending.give(self.far, self.codec, batch, apart)
-        if why is not None:
-            self.aside.error = why
+    def _send(
+        self, batch: dict[Any, Pending], doubted: set[Any], apart: bool, seconds: float
+    ) -> trial.Given:
+        given = trial.give(self.far, self.codec, batch, doubted, apart, seconds)
+        if given.why is not None:
+            self.aside.error = given.why
             self.errors += 1
-        for key, error in never.items():
+        for key, error in given.never.items():
             self._refuse(key, error)
-        return left
+        return given
 
     def _refuse(self, key: Any, error: BaseException) -> None:
         self.refused += 1
@@ -426,7 +369,8 @@ class Behind:
         self._change = Monitor()
         self._newest, self.aside, self._thread = {}, pending.Aside(), None
         self._generations, self._bytes, self._hurried = deque([self._newest]), 0, 0
-        self._since, self._over = _NEVER, False  # who was closing it is not here
+        self._since, self._over = NEVER, False  # who was closing it is not here
+        self._row, self._doubted = 0, set()
 
 
 def _run(ref: weakref.ref[Behind]) -> None:

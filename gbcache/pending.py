@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import random
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from sys import getsizeof
 from typing import Any, NamedTuple, NoReturn
 
 from .codec import Codec, base_key, encode_key
-from .errors import ClosedError, FarError, ImageError
-from .far import Far
+from .errors import FarError
 from .locks import Lock
 
 __all__ = [
@@ -30,7 +28,6 @@ __all__ = [
     "are_plain",
     "check",
     "frozen",
-    "give",
     "merge",
     "plain",
     "size_of",
@@ -44,11 +41,11 @@ _EACH = 250
 _PLAIN_KEYS = frozenset({str, bytes})
 _KEYS = frozenset({str, bytes, int, float, bool, type(None)})
 _NAMED = 3
-_DOUBTED = 8
-"""Writes that may fail in a row, each alone, while the far side seems to answer."""
 FIRST, LONGEST = 0.02, 1.0
 """Seconds between two attempts while the far side fails: doubling, from and to."""
 _IDLE = 1.0
+_OTHERS = 9
+"""Of the time that an attempt at what stands aside takes, so much goes to others before the next."""
 SHORT = FarError("memory is short")
 """Made beforehand."""
 ITSELF = "the write-behind thread cannot wait for itself"
@@ -152,10 +149,11 @@ def value_of(codec: Codec | None, write: Pending) -> Any:
 
 
 def merge(generations: deque[dict[Any, Pending]]) -> None:
-    """The first two are one, in their order."""
-    first, second = generations[0], generations[1]
-    merged = {key: write for key, write in first.items() if key not in second}
-    merged.update(second)
+    """The first two are one. As within one: a later write of a key takes the place of the one before, and its age."""
+    merged = dict(generations[0])
+    for key, write in generations[1].items():
+        old = merged.get(key)
+        merged[key] = write if old is None else (*write[:3], old[3], write[4])
     generations[1] = merged
     generations.popleft()
 
@@ -176,124 +174,6 @@ def tell(error: BaseException, about: type) -> None:
         pass
 
 
-def _of_one(error: FarError) -> int:
-    """Its errno, where that is about what the call brought: no room for now (ENOSPC), or ever (EFBIG), or it is not
-    allowed (EACCES), each of it alone or all. Else 0: what the system says so of is a file."""
-    cause = error.__cause__
-    told = (getattr(cause, "errno", None), getattr(cause, "code", None))
-    if error.errno == errno.ENOSPC or (
-        error.errno in (errno.EFBIG, errno.EACCES) and error.errno not in told
-    ):
-        return error.errno
-    return 0
-
-
-class Given(NamedTuple):
-    """What became of a batch, beside what is stored."""
-
-    left: dict[Any, Pending]
-    """These are not taken, for now: there is no room, or they are refused, or fail where others do not."""
-    why: FarError | None
-    """What the far side said of one."""
-    never: dict[Any, BaseException]
-    """These cannot be stored, each alone."""
-
-
-def give(far: Far, codec: Codec | None, batch: dict[Any, Pending], apart: bool = False) -> Given:
-    """Has the far side do these. Removals go first: they make room. `apart`: it failed before, maybe by one's fault"""
-    trial = _Trial(apart)
-    values = trial.values(codec, batch)  # takes time
-    now = time.monotonic()
-    items: list[Any] = []
-    gone: list[Any] = []
-    for key, value in values.items():
-        until = batch[key][2]
-        if value is REMOVED or (until is not None and until <= now):
-            gone.append(key)
-        else:
-            items.append((key, value, None if until is None else until - now))
-    try:
-        keys = trial.do(far.delete_many, gone, [0] * len(gone), lambda key: key)
-        sizes = [batch[key][4] for key, _, _ in items]
-        keys += trial.do(far.put_many, items, sizes, lambda item: item[0])
-    except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
-        raise FarError(str(error)) from error
-    return Given({key: batch[key] for key in keys}, trial.why, trial.never)
-
-
-class _Trial:
-    """Calls of the far side with as many as go together: what it does not take keeps nothing else out."""
-
-    def __init__(self, apart: bool) -> None:
-        self._apart, self._answers = apart, False
-        self.why: FarError | None = None
-        self.never: dict[Any, BaseException] = {}
-
-    def values(self, codec: Codec | None, batch: dict[Any, Pending]) -> dict[Any, Any]:
-        values: dict[Any, Any] = {}
-        for key, write in batch.items():
-            try:
-                values[key] = value_of(codec, write) if write[1] else write[0]
-            except MemoryError:
-                raise
-            except BaseException as error:
-                self.never[key] = error
-        return values
-
-    def do(
-        self,
-        call: Callable[[list[Any]], Any],
-        items: list[Any],
-        sizes: list[int],
-        key_of: Callable[[Any], Any],
-    ) -> list[Any]:
-        """All of them; without room for that the smallest first, until one alone finds none. The keys of those left.
-
-        Where the whole failed before, for what may be one of them: each is tried alone, the first by chance, then ever
-        more together; that the far side takes one shows that it is another's fault that it fails.
-        """
-        left: list[Any] = []
-        doubted: list[Any] = []
-        step, row = len(items), 0
-        if self._apart:
-            random.shuffle(items)
-            step = min(1, step)
-        while items:
-            try:
-                call(items[:step])
-            except FarError as error:
-                kind = _of_one(error)
-                if not kind and not (self._answers and row < _DOUBTED):
-                    raise
-                if step > 1:
-                    if kind == errno.ENOSPC and step == len(sizes):
-                        items = [items[at] for at in sorted(range(step), key=sizes.__getitem__)]
-                    step = 1
-                    continue
-                row += 1
-                self.why = error
-                if kind == errno.ENOSPC and not (self._apart and row <= _DOUBTED):
-                    return left + doubted + [key_of(item) for item in items]
-                key = key_of(items.pop(0))
-                if kind == errno.EFBIG:
-                    self.never[key], self.why, row = error, None, 0
-                else:
-                    (left if kind else doubted).append(key)
-            except (ClosedError, ImageError, MemoryError):
-                raise
-            except BaseException as error:  # SystemExit too: nobody else writes what is here
-                if step == 1:
-                    self.never[key_of(items.pop(0))] = error
-                step = 1
-            else:
-                self._answers, row = self._apart, 0
-                left += doubted
-                doubted.clear()
-                del items[:step]
-                step = min(step * 2, len(items))
-        return left + doubted
-
-
 class Aside:
     """Writes that the far side did not take while it took others, mostly for want of room. They are older than all
     others that wait, and are tried again beside them. Under the lock of the buffer whose they are."""
@@ -307,7 +187,8 @@ class Aside:
         """When they are tried again."""
         self.begun = self.tried = 0
         """Attempts; the last that came to its end."""
-        self.failed = False  # the last, for another reason
+        self.failed = False  # some of the last, for another reason
+        self.doubted: set[Any] = set()
         self._fruitless = 0  # of them, in a row
         self.sparing = Lock()
         """Held throughout an attempt, and while the far side is emptied."""
@@ -345,12 +226,20 @@ class Aside:
         self.begun, self.again = begun, again  # if it fails for another reason
         return batch
 
-    def end(self, batch: dict[Any, Pending], left: dict[Any, Pending], failed: bool) -> None:
-        self.failed = failed
-        self._fruitless = 0 if len(left) < len(batch) else self._fruitless + 1
+    def end(
+        self,
+        batch: dict[Any, Pending],
+        rest: dict[Any, Pending],
+        left: dict[Any, Pending],
+        took: float,
+    ) -> None:
+        """In so many seconds; the rest is tried first the next time, and after a while in which others are."""
+        still = {**rest, **left}
+        self.failed = bool(rest)
+        self._fruitless = 0 if len(still) < len(batch) else self._fruitless + 1
         pause = min(FIRST * 2**self._fruitless, LONGEST) if self._fruitless else 0.0
-        self.again, self.tried = time.monotonic() + pause, self.begun
-        self.keep({key: write for key, write in left.items() if self.writes.get(key) is write})
+        self.again, self.tried = time.monotonic() + max(pause, took * _OTHERS), self.begun
+        self.keep({key: write for key, write in still.items() if self.writes.get(key) is write})
 
     def join(
         self,

@@ -314,7 +314,7 @@ def test_a_generation_whose_beginning_was_cut_off(monkeypatch: pytest.MonkeyPatc
     class Interrupt(BaseException):
         pass
 
-    monkeypatch.setattr("gbcache.behind._BATCH", 3)
+    monkeypatch.setattr("gbcache.backlog.BATCH", 3)
     tier = Tiered(Cache("1MB"), Full(), write="behind", behind_seconds=0.5)
     row = row_of(tier)
 

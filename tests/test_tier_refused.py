@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -152,7 +154,7 @@ def test_a_far_side_that_breaks_in_the_midst_of_them() -> None:
 
     far.hook = hook
     settle(lambda: len(puts) > 4)
-    assert len(buffer.aside.writes) <= 8 and tier.stats().at_risk.entries >= 49
+    assert len(buffer.aside.writes) <= 9 and tier.stats().at_risk.entries >= 49
     far.hook = lambda verb, keys: None
     far.failing = False
     tier.close()
@@ -183,6 +185,109 @@ def test_one_of_those_aside_that_fails_keeps_no_other_there() -> None:
     assert tier.stats().at_risk.entries == 1
     bad.clear()
     tier.close()
+
+
+def test_what_takes_the_place_of_one_that_fails_is_as_old() -> None:
+    """Else who waits until all is there would go on as if it were."""
+    far = Full()
+    tier = behind(far)
+    far.failing = True
+    tier["a"] = 1
+    buffer: Any = tier._behind
+    settle(lambda: buffer._failed > 1)
+    began = time.monotonic()
+    tier["a"] = 2  # let by, and no other is
+    failed = buffer._failed
+    settle(lambda: buffer._failed > failed + 1)
+    assert tier.stats().at_risk.entries == 1
+    assert tier.stats().at_risk.seconds > time.monotonic() - began
+    far.failing = False
+    tier.close()
+    assert far.data["a"][0] == 2
+
+
+def test_the_end_writes_all_that_is_taken() -> None:
+    """It does not give up at the first failure, which may be one write's."""
+    far = Full()
+    tier = Tiered(Cache("4MB"), far, write="behind", behind_seconds=30)
+    refusing(far, {("bad", i) for i in range(5)}, *BROKEN)
+    tier.set_many(dict.fromkeys(range(1000), "y"))
+    tier.set_many({("bad", i): "y" for i in range(5)})
+    with pytest.raises(FarError, match="5 writes are not taken"):
+        tier.close()
+    assert len(far.data) == 1000
+    far.hook = lambda verb, keys: None
+    tier.close()
+
+
+def test_the_time_an_entry_has_left_is_that_of_the_call() -> None:
+    """Others may take long to fail before it."""
+    far, bad = Full(), {("bad", i) for i in range(4)}
+    tier = Tiered(Cache("4MB"), far, write="behind", behind_seconds=30)
+
+    def hook(verb: str, keys: list[Any]) -> None:
+        if verb == "put" and not bad.isdisjoint(keys):
+            time.sleep(0.05)
+            raise FarError(*BROKEN)
+
+    far.hook = hook
+    tier.set_many(dict.fromkeys(bad, "y"))
+    began = time.monotonic()
+    for i in range(10):
+        tier.set(i, "y", ttl=0.15)
+    tier["last"] = 1
+    with pytest.raises(FarError):
+        tier.sync()
+    ends = [until for _, until in far.data.values() if until is not None]
+    assert all(until < began + 0.15 + 0.05 for until in ends)  # what is over is not put at all
+    bad.clear()
+    tier.close()
+
+
+def test_what_fails_at_random() -> None:
+    """What is not refused is there after a `sync`, and reads give the last write; in the end all is there."""
+    for seed in range(3):
+        dice, model, bad = random.Random(seed), dict[Any, Any](), dict[Any, tuple[Any, ...]]()
+        far, down = Full(), [False]
+
+        def hook(verb: str, keys: list[Any], bad: Any = bad, down: Any = down) -> None:
+            told = [bad[key] for key in keys if key in bad] or [BROKEN] * down[0]
+            if verb in ("put", "delete") and told:
+                raise FarError(*told[0])
+
+        far.hook = hook
+        tier = behind(far, behind_bytes="1MB")
+        for step in range(600):
+            key, deed = dice.randrange(30), dice.random()
+            with suppress(FarError):
+                if deed < 0.6:
+                    tier[key] = step
+                    model[key] = step
+                elif deed < 0.7:
+                    tier.discard(key)
+                    model.pop(key, None)
+                elif deed < 0.75:
+                    bad[key] = dice.choice([BROKEN, DENIED])
+                elif deed < 0.85:
+                    bad.pop(dice.choice(list(bad) or [0]), None)
+                elif deed < 0.87:
+                    down[0] = not down[0] and dice.random() < 0.3
+                elif deed < 0.9:
+                    time.sleep(0.002)
+                else:
+                    tier.near.clear()
+                    assert tier.get(key) == model.get(key), (seed, step)
+        down[0] = False
+        with suppress(FarError):
+            tier.sync()
+        here = {key: value for key, (value, _) in far.data.items()}
+        assert all(here.get(key) == model.get(key) or key in bad for key in range(30)), seed
+        bad.clear()
+        for _ in range(2):  # an attempt that was under way
+            with suppress(FarError):
+                tier.sync()
+        tier.close()
+        assert {key: value for key, (value, _) in far.data.items()} == model, seed
 
 
 # --- a server -------------------------------------------------------------------------------------

@@ -1,0 +1,185 @@
+"""How writes are given to a far side: together; where that fails apart, so that none keeps another out."""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import Any, NamedTuple
+
+from .codec import Codec
+from .errors import ClosedError, FarError, ImageError
+from .far import Far
+from .pending import REMOVED, Pending, value_of
+
+__all__ = ["Given", "give"]
+
+_IN_A_ROW = 8
+"""Writes that fail one after the other, each alone, before it is taken for the far side's fault."""
+_Item = tuple[Any, Any, "float | None"]
+"""Key, value (or REMOVED), deadline."""
+
+
+class Given(NamedTuple):
+    """What became of a batch, beside what is stored."""
+
+    rest: dict[Any, Pending]
+    """These were not tried, or failed as all others did; in the order in which they are to be tried."""
+    left: dict[Any, Pending]
+    """These are not taken, for now: there is no room, or they are refused, or fail where others do not."""
+    never: dict[Any, BaseException]
+    """These cannot be stored, each alone."""
+    why: FarError | None
+    """What the far side said of one that is left."""
+    error: FarError | None
+    """How the far side failed last, if it did."""
+    doubted: set[Any]
+    """Those of the rest that failed alone. While nothing is taken that may be the far side's fault: they go on holding
+    writers up. As it takes others they stand aside."""
+    taken: bool
+    """Whether any is stored."""
+
+
+def give(
+    far: Far,
+    codec: Codec | None,
+    batch: dict[Any, Pending],
+    doubted: set[Any],
+    apart: bool,
+    seconds: float,
+) -> Given:
+    """Has the far side do these: one call at least, and more for so long. `apart`: together they failed before;
+    `doubted`: alone, so these come last."""
+    trial = _Trial(far, batch, doubted)
+    items = trial.begin(codec)
+    todo = trial.run(items, 1 if apart else len(items), time.monotonic() + seconds)
+    left, of = dict.fromkeys(trial.left), batch.__getitem__
+    rest = [key for key in (*(item[0] for item in todo), *trial.failed) if key not in left]
+    return Given(
+        {key: of(key) for key in rest},
+        {key: of(key) for key in left},
+        trial.never,
+        trial.why,
+        trial.error,
+        (doubted | set(trial.failed)).intersection(rest),
+        trial.taken,
+    )
+
+
+def _of_one(error: FarError) -> int:
+    """Its errno, where that is about what the call brought: no room for now (ENOSPC), or ever (EFBIG), or it is not
+    allowed (EACCES), each of it alone or all. Else 0: what the system says so of is a file."""
+    cause = error.__cause__
+    told = (getattr(cause, "errno", None), getattr(cause, "code", None))
+    code = error.errno or 0
+    if code == errno.ENOSPC or (code in (errno.EFBIG, errno.EACCES) and code not in told):
+        return code
+    return 0
+
+
+class _Trial:
+    """One `give`."""
+
+    def __init__(self, far: Far, batch: dict[Any, Pending], doubted: set[Any]) -> None:
+        self._far, self._batch, self._doubted = far, batch, doubted
+        self.left: list[Any] = []
+        self.failed: list[Any] = []
+        """Alone, since the last that was taken."""
+        self.never: dict[Any, BaseException] = {}
+        self.why: FarError | None = None
+        self.error: FarError | None = None
+        self.taken = False
+
+    def begin(self, codec: Codec | None) -> list[_Item]:
+        """In the order in which they are tried: those that failed alone last, removals first, which make room."""
+        items: list[_Item] = []
+        for key, write in self._batch.items():
+            try:
+                items.append((key, value_of(codec, write) if write[1] else write[0], write[2]))
+            except MemoryError:
+                raise
+            except BaseException as error:
+                self.never[key] = error
+        items.sort(key=lambda item: (item[0] in self._doubted, item[1] is not REMOVED))
+        return items
+
+    def run(self, items: list[_Item], step: int, end: float) -> list[_Item]:
+        """As many as go together; after a failure one alone, then ever more. Those that were not tried."""
+        at = row = 0
+        sized = begun = False
+        while at < len(items) and not (begun and time.monotonic() > end):
+            some, begun = items[at : at + step], True
+            try:
+                self._call(some)
+            except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
+                self.error = FarError(str(error))
+                break
+            except FarError as error:
+                kind = _of_one(error)
+                if len(some) == 1:
+                    at, row = at + 1, row + 1
+                    self._fails(some[0][0], kind, error)
+                step = 1
+                if kind == errno.ENOSPC:
+                    items = items[at:]
+                    if sized and len(some) == 1:  # smaller ones have been tried
+                        self.left += [item[0] for item in items]
+                        return []
+                    items.sort(key=self._size_of)
+                    at, sized = 0, True
+                elif not kind:
+                    self.error = error
+                    if row > _IN_A_ROW:
+                        break
+            except MemoryError:
+                raise
+            except BaseException as error:  # SystemExit too: nobody else writes what is here
+                if len(some) == 1:
+                    self.never[some[0][0]] = error
+                    at += 1
+                step = 1
+            else:
+                self.taken = True
+                at, row = at + len(some), 0
+                step = min(step * 2, len(items))
+                self._sets_aside()
+        if (
+            self.taken
+        ):  # the last few, too: as many may go wrongly where it stopped answering just now
+            self._sets_aside()
+        return items[at:]
+
+    def _call(self, items: list[_Item]) -> None:
+        now = time.monotonic()
+        over = [
+            value is REMOVED or (until is not None and until <= now) for _, value, until in items
+        ]
+        gone = [item[0] for item, is_over in zip(items, over, strict=True) if is_over]
+        if gone:
+            self._far.delete_many(gone)
+        if len(gone) < len(items):
+            self._far.put_many(
+                [
+                    (key, value, None if until is None else until - now)
+                    for (key, value, until), is_over in zip(items, over, strict=True)
+                    if not is_over
+                ]
+            )
+
+    def _size_of(self, item: _Item) -> int:
+        return 0 if item[1] is REMOVED else self._batch[item[0]][4]
+
+    def _fails(self, key: Any, kind: int, error: FarError) -> None:
+        if kind == errno.EFBIG:
+            self.never[key] = error
+        elif kind:
+            self.left.append(key)
+            self.why = error
+        else:
+            self.failed.append(key)
+
+    def _sets_aside(self) -> None:
+        """It takes others, so it is their fault."""
+        if self.failed:
+            self.left += self.failed
+            self.why = self.error
+            self.failed = []
