@@ -92,14 +92,17 @@ class _Trial:
     def begin(self, codec: Codec | None) -> list[_Item]:
         """In the order in which they are tried: those that failed alone last, removals first, which make room."""
         items: list[_Item] = []
+        removes = False
         for key, write in self._batch.items():
             try:
                 items.append((key, value_of(codec, write) if write[1] else write[0], write[2]))
+                removes = removes or write[0] is REMOVED
             except MemoryError:
                 raise
             except BaseException as error:
                 self.never[key] = error
-        items.sort(key=lambda item: (item[0] in self._doubted, item[1] is not REMOVED))
+        if removes or self._doubted:
+            items.sort(key=lambda item: (item[0] in self._doubted, item[1] is not REMOVED))
         return items
 
     def run(self, items: list[_Item], step: int, end: float) -> list[_Item]:
@@ -144,26 +147,24 @@ class _Trial:
                 self._sets_aside()
         if (
             self.taken
-        ):  # the last few, too: as many may go wrongly where it stopped answering just now
+        ):  # the last few, too: where it stopped answering just now they go wrongly, and come again
             self._sets_aside()
         return items[at:]
 
     def _call(self, items: list[_Item]) -> None:
+        """What is over by now goes, too."""
+        gone: list[Any] = []
+        puts: list[_Item] = []
         now = time.monotonic()
-        over = [
-            value is REMOVED or (until is not None and until <= now) for _, value, until in items
-        ]
-        gone = [item[0] for item, is_over in zip(items, over, strict=True) if is_over]
+        for key, value, until in items:
+            if value is REMOVED or (until is not None and until <= now):
+                gone.append(key)
+            else:
+                puts.append((key, value, None if until is None else until - now))
         if gone:
             self._far.delete_many(gone)
-        if len(gone) < len(items):
-            self._far.put_many(
-                [
-                    (key, value, None if until is None else until - now)
-                    for (key, value, until), is_over in zip(items, over, strict=True)
-                    if not is_over
-                ]
-            )
+        if puts:
+            self._far.put_many(puts)
 
     def _size_of(self, item: _Item) -> int:
         return 0 if item[1] is REMOVED else self._batch[item[0]][4]
