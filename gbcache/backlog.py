@@ -119,6 +119,6 @@ class Backlog:
         """Anew: a handler may put something between two steps of a put."""
         self._bytes = sum(map(pending.size_of, self._generations)) + self.aside.bytes
         first = next(filter(None, self._generations), None)
-        self._since = min([write[3] for write in first.values()]) if first else NEVER
+        self._since = next(iter(first.values()))[3] if first else NEVER
         if not first and not self.aside.writes:
             ends.waiting.discard(self)

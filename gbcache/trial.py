@@ -23,7 +23,7 @@ class Given(NamedTuple):
     """What became of a batch, beside what is stored."""
 
     rest: dict[Any, Pending]
-    """These were not tried, or failed as all others did; in the order in which they are to be tried."""
+    """These were not tried, or failed as all others did; in the order in which they came."""
     left: dict[Any, Pending]
     """These are not taken, for now: there is no room, or they are refused, or fail where others do not."""
     never: dict[Any, BaseException]
@@ -52,15 +52,14 @@ def give(
     trial = _Trial(far, batch, doubted)
     items = trial.begin(codec)
     todo = trial.run(items, 1 if apart else len(items), time.monotonic() + seconds)
-    left, of = dict.fromkeys(trial.left), batch.__getitem__
-    rest = [key for key in (*(item[0] for item in todo), *trial.failed) if key not in left]
+    rest = {item[0] for item in todo}.union(trial.failed).difference(trial.left)
     return Given(
-        {key: of(key) for key in rest},
-        {key: of(key) for key in left},
+        {key: write for key, write in batch.items() if key in rest} if rest else {},
+        {key: batch[key] for key in trial.left},
         trial.never,
         trial.why,
         trial.error,
-        (doubted | set(trial.failed)).intersection(rest),
+        rest.intersection(doubted.union(trial.failed)),
         trial.taken,
     )
 
@@ -88,20 +87,27 @@ class _Trial:
         self.why: FarError | None = None
         self.error: FarError | None = None
         self.taken = False
+        self._plain = False  # nothing is removed, or ever over
 
     def begin(self, codec: Codec | None) -> list[_Item]:
         """In the order in which they are tried: those that failed alone last, removals first, which make room."""
         items: list[_Item] = []
-        removes = False
+        plain = True
         for key, write in self._batch.items():
-            try:
-                items.append((key, value_of(codec, write) if write[1] else write[0], write[2]))
-                removes = removes or write[0] is REMOVED
-            except MemoryError:
-                raise
-            except BaseException as error:
-                self.never[key] = error
-        if removes or self._doubted:
+            value, until = write[0], write[2]
+            if write[1]:
+                try:
+                    value = value_of(codec, write)
+                except MemoryError:
+                    raise
+                except BaseException as error:
+                    self.never[key] = error
+                    continue
+            if until is not None or value is REMOVED:
+                plain = False
+            items.append((key, value, until))
+        self._plain = plain
+        if self._doubted or not plain:
             items.sort(key=lambda item: (item[0] in self._doubted, item[1] is not REMOVED))
         return items
 
@@ -153,6 +159,9 @@ class _Trial:
 
     def _call(self, items: list[_Item]) -> None:
         """What is over by now goes, too."""
+        if self._plain:
+            self._far.put_many(items)
+            return
         gone: list[Any] = []
         puts: list[_Item] = []
         now = time.monotonic()
