@@ -243,6 +243,26 @@ to a loop of fdatasync (#/s)
     far: always, one writer, to a loop of fdatasync @loop_per_s
 beside a `set` of # ns
     events: set throughput, recorded, to none listening @none_ns
+back to the last save | back to the last save | gone | no | - | # us
+    persist: set on a live file to set in memory, new keys @ns * 0.001
+if it was not opened since | gone | no | - | # us
+    persist: set on a live file to set in memory, new keys @ns * 0.001
+**still there** | no | # us | one fdatasync (# ms here), shared by threads; `interval`: # us
+    tier: zipf(0.9), 10x more data than memory: hit ratio of memory > a far read, median
+    far: always, one writer, to a loop of fdatasync @loop_us * 0.001
+    far: interval, one writer @us
+that, and the interval | **still there** | no | # us | # us
+    tier: zipf(0.9), 10x more data than memory: hit ratio of memory > a far read, median
+    tier: write-behind over a Disk, set @us
+told, in # ms (median), # ms at worst | # us (loopback) | # us (loopback)
+    valkey: a change to another process's changed(), median * 0.001
+    valkey: the same, p99 @max * 0.001
+    valkey: get_many of 1 to MULTI GET PTTL EXEC @us
+    valkey: put_many of 1 to SET PX @us
+an index of # kB at its first call
+    memo: bytes an instance with a memoized method * 0.001
+A miss of `memoize` costs # us more than one of `lru_cache`
+    memo: miss, one flight per key / functools @more_us
 """
 
 
