@@ -31,11 +31,10 @@ _PATIENCE = 8
 class Behind(Backlog):
     """A buffer in front of a far side, emptied by one thread.
 
-    `put` waits while the buffer is full or its oldest write is older than
-    0.7 `interval`; it raises the far side's error only if that keeps failing too. Nothing is dropped but what cannot be
-    stored (a TypeError, say), which is reported and counted; and `word` is told, which is also told when the far side
-    took something. What it has no room for, or refuses, or fails of while it takes others, steps aside, and is tried
-    again beside the rest.
+    `put` waits while the buffer is full or its oldest write is older than 0.7 `interval`; it raises the far side's
+    error only if that keeps failing too. Nothing is dropped but what cannot be stored (a TypeError, say), which is
+    reported and counted; and `word` is told, which is also told when the far side took something. What it has no room
+    for, or refuses, or fails of while it takes others, steps aside, and is tried again beside the rest.
     """
 
     def __init__(
@@ -157,8 +156,8 @@ class Behind(Backlog):
         self._change.tell()
 
     def drain(self, keys: Collection[Any] | None = None) -> None:
-        """When it returns, all that was put before is with the far side; but what it has no room for is tried only if
-        it is of `keys` (None: any). Raises its error if an attempt fails."""
+        """When it returns, all that was put before is with the far side; but what stands aside is tried only if it is
+        of `keys` (None: any). Raises the far side's error if it takes nothing, or some of it not for too long."""
         with self._change:
             self._drain(keys)
 
@@ -170,11 +169,12 @@ class Behind(Backlog):
         try:
             self._drain_until(mark, begun)
             attempt = self.aside.begun + 1  # it begins when all else is there
-            if waits := bool(left := self.aside.of(keys)):
-                while (left := self.aside.of(keys)) and self.aside.tried < attempt:
-                    self.aside.again = 0.0
-                    self._wait_on(begun)
-            if waits and not left:  # later ones may have taken their place
+            left = before = self.aside.of(keys)
+            while left and self.aside.tried < attempt:
+                self.aside.again = 0.0
+                self._wait_on(begun)
+                left = self.aside.of(keys)
+            if before and not left:  # later ones may have taken their place
                 self._drain_until(time.monotonic(), begun)
                 left = self.aside.of(keys)
         finally:
