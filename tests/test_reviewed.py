@@ -80,10 +80,13 @@ lists = b"\\x91" * 1000
 for code in (1, 2, 3, 4, 9, 13, 14, 77):
     for before in (b"", b"\\x91", b"\\x91\\x92\\x02", b"\\x81\\x05", b"\\x81", lists):
         for depth in (199, 200, 201, 250, 600):
-            for tail in (b"", b"\\x05"):
-                for innermost in (b"\\x01", b"", b"\\xc1"):
+            if before is lists and depth != (600 if code == 1 else 201):
+                continue  # it takes a square of the depth
+            for innermost in (b"\\x01", b"", b"\\xc1"):
+                data = nested(depth, code, before, innermost)
+                for tail in (b"", b"\\x05"):
                     try:
-                        codec.decode(nested(depth, code, before, innermost) + tail)
+                        codec.decode(data + tail)
                     except ValueError as error:
                         assert str(error).startswith("not an encoded value"), error
                     else:

@@ -176,7 +176,7 @@ def test_what_a_task_that_was_cancelled_stored_is_there(near: Any) -> None:
 def test_the_last_write_of_a_tier_that_was_idle_is_written() -> None:
     """Its thread waits for a first one, and nobody else has the buffer."""
     far = Full()
-    for turn in range(5):
+    for turn in range(2):
         tier = Tiered(Cache("1MB"), far, write="behind", behind_seconds=0.02)
         tier[turn, "a"] = 1
         settle(lambda turn=turn: (turn, "a") in far.data)  # type: ignore[misc]
