@@ -93,6 +93,16 @@ def test_only_races_are_given_away(
     assert part("threads").ours(text) is ours
 
 
+def test_the_program_of_the_threads_is_of_this_core(part: Any, tmp_path: Path) -> None:
+    """It is built by `make proof` alone, and the core goes on."""
+    root, threads = PROOF.parents[1], part("threads")
+    assert all((root / one.file).read_text().count(one.old) == 1 for one in threads.PLANTS)
+    rooms = [f"-I{root / room}" for room in ("csrc", "gbcache", "tests/native")]
+    call = ["gcc", "-std=c11", "-fsyntax-only", "-Wall", "-Werror", "-Wno-unused-function", *rooms]
+    ran = subprocess.run([*call, str(PROOF / "threads.c")], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 RAISED = """Traceback (most recent call last):
   File "<string>", line 19, in <module>
 KeyError: 'on purpose'
