@@ -75,7 +75,7 @@ static void begin_save(void) {
     for (uint32_t i = 0; i < GB_KEEP_FRAMES; i++) late[i] = snap.keep.late[i].to;
     memset(&snap, 0, sizeof snap);
     for (uint32_t i = 0; i < GB_KEEP_FRAMES; i++) snap.keep.late[i].to = late[i];
-    snap.keep.bits = calloc(gb_keep_words(s->head->length), sizeof(uint64_t));
+    snap.keep.bits = calloc(gb_index_places(s->head->length), sizeof(uint64_t));
     saved_records = 0;
     SURE(gb_snap_begin(s, &snap) == GB_OK);
     saving = true;
