@@ -267,29 +267,46 @@ print("fine")
 
 CLOSED_WITHIN = """
 import threading, time
-child = None
+child, closing, within = None, False, False
 
 def handler(*_):
-    global child
+    global child, within
+    within = closing
     child = os.fork()
 
 signal.signal(signal.SIGALRM, handler)
-for n in range(40):  # until it comes while the close waits for who reads
+
+def read():
+    try:
+        c.get("k")
+    except gbcache.ClosedError:  # it began too late
+        sys.exit()
+
+def comes():
+    while not c.closed:
+        time.sleep(0.0001)
+    os.kill(os.getpid(), signal.SIGALRM)
+
+for n in range(120):  # until it comes while the close waits for who reads
     c = gbcache.Cache("100MB", housekeeping=False, **{"path": f"{sys.argv[2]}{n}"} if sys.argv[1] == "live" else {})
     c["k"], begun, shut = bytes(64 << 20), threading.Event(), []
-    reader = threading.Thread(target=lambda: (begun.set(), c.get("k"), shut.append(c.closed)))
+    reader = threading.Thread(target=lambda: (begun.set(), read(), shut.append(c.closed)))
     reader.start()
+    comer = threading.Thread(target=comes)
+    comer.start()
     begun.wait()
-    signal.setitimer(signal.ITIMER_REAL, 0.002 + n % 8 * 0.001)
+    time.sleep(n % 8 * 0.001)
+    closing = True
     c.close()
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    closing = False
     assert c.closed
+    comer.join()
     if child == 0:
         os._exit(0)
     reader.join()
     if child is not None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        if shut == [True]:
+        if within and shut == [True]:
             sys.exit(0)
         child = None
 sys.exit("it never came while the close waited")
