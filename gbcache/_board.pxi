@@ -21,12 +21,11 @@ cdef object board(dict flights, key, mine, over):
     return mine
 
 
-cdef bint leave(dict flights, key, flight) except -1:
-    """Takes a flight off the list, if it is still on it; whether it was."""
+cdef object leave(dict flights, key, flight):
+    """Takes a flight off the list, if it is still on it."""
     if flight_of(flights, key) is not flight:
-        return False
+        return
     found = flights.pop(key, None)
     if found is not None and found is not flight:  # the key's == let another thread in
         if flight_of(flights, key) is None:  # not setdefault, see writes.py
             flights[key] = found
-    return True

@@ -373,7 +373,7 @@ void gb_door_fork_child(struct gb_door *d) {
     atomic_store(&d->forker, 0ul);
     atomic_store(&d->outsiders, 0u);
     d->forks++;
-    bool own = d->open; /* a live file's is shut by now */
+    bool own = d->open && !d->store.live;
     if (d->saver) { /* nobody is here to go on with it */
         if (own) gb_snap_end(&d->store, &d->saver->snap);
         d->saver->door = NULL;

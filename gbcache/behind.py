@@ -22,8 +22,8 @@ __all__ = ["Behind"]
 
 _FEW = 4
 """Writes that failed alone, and nothing else waits: that may be their own fault. Another is let by, which shows."""
-_SLICE, _BRIEF = 0.25, 0.05
-"""Seconds of one attempt at what waits, and at what stands aside, where it is more than one call."""
+_SLICE, _BRIEF, _HURRIED = 0.25, 0.05, 1.0
+"""Seconds of an attempt of more than one call: at what waits, at what stands aside, at that while somebody waits."""
 _PATIENCE = 8
 """Attempts of which something was taken and something failed, for who waits until all is there."""
 
@@ -311,7 +311,7 @@ class Behind(Backlog):
         """What stands aside. Whether memory was short, and all is as it was."""
         began = time.monotonic()
         try:
-            aside, seconds = self.aside, 1.0 if self._hurried else _BRIEF
+            aside, seconds = self.aside, _HURRIED if self._hurried else _BRIEF
             given = self._send(batch, aside.doubted, aside.failed, seconds)
             left = given.left
             if len(left) == len(batch) > 1:  # the smallest has no room; another each time

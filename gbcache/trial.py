@@ -151,9 +151,8 @@ class _Trial:
                 at, row = at + len(some), 0
                 step = min(step * 2, len(items))
                 self._sets_aside()
-        if (
-            self.taken
-        ):  # the last few, too: where it stopped answering just now they go wrongly, and come again
+        # The last few, too: where it stopped answering just now they go wrongly, and come again.
+        if self.taken:
             self._sets_aside()
         return items[at:]
 

@@ -93,7 +93,7 @@ def test_only_races_are_given_away(
     assert part("threads").ours(text) is ours
 
 
-def test_the_program_of_the_threads_is_of_this_core(part: Any, tmp_path: Path) -> None:
+def test_the_program_of_the_threads_is_of_this_core(part: Any) -> None:
     """It is built by `make proof` alone, and the core goes on."""
     root, threads = PROOF.parents[1], part("threads")
     assert all((root / one.file).read_text().count(one.old) == 1 for one in threads.PLANTS)
