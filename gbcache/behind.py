@@ -214,6 +214,19 @@ class Behind(Backlog):
                 join(thread)
             ends.buffers.discard(self)
 
+    def empty(self) -> None:
+        """`close` where no thread can be begun (from 3.12 on: as a process ends): this one writes."""
+        with self._change:
+            if self._thread is not None:
+                return
+            self._thread, self._over = threading.current_thread(), True
+            stuck = self._stuck
+        while self._turn() and self._stuck == stuck:
+            pass
+        if left := self._count():
+            error = self.aside.error if self.error is None else self.error
+            raise FarError(f"{left:,} writes are lost as the process ends") from error
+
     # --- the thread ------------------------------------------------------------------------------
 
     def _start(self) -> None:

@@ -52,7 +52,10 @@ def _at_exit() -> None:
     raised: BaseException | None = None
     for behind in list(buffers):
         try:
-            behind.close()
+            try:
+                behind.close()
+            except RuntimeError:  # of `Thread.start`
+                behind.empty()
         except Exception as error:
             pending.tell(error, type(behind))
         except BaseException as error:  # the others have theirs to write

@@ -67,7 +67,8 @@ def _start() -> None:
                 _start()  # for who came meanwhile, and saw one
             raise
         # no thread to be had; entries expire on sight all the same
-        warnings.warn(f"gbcache: no housekeeper thread: {error}", RuntimeWarning, stacklevel=2)
+        if "shutdown" not in str(error):  # from 3.12 on none is begun as the interpreter ends
+            warnings.warn(f"gbcache: no housekeeper thread: {error}", RuntimeWarning, stacklevel=2)
 
 
 def _round() -> float:

@@ -69,10 +69,17 @@ class At:
         return self
 
 
+def _trace(at: At) -> None:
+    sys._getframe().f_trace_opcodes = (
+        True  # 3.12 asks for opcodes only if a frame wanted them by then
+    )
+    sys.settrace(at)
+
+
 def interrupted(call: Callable[[], object], n: int) -> str:
     """Where it was; "" if it ended before that."""
     at = At(n)
-    sys.settrace(at)
+    _trace(at)
     try:
         call()
     except Interrupted:
@@ -85,7 +92,7 @@ def interrupted(call: Callable[[], object], n: int) -> str:
 def places(call: Callable[[], object]) -> int:
     """How many there are."""
     at = At(10**9)
-    sys.settrace(at)
+    _trace(at)
     try:
         call()
     finally:

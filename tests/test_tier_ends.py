@@ -213,8 +213,41 @@ def write():
         tier["k"] = 1 if sys.argv[2] == "behind" else cache.set("k", 1, ttl=5)
     except gbcache.ClosedError:
         print("closed")
+    except RuntimeError as error:  # 3.12 begins no thread from then on, and nothing was taken
+        assert "shutdown" in str(error)
 start(threading.Thread(target=write, daemon=True))
 assert reached.wait(10)
 """
     done = run(STARTS + program, tmp_path / "told", name)
     assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_what_was_put_while_no_thread_could_be_begun_is_written_at_the_end(tmp_path: Path) -> None:
+    """Who begins the thread is told that it cannot be; others who put something meanwhile saw one."""
+    program = """
+start, reached = threading.Thread.start, threading.Event()
+def within(): pass
+def none(thread):
+    if thread.name != "gbcache-behind":
+        return start(thread)
+    reached.set()
+    while not tier._behind._since < 1e9 and sys.argv[2] == "first": pass
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = none
+tier = Tiered(Cache("1MB"), Far(sys.argv[1]), write="behind", behind_seconds=0.05)
+def write():
+    try:
+        tier["a"] = 1
+    except RuntimeError as error:
+        print(error)
+other = threading.Thread(target=write)
+other.start()
+assert reached.wait(10)
+tier["b"] = 2
+other.join()
+sys.argv[2] = ""
+"""
+    done = run(STARTS + program, tmp_path / "told", "first")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout == "can't start new thread\n"
+    assert (tmp_path / "told").read_text() == "b=2;"
