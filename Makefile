@@ -4,9 +4,10 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 # Not `python -m pytest`: that would put this directory, and so the normal build, before the others.
 PYTEST := $(VENV)/bin/python $(VENV)/bin/pytest
-# A suite takes two cores; a worker that has no more tests takes half of the other's.
 JOBS ?= 2
-SUITE := $(PYTEST) -n $(JOBS) --dist worksteal tests
+# Of a suite, on two cores: a third of its time is waiting. One that has no more tests takes half of another's.
+WORKERS ?= 3
+SUITE := $(PYTEST) -n $(WORKERS) --dist worksteal tests
 # What Cython writes.
 CYTHONS := $(patsubst %,gbcache/%.c,_packed _object _disk flight forks groups locks notify subscribers watch writes)
 SOURCES := $(filter-out $(CYTHONS),$(wildcard csrc/*.[ch] gbcache/_*.[ch] gbcache/*.py gbcache/*.p* setup.py pyproject.toml))
