@@ -429,7 +429,9 @@ cdef class ObjectStore:
     @cython.critical_section
     def _bells(self, uintptr_t bell, bint add):
         """A ``struct gb_bell`` that is rung after every change that is recorded; or is no more."""
-        cdef gb_queue *q = gb_refs_queue(&self.refs) if add else self.refs.queue
+        cdef gb_queue *q = self.refs.queue  # of a closed one, too, until all is delivered
+        if add and q == NULL:
+            q = gb_refs_queue(&self.refs)
         if add and not gb_bell_add(&q.bells, <gb_bell *>bell):
             raise MemoryError
         if not add and q != NULL:
@@ -438,7 +440,9 @@ cdef class ObjectStore:
     @cython.critical_section
     def _hear(self, fn):
         """Calls ``fn()`` after every change that is recorded, in the thread that made it; None: no more."""
-        cdef gb_queue *q = self.refs.queue if fn is None else gb_refs_queue(&self.refs)
+        cdef gb_queue *q = self.refs.queue
+        if q == NULL and fn is not None:
+            q = gb_refs_queue(&self.refs)
         if q != NULL:
             gb_queue_hear(q, NULL if fn is None else <PyObject *>fn)
 

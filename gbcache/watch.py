@@ -10,7 +10,7 @@ import asyncio
 import os
 import select
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ._packed import Bell
@@ -74,13 +74,14 @@ class Wake:
         poll.poll(None if timeout is None else max(0, int(timeout * 1000.0 + 0.999)))
         self.drain()
 
-    def close(self) -> None:
+    def close(self, shut: Callable[[int], None] = os.close) -> None:
+        """`shut` is held here: at the interpreter's end the module's names may be gone before its last objects."""
         fd, write = self.fd, self._write  # nothing is made here: memory may be short
         self.fd = self._write = -1
         if write not in (fd, -1):
-            os.close(write)
+            shut(write)
         if fd != -1:
-            os.close(fd)
+            shut(fd)
 
     def __del__(self) -> None:
         if hasattr(self, "_write"):

@@ -213,3 +213,17 @@ def test_a_close_that_a_subscriber_interrupts_is_one(
         time.sleep(0.01)
     assert cache.closed and len(got) == 1
     assert [event.key for event in watch] == ["k"]
+
+
+@both
+def test_who_leaves_a_closed_cache_before_all_is_delivered(make: Any) -> None:
+    cache, go = make(), threading.Event()
+    inline = cache.subscribe(lambda event: None, delivery="inline")
+    slow = cache.subscribe(lambda event: go.wait(20))
+    cache["k"] = 1
+    try:
+        cache.close()
+        slow.close()
+    finally:
+        go.set()
+    assert inline.closed and slow.closed
