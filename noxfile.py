@@ -92,7 +92,7 @@ def tests(session: nox.Session) -> None:
     temp = f"build/py{session.python}"  # in place: the modules' names tell one Python from another
     session.run("python", "setup.py", "-q", "build_ext", "--inplace", "--build-temp", temp,
                 env={"GB_WERROR": "1"})  # fmt: skip
-    suite(session, ["-n2", "--dist", "worksteal", "tests"], ".", GB_EXPECT="normal")
+    suite(session, ["-n3", "--dist", "worksteal", "tests"], ".", GB_EXPECT="normal")
 
 
 @nox.session(python=[version for version in PYTHONS if version != OWN])
