@@ -53,21 +53,37 @@ PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i) {
     return pair;
 }
 
+static PyObject *next_name; /* "next" */
+
+/* The flight and those behind it; takes over the reference. */
+static void mark(PyObject *flight) {
+    while (flight && flight != Py_None) {
+        GB_STORE(PyByteArray_AS_STRING(flight)[0], 1);
+        PyObject *next = PyObject_GetAttr(flight, next_name);
+        Py_DECREF(flight);
+        flight = next;
+    }
+    Py_XDECREF(flight);
+}
+
 bool gb_args_void_slow(PyObject *flights, PyObject *key) {
-    PyObject *flight = gb_alone_item(flights, key);
-    if (!flight) return !PyErr_Occurred();
-    GB_STORE(PyByteArray_AS_STRING(flight)[0], 1);
-    Py_DECREF(flight);
+    Py_hash_t hash = PyObject_Hash(key);
+    if (hash == -1) return false;
+    PyObject *place = PyLong_FromSsize_t(hash);
+    if (!place) { /* for want of memory, where the change itself may need none */
+        PyErr_Clear();
+        gb_args_void_all(flights);
+        return true;
+    }
+    mark(gb_alone_item(flights, place));
+    Py_DECREF(place);
     return true;
 }
 
 void gb_args_void_all(PyObject *flights) {
-    PyObject *key, *flight;
+    PyObject *place, *flight;
     Py_ssize_t at = 0;
-    if (!flights) return;
-    GB_ALONE(flights); /* who waited in it for a key's == is not alone with the store any more */
-    while (PyDict_Next(flights, &at, &key, &flight))
-        GB_STORE(PyByteArray_AS_STRING(flight)[0], 1);
+    while (flights && PyDict_Next(flights, &at, &place, &flight)) mark(Py_NewRef(flight));
 }
 
 const char *gb_args_mark(PyObject *flight) {
@@ -84,6 +100,7 @@ void gb_args_key_error(PyObject *key) {
 }
 
 int gb_args_install(PyTypeObject *type, PyMethodDef *methods) {
+    if (!next_name && !(next_name = PyUnicode_InternFromString("next"))) return -1;
     for (PyMethodDef *m = methods; m->ml_name; m++) {
         PyObject *descriptor = PyDescr_NewMethod(type, m);
         int failed = !descriptor || PyDict_SetItemString(type->tp_dict, m->ml_name, descriptor);

@@ -33,10 +33,10 @@ static inline bool gb_args_get(PyObject *const *args, Py_ssize_t n, PyObject *kw
 PyObject *gb_args_pairs(PyObject *items);
 /* A new tuple of two; ValueError naming the place if item `i` is none. */
 PyObject *gb_args_pair(PyObject *pairs, Py_ssize_t i);
-/* `flights` maps a key to the flight under way for it (flight.py), which is a bytearray of one: a 1 in it
- * says that the key was changed while its value was being loaded, so that the loaded one is not to be
- * stored. To be called before the change, alone with whose flights they are; false with an exception of
- * the key's own. */
+/* `flights` has the flights under way (_board.pxi). Each is a bytearray of one: a 1 in it says that its key was
+ * changed while the value was being loaded, so that the loaded one is not to be stored. So is a flight of another
+ * key with the same hash: nobody's == is asked. To be called before the change, alone with whose flights they are;
+ * false with an exception of the key's own, whose __hash__ is asked first. */
 bool gb_args_void_slow(PyObject *flights, PyObject *key);
 static inline bool gb_args_void(PyObject *flights, PyObject *key) {
     return GB_ARGS_LIKELY(!flights || !PyDict_GET_SIZE(flights)) || gb_args_void_slow(flights, key);

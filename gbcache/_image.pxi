@@ -127,7 +127,8 @@ cdef class PackedImage:
     @cython.critical_section
     def _flight(self, key):
         """The flight of the key, or None."""
-        return flight_of(self.flights, gb_box_base(<PyObject *>key))
+        key = gb_box_base(<PyObject *>key)
+        return flight_of(last_of(self.flights, hash(key)), key, None)
 
     @cython.critical_section
     def _board(self, key, mine, over):
@@ -138,12 +139,11 @@ cdef class PackedImage:
         """The key is changed: what a flight under way loads is not to be stored."""
         return gb_hot_void(&self.door, <PyObject *>key)
 
-    def _leave(self, key, flight, bint loaded, bint failed):
-        """Takes a flight off the list, if it is still on it."""
+    def _leave(self, flight, bint loaded, bint failed):
+        """Takes a flight off the list, if it is on it."""
         cdef gb_door *d = &self.door
-        key = gb_box_base(<PyObject *>key)
         with cython.critical_section(self):
-            leave(self.flights, key, flight)
+            leave(self.flights, flight)
         gb_door_hold(d)
         if d.open:
             d.store.head.counters.loads += loaded

@@ -305,8 +305,7 @@ cdef class ObjectStore:
         return default if is_miss(value) else owned(value)
 
     def _land(self, key, value, ttl, flight, uint32_t stale, bint over=False):
-        """Stores what a flight loaded, unless it was voided; whether it did. `stale`: ms. `over`: also
-        over what is here."""
+        """Stores what a flight loaded, unless it was voided; whether it did. `stale`: ms. `over`: also what is here."""
         return gb_quick_land(&self.refs, <PyObject *>key, <PyObject *>value,
                              NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight, stale, over) == 1
 
@@ -321,7 +320,7 @@ cdef class ObjectStore:
     @cython.critical_section
     def _flight(self, key):
         """The flight of the key, or None."""
-        return flight_of(self.flights, key)
+        return flight_of(last_of(self.flights, hash(key)), key, None)
 
     @cython.critical_section
     def _board(self, key, mine, over):
@@ -334,11 +333,11 @@ cdef class ObjectStore:
         return gb_args_void(self.refs.flights, <PyObject *>key)
 
     @cython.critical_section
-    def _leave(self, key, flight, bint loaded, bint failed):
-        """Takes a flight off the list, if it is still on it."""
+    def _leave(self, flight, bint loaded, bint failed):
+        """Takes a flight off the list, if it is on it."""
         self.refs.counters.loads += loaded
         self.refs.counters.load_errors += failed
-        leave(self.flights, key, flight)
+        leave(self.flights, flight)
 
     @cython.critical_section
     def _eager(self):

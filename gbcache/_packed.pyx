@@ -217,8 +217,7 @@ cdef class PackedStore(PackedImage):
         return default if is_miss(value) else owned(value)
 
     def _land(self, key, value, ttl, flight, uint32_t stale, bint over=False):
-        """Stores what a flight loaded, unless it was voided; whether it did. `stale`: ms. `over`: also
-        over what is here."""
+        """Stores what a flight loaded, unless it was voided; whether it did. `stale`: ms. `over`: also what is here."""
         return gb_hot_land(&self.door, <PyObject *>key, <PyObject *>value,
                            NULL if ttl is UNSET else <PyObject *>ttl, <PyObject *>flight, stale, over) == 1
 

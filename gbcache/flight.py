@@ -52,10 +52,16 @@ class Waiters:
 class Flight(bytearray):
     """One load under way. Its only byte is set by whoever changes the key (C does): then it is void."""
 
-    __slots__ = ("ended", "led", "loop", "process", "seen", "waiters", "waits")
+    __slots__ = ("ended", "key", "led", "loop", "next", "place", "process", "seen",
+                 "waiters", "waits")  # fmt: skip
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
 
+    key: Any
+    place: int | None
+    """The key's hash, by which it is listed (_board.pxi); None: it is not."""
+    next: Flight | None
+    """The one listed before it by the same hash."""
     loop: asyncio.AbstractEventLoop | None
     """What its leader runs on, until the end."""
     process: int
@@ -96,6 +102,7 @@ def _start() -> tuple[Flight, Token[Any]]:
     """A flight that this thread or task leads, if the key has none."""
     mine = Flight(1)
     mine.loop, mine.process = asyncio._get_running_loop(), _process
+    mine.key = mine.place = mine.next = None
     mine.ended, mine.waiters, mine.waits, mine.seen, mine.led = False, None, [], 0, 0
     before = _leading.get()
     while before is not None and before[0].ended:  # left there where memory was short
@@ -244,25 +251,23 @@ def _ended(mine: Flight, token: Token[Any]) -> None:
 def _landed(cache: Loadable, key: Any, flight: Flight, value: Any, ttl: Any, stale: int) -> None:
     """The leader's last step but one: the value to the cache, then, whatever happens, to those who wait."""
     try:
-        if cache._flight(key) is not flight:  # a key's == let in who took its place
-            flight[0] = 1  # nobody else does it now
         cache._land(key, value, ttl, flight, stale)
     except (BudgetError, ClosedError):
         pass  # counted as a reject, or nobody's any more; what was asked for is there
     finally:
         try:
-            cache._leave(key, flight, True, False)
+            cache._leave(flight, True, False)
         finally:
             _settle(flight, value)
 
 
-def _failed(cache: Loadable, key: Any, flight: Flight, error: Any, loaded: bool) -> None:
+def _failed(cache: Loadable, flight: Flight, error: Any, loaded: bool) -> None:
     """The leader raised, or was cancelled or interrupted, which is its own affair: another leads then.
 
     No error: an interpreter that lacks memory can lose that of a function it ran, so that no handler of ours runs."""
     said = error if isinstance(error, Exception) else None
     try:
-        cache._leave(key, flight, False, said is not None and not loaded)
+        cache._leave(flight, False, said is not None and not loaded)
     finally:
         _settle(flight, _AGAIN if said is None else MISS, said)
 
@@ -293,19 +298,19 @@ def fill(cache: Loadable, key: Any, fn: Callable[[], Any], ttl: Any, stale: int)
                     loaded = True
                     _landed(cache, key, mine, value, ttl, stale)
                 else:
-                    cache._leave(key, mine, False, False)
+                    cache._leave(mine, False, False)
                     _settle(mine, value)
                 over = True
                 return value
         except BaseException as error:
-            _failed(cache, key, mine, error, loaded)
+            _failed(cache, mine, error, loaded)
             over = True
             if old is MISS or loaded or not isinstance(error, Exception):
                 raise
         finally:
             try:
                 if not over and flight is mine:  # its error was lost
-                    _failed(cache, key, mine, None, False)
+                    _failed(cache, mine, None, False)
             finally:
                 _ended(mine, token)
         if old is not MISS:
@@ -349,7 +354,7 @@ def fill_many(
             elif (value := cache.peek(key, MISS)) is not MISS:
                 found[key] = value
                 led.pop()
-                cache._leave(key, mine, False, False)
+                cache._leave(mine, False, False)
                 _settle(mine, value)
         loaded = fn([key for key, _ in led]) if led else {}
         led.reverse()
@@ -375,7 +380,7 @@ def _forsaken(cache: Loadable, led: list[tuple[Any, Flight]], error: BaseExcepti
     for pair in led:  # nothing is popped: a list that shrinks asks for memory
         try:
             if not pair[1].ended:
-                _failed(cache, pair[0], pair[1], error, False)
+                _failed(cache, pair[1], error, False)
         except MemoryError:
             pass
 
@@ -403,19 +408,19 @@ async def afill(cache: Loadable, key: Any, fn: Loader, ttl: Any, stale: int) -> 
                     loaded = True
                     _landed(cache, key, mine, value, ttl, stale)
                 else:
-                    cache._leave(key, mine, False, False)
+                    cache._leave(mine, False, False)
                     _settle(mine, value)
                 over = True
                 return value
         except BaseException as error:
-            _failed(cache, key, mine, error, loaded)
+            _failed(cache, mine, error, loaded)
             over = True
             if old is MISS or loaded or not isinstance(error, Exception):
                 raise
         finally:
             try:
                 if not over and flight is mine:  # its error was lost
-                    _failed(cache, key, mine, None, False)
+                    _failed(cache, mine, None, False)
             finally:
                 _ended(mine, token)
         if old is not MISS:

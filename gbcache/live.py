@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import files, forks, memory, snapshot
 from ._packed import PackedStore, judge, live_head, read_head, smallest
-from .errors import ImageError
-from .locks import Latch, endure
+from .errors import ClosedError, ImageError
+from .locks import Latch, Lock, endure
 
 if TYPE_CHECKING:
     from .persistent import Persistent
@@ -51,6 +51,7 @@ class LiveFile:
 
     def __init__(self, path: files.Path) -> None:
         self.path, self._process = files.place_of(path), os.getpid()
+        self._held = Lock()
         _all.add(self)
         self.checkpoint = self.path + CHECKPOINT
         self.boot = files.boot_id()
@@ -288,15 +289,31 @@ class LiveFile:
 
     # --- while it is open ----------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _own(self) -> Iterator[int]:
+        """A descriptor of our own: a close beside us lets go of the file's, whose number may be another file's then."""
+        with self._held:
+            if self.fd < 0:
+                raise ClosedError("the cache was closed during a resize")
+            fd = os.dup(self.fd)
+        files._beside[fd] = threading.get_ident()
+        try:
+            yield fd
+        finally:
+            files._beside.pop(fd, None)
+            os.close(fd)
+
     def extend(self, length: int) -> None:
-        files.extend(self.fd, length)
+        with self._own() as fd:
+            files.extend(fd, length)
 
     def remapped(self, length: int) -> mmap.mmap | None:
         """Where a mapping cannot change its length in place, a new one of the file."""
         if sys.platform.startswith("linux"):
             return None
-        os.ftruncate(self.fd, length)
-        return memory.shared(self.fd, length)
+        with self._own() as fd:
+            os.ftruncate(fd, length)
+            return memory.shared(fd, length)
 
     def keep_synced(self, cache: Persistent, interval: float) -> None:
         """Has a thread call `sync` each `interval` seconds, as long as the cache lives and is open."""
@@ -319,7 +336,10 @@ class LiveFile:
 
     def release(self) -> None:
         """Gives up the lock: the file may be opened by others."""
-        fd, self.fd = self.fd, -1  # closed, even where that fails: never twice
+        if self.fd < 0:
+            return
+        with self._held:
+            fd, self.fd = self.fd, -1  # closed, even where that fails: never twice
         if fd >= 0:
             files.unlock(fd, self._process)
 

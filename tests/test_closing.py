@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from children import isolated, run
 
-from gbcache import Cache, ClosedError, ImageError, snapshot
+from gbcache import Cache, ClosedError, ImageError, files, snapshot
 
 
 @pytest.fixture
@@ -219,3 +219,32 @@ def test_a_live_file_is_anothers_only_once_it_is_sealed(
     first.join(20)
     with Cache("1MB", path=tmp_path / "a.gbc") as after:
         assert after["k"] == 1 and after.recovery.how == "clean"
+
+
+def test_a_live_file_that_is_closed_as_it_grows_lengthens_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of its descriptor is the next file's that is opened."""
+    cache = Cache("2MB", path=tmp_path / "a.gbc")
+    others: list[int] = []
+    extend = files.extend
+
+    def closed_first(fd: int, length: int) -> None:
+        closes = threading.Thread(target=cache.close)
+        closes.start()
+        closes.join(20)
+        others.extend(
+            os.open(tmp_path / f"other{i}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC) for i in range(4)
+        )
+        extend(fd, length)
+
+    monkeypatch.setattr(files, "extend", closed_first)
+    was = set(os.listdir("/dev/fd"))
+    with pytest.raises(ClosedError):
+        cache.resize("4MB")
+    assert [os.fstat(fd).st_size for fd in others] == [0] * 4
+    for fd in others:
+        os.close(fd)
+    assert set(os.listdir("/dev/fd")) <= was, "a descriptor is left"
+    with Cache("2MB", path=tmp_path / "a.gbc") as cache:
+        assert cache.recovery is not None and cache.recovery.how == "clean"

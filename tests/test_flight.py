@@ -59,6 +59,16 @@ def until(true: Callable[[], Any]) -> None:
         time.sleep(0.001)
 
 
+def loading(cache: Any) -> list[Any]:
+    """The keys of the flights under way."""
+    keys = []
+    for flight in list(cache._flights.values()):
+        while flight is not None:
+            keys.append(getattr(flight.key, "key", flight.key))
+            flight = flight.next
+    return keys
+
+
 def test_a_miss_loads_and_a_hit_does_not(cache: Any) -> None:
     loads: list[int] = []
     load = lambda: loads.append(1) or "value"  # noqa: E731

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from test_flight import MAKERS, made, until, within
+from test_flight import MAKERS, loading, made, until, within
 
 from gbcache import flight
 
@@ -38,7 +38,7 @@ def blocks(call: Callable[[], Any], led: threading.Event, cache: Any) -> Any:
         task = asyncio.ensure_future(cache.aget_or_set("b", load_b))
         await asyncio.sleep(0)
         led.set()
-        until(lambda: "a" in cache._flights)
+        until(lambda: "a" in loading(cache))
         return call(), await task
 
     return within(20, lambda: asyncio.run(main()))
@@ -118,7 +118,7 @@ def test_in_more_steps(cache: Any, call: Any) -> None:
         return cache.get_or_set("b", lambda: "b by the second")
 
     second = going(cache.get_or_set, "m", load_m)
-    until(lambda: "m" in cache._flights)
+    until(lambda: "m" in loading(cache))
     first = going(lambda: go.wait(10) and cache.get_or_set("a", load_a))
     assert blocks(lambda: call(cache), go, cache) == ("b by the second", "b")
     assert first.result(10) == second.result(10) == "b by the second"
@@ -154,7 +154,7 @@ def test_who_is_in_no_circle_waits(cache: Any) -> None:
         asked.append(
             going(cache.get_or_set, "d", lambda: cache.get_or_set("b", lambda: "not loaded"))
         )
-        (led,) = [one for key, one in cache._flights.items() if getattr(key, "key", key) == "b"]
+        (led,) = [one for one in cache._flights.values() if getattr(one.key, "key", one.key) == "b"]
         until(lambda: led.waiters is not None and len(led.waiters.all) == 2)
         out.set()
         return "a"
@@ -195,7 +195,7 @@ def test_a_handler_that_waits_where_its_loop_is_held_up(cache: Any) -> None:
         task = asyncio.ensure_future(cache.aget_or_set("b", load_b))
         await asyncio.sleep(0)
         go.set()
-        until(lambda: {"a", "h"} <= set(cache._flights))
+        until(lambda: {"a", "h"} <= set(loading(cache)))
         return cache.get_or_set("a", lambda: "own a"), await task
 
     before = signal.signal(signal.SIGUSR1, ring)

@@ -8,12 +8,13 @@ import importlib.util
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from children import isolated
 
-from gbcache import flight
+from gbcache import Cache, ObjectCache, flight
 
 pytestmark = [
     pytest.mark.skipif(not importlib.util.find_spec("_testcapi"), reason="has set_nomemory"),
@@ -82,3 +83,31 @@ def test_wherever_memory_is_short(make: Callable[[], Callable[[], object]]) -> N
     left = [one for one in gc.get_objects() if isinstance(one, (flight.Waiters, flight.Flight))]
     assert not left, f"{len(left)} are left"
     assert failed > 1 or make is settles, "nothing lacked memory"  # that one makes no object
+
+
+@pytest.mark.parametrize("make", [lambda: Cache("1MB"), lambda: ObjectCache(max_entries=9)])
+@isolated
+def test_a_change_without_memory_voids_what_is_loaded(make: Any) -> None:
+    """Or it is not made. The flight is found by its key's hash, of which an object is made."""
+    import _testcapi
+
+    key, went = "k" * 9, 0
+
+    def pops(cache: Any, n: int, raised: list[int]) -> int:
+        pop = cache.pop
+        _testcapi.set_nomemory(n, 0)
+        try:
+            pop(key, None)
+        except MemoryError:
+            raised.append(n)
+        finally:
+            _testcapi.remove_mem_hooks()
+        return 1
+
+    for n in range(ENOUGH):
+        cache, raised = make(), []
+        cache.get_or_set(key, partial(pops, cache, n, raised))
+        went += not raised
+        assert raised or key not in cache, f"place {n}: what was loaded before is kept"
+        assert not cache._flights
+    assert went

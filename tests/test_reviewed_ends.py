@@ -140,7 +140,7 @@ raised = []
 
 def ends():
     try:
-        c._leave("k", bytearray(1), True, False)
+        c._leave(gbcache.flight._start()[0], True, False)
     except gbcache.ClosedError as error:
         raised.append(error)
 
