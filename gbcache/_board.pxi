@@ -34,7 +34,7 @@ cdef object board(dict flights, key, mine, over):
         found = flight_of(head, key, over)
         if found is not None:
             return found
-        if last_of(flights, place) is head:
+        if head is None or last_of(flights, place) is head:
             break
     mine.key, mine.next = key, head
     flights[place] = mine

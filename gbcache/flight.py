@@ -57,9 +57,9 @@ class Flight(bytearray):
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
 
-    key: Any
     place: int | None
-    """The key's hash, by which it is listed (_board.pxi); None: it is not."""
+    """The key's hash, by which it is listed (_board.pxi); None: it is not, and has no key or next."""
+    key: Any
     next: Flight | None
     """The one listed before it by the same hash."""
     loop: asyncio.AbstractEventLoop | None
@@ -102,7 +102,7 @@ def _start() -> tuple[Flight, Token[Any]]:
     """A flight that this thread or task leads, if the key has none."""
     mine = Flight(1)
     mine.loop, mine.process = asyncio._get_running_loop(), _process
-    mine.key = mine.place = mine.next = None
+    mine.place = None
     mine.ended, mine.waiters, mine.waits, mine.seen, mine.led = False, None, [], 0, 0
     before = _leading.get()
     while before is not None and before[0].ended:  # left there where memory was short
