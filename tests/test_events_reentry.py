@@ -153,9 +153,10 @@ def test_one_held_weakly_that_goes_while_its_values_are_read(delivery: str) -> N
     async def main() -> None:
         sub = cache.subscribe(held[0].hear, values=True, delivery=delivery, weak=True)
         cache.update((i, [i]) for i in range(20))
-        for _ in range(5000):
+        for i in range(20, 5000):
             if sub.closed:
                 break
+            cache[i] = [i]  # without the GIL what another thread lets go of goes a moment later
             await asyncio.sleep(0.001)
         assert sub.closed and sub.errors == 0 and not hook.seen
         assert got == list(range(len(got))) and sub.delivered == len(got)
