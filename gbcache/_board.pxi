@@ -20,8 +20,8 @@ cdef object flight_of(flight, key, over):
     """The flight of the key, from `flight` on, `over` excepted; or None."""
     while flight is not None:
         its = flight.key
-        if flight is not over and (its is key or its == key):
-            return flight
+        if flight is not over and (its is key or its == key) and flight.place is not None:
+            return flight  # not one that was taken out in the midst of it, whose key is gone
         flight = flight.next
     return None
 

@@ -141,9 +141,9 @@ class Common(MutableMapping[Any, Any]):
         One flight per key: of all threads and tasks that miss, one calls `fn`, the others get its result
         or its exception, which is not stored. No lock is held meanwhile. Who would wait for himself, in
         however many steps, calls `fn` himself; so does a call on the very event loop that the load needs.
-        If anybody sets, deletes or clears the key meanwhile, the result is returned and not stored. A
-        thread that `fn` starts, waits for, and that asks for the same key is beyond this: give it a copy
-        of the context (``contextvars.copy_context().run``).
+        If anybody sets, deletes or clears the key meanwhile (or one of the same hash), the result is
+        returned and not stored. A thread that `fn` starts, waits for, and that asks for the same key is
+        beyond this: give it a copy of the context (``contextvars.copy_context().run``).
 
         `stale`, in seconds or a timedelta: for so long after its deadline the value is kept, unseen by
         plain reads. A `get_or_set` with `stale=` that finds it there loads anew if nobody else is

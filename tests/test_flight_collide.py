@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gbcache import ObjectCache
+from gbcache import ObjectCache, flight
 
 SHORT = os.environ.get("GB_SLICE") == "short"
 
@@ -121,3 +121,25 @@ def test_whoever_loads_is_told_of_every_change(part: int) -> None:
         assert play.cache.get(Key("asked"), 2) == 2, f"seed {seed}: what was loaded before is kept"
         assert not play.cache._flights, f"seed {seed}: a flight is left"
         play.cache.close()
+
+
+def test_none_is_no_key_of_a_flight_that_was_taken_out() -> None:
+    """Its key is let go of; who comes along the list just then looks for None."""
+    cache, leaving = ObjectCache(max_entries=9), list[flight.Flight]()
+    taken, beside, mine = (flight._start()[0] for _ in range(3))
+
+    class Odd:
+        def __eq__(self, other: object) -> bool:
+            for one in leaving:
+                cache._leave(one, False, False)
+            return self is other
+
+        def __hash__(self) -> int:
+            return hash(None)
+
+    assert cache._board(Odd(), taken, None) is taken
+    assert cache._board(Odd(), beside, None) is beside
+    leaving += [beside, taken]  # in this order: `beside` leads to `taken` for ever
+    assert cache._board(None, mine, None) is mine
+    cache._leave(mine, False, False)
+    assert not cache._flights
