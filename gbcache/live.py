@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import files, forks, memory, snapshot
 from ._packed import PackedStore, judge, live_head, read_head, smallest
 from .errors import ClosedError, ImageError
-from .locks import Latch, Lock, endure
+from .locks import Latch, endure
 
 if TYPE_CHECKING:
     from .persistent import Persistent
@@ -51,7 +51,6 @@ class LiveFile:
 
     def __init__(self, path: files.Path) -> None:
         self.path, self._process = files.place_of(path), os.getpid()
-        self._held = Lock()
         _all.add(self)
         self.checkpoint = self.path + CHECKPOINT
         self.boot = files.boot_id()
@@ -292,16 +291,21 @@ class LiveFile:
     @contextlib.contextmanager
     def _own(self) -> Iterator[int]:
         """A descriptor of our own: a close beside us lets go of the file's, whose number may be another file's then."""
-        with self._held:
-            if self.fd < 0:
-                raise ClosedError("the cache was closed during a resize")
-            fd = os.dup(self.fd)
-        files._beside[fd] = threading.get_ident()
         try:
+            fd = os.dup(self.fd)
+        except OSError:
+            if self.fd >= 0:
+                raise
+            fd = -1
+        try:
+            if self.fd < 0:  # `release` forgets the number, then closes: `fd` may be another's
+                raise ClosedError("the cache was closed during a resize")
+            files._beside[fd] = threading.get_ident()
             yield fd
         finally:
             files._beside.pop(fd, None)
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def extend(self, length: int) -> None:
         with self._own() as fd:
@@ -336,10 +340,7 @@ class LiveFile:
 
     def release(self) -> None:
         """Gives up the lock: the file may be opened by others."""
-        if self.fd < 0:
-            return
-        with self._held:
-            fd, self.fd = self.fd, -1  # closed, even where that fails: never twice
+        fd, self.fd = self.fd, -1  # closed, even where that fails: never twice
         if fd >= 0:
             files.unlock(fd, self._process)
 

@@ -221,24 +221,25 @@ def test_a_live_file_is_anothers_only_once_it_is_sealed(
         assert after["k"] == 1 and after.recovery.how == "clean"
 
 
+@pytest.mark.parametrize(("of", "name"), [(files, "extend"), (os, "dup")])
 def test_a_live_file_that_is_closed_as_it_grows_lengthens_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: Any, name: str
 ) -> None:
     """The number of its descriptor is the next file's that is opened."""
     cache = Cache("2MB", path=tmp_path / "a.gbc")
     others: list[int] = []
-    extend = files.extend
+    call = getattr(of, name)
 
-    def closed_first(fd: int, length: int) -> None:
+    def closed_first(*args: int) -> Any:
         closes = threading.Thread(target=cache.close)
         closes.start()
         closes.join(20)
         others.extend(
             os.open(tmp_path / f"other{i}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC) for i in range(4)
         )
-        extend(fd, length)
+        return call(*args)
 
-    monkeypatch.setattr(files, "extend", closed_first)
+    monkeypatch.setattr(of, name, closed_first)
     was = set(os.listdir("/dev/fd"))
     with pytest.raises(ClosedError):
         cache.resize("4MB")
