@@ -70,8 +70,8 @@ def test_a_subscriber_that_comes_back(make: Any, delivery: str, act: str) -> Non
         assert sub.errors == 3
         assert bool(interrupts) == (act == "interrupt")  # signals that are not yet handled are one
     cache.check()
-    cache["after"] = 1
-    assert cache["after"] == 1 and until(lambda: witness[-1].key == "after", 4)
+    cache["after"] = 1  # perhaps not the last event: the third call may still be on its way
+    assert cache["after"] == 1 and until(lambda: "after" in [e.key for e in witness], 4)
     return cache.close()
 
 
