@@ -180,6 +180,11 @@ class Campaign:
         time.sleep(self.rng.uniform(*self.wait))
         if not self.problems:
             self.until_all_go_on(arena, pid)
+        if (
+            plan.aside in ASIDES and not self.asides[plan.aside]
+        ):  # the first comes to its end, also on a slow disk
+            ended = f"{plan.aside} does not come to its end"
+            self.until(arena, pid, lambda: arena.ledger.get("asides"), ended)
         time.sleep(self.rng.uniform(0, 0.005))  # not always as the last of them has returned
         closing = self.rng.random() < 0.08
         if closing:
