@@ -7,6 +7,8 @@ PYTEST := $(VENV)/bin/python $(VENV)/bin/pytest
 JOBS ?= 2
 # Of a suite, on two cores: a third of its time is waiting. One that has no more tests takes half of another's.
 WORKERS ?= 3
+# Hundreds of tests begin a process that imports the package: each would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
 SUITE := $(PYTEST) -n $(WORKERS) --dist worksteal tests
 # What Cython writes.
 CYTHONS := $(patsubst %,gbcache/%.c,_packed _object _disk flight forks groups locks notify subscribers watch writes)

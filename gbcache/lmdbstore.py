@@ -31,6 +31,8 @@ MAP_LEAST = 16 << 20
 PIECE = 16
 """Changes in one transaction where the file is nearly as large as it may be: what they replace is free again after
 the next one."""
+STALLS = 3
+"""Readers that may stall while one of those is written."""
 EMPTY = 4
 """Pages in use of a store without entries."""
 READERS = 4096
@@ -49,8 +51,9 @@ def failed(error: BaseException, what: str, full: int = errno.ENOSPC) -> FarErro
     return made
 
 
-def _stores(change: tuple[bytes, bytes | None]) -> bool:
-    return change[1] is not None
+def _removals_first(change: tuple[bytes, bytes | None]) -> tuple[bool, bytes]:
+    """By name then, so that one transaction's are of few pages."""
+    return change[1] is not None, change[0]
 
 
 def _close_on_exec(path: str) -> None:
@@ -257,11 +260,24 @@ class Store:
     def _in_pieces(self, changes: Changes, applied: int, drop: bool) -> None:
         """Removals first, in transactions so small that what they free is soon used again: what one frees is there for
         the next but one. So an empty one is the first: the last before it may have been large."""
-        ordered = sorted(changes.items(), key=_stores)
-        self._transaction({}, self.applied, drop)
+        ordered = sorted(changes.items(), key=_removals_first)
+        self._piece({}, self.applied, drop)
         for at in range(0, len(ordered), PIECE):
-            self._transaction(dict(ordered[at : at + PIECE]), self.applied, False)
-        self._transaction({}, applied, False)
+            self._piece(dict(ordered[at : at + PIECE]), self.applied)
+        self._piece({}, applied)
+
+    def _piece(self, changes: Changes, applied: int, drop: bool = False) -> None:
+        """Who came to read since the last one keeps all that was freed meanwhile; as this one is given up, they leave:
+        what was freed before the last one is there for an empty one, and then that, too."""
+        left = STALLS
+        while True:
+            try:
+                return self._transaction(changes, applied, drop)
+            except lmdb.MapFullError:
+                if not left:
+                    raise
+            left -= 1
+            self._transaction({}, self.applied, False)
 
     def _transaction(self, changes: Changes, applied: int, drop: bool) -> None:
         txn = self.env.begin(write=True, buffers=False)

@@ -199,10 +199,12 @@ def test_max_bytes(tmp_path: Path, size: int) -> None:
         )
 
 
-def test_full_of_what_the_last_write_freed(tmp_path: Path) -> None:
-    """LMDB has the pages that a transaction freed for the next but one: removals must not wait for them for ever."""
-    names, removed = [b"\2" + i.to_bytes(8, "big") for i in range(6400)], 0
-    for many in range(6200, 6400, 20):  # about three of these left no page over
+@pytest.mark.parametrize("at", [0, 2, 3, 35])
+def test_full_of_what_the_last_write_freed(tmp_path: Path, at: int) -> None:
+    """LMDB has the pages that a transaction freed for the next but one: removals must not wait for them for ever, nor
+    be refused for one that reads while they are written in pieces, from the one of that number on."""
+    names, removed, stalled = [b"\2" + i.to_bytes(8, "big") for i in range(6400)], 0, 0
+    for many in range(6240, 6360, 20):  # about three of these left no page over
         folder = tmp_path / str(many)
         folder.mkdir()
         store = Store(str(folder), "typed", 2_000_000)
@@ -210,10 +212,12 @@ def test_full_of_what_the_last_write_freed(tmp_path: Path) -> None:
         store.put_in_place()
         store.check(store.path)
         store.open()
+        reader = Stalls(store, at)
         try:
             for turn in (1, 2):
                 record = bytes(8) + bytes([turn]) * 90
                 store.write(dict.fromkeys(names[:many], record), turn)
+            store._transaction = reader.transaction  # type: ignore[method-assign]
             store.write(dict.fromkeys(names[1:many]), 3)
             assert store.applied == 3
             assert (
@@ -223,8 +227,39 @@ def test_full_of_what_the_last_write_freed(tmp_path: Path) -> None:
         except lmdb.MapFullError:
             assert store.applied < 2, "it is full for ever"
         finally:
+            stalled += reader.read()
             store.close()
-    assert removed > 5
+    assert removed > 3 and bool(stalled) == bool(at)
+
+
+class Stalls:
+    """A thread that reads, from a transaction on, for a while."""
+
+    def __init__(self, store: Store, at: int) -> None:
+        self.store, self.at, self.write, self.inside = (
+            store,
+            at,
+            store._transaction,
+            threading.Event(),
+        )
+        self.thread = threading.Thread(target=self.stall)
+
+    def transaction(self, *args: Any) -> None:
+        self.at -= 1
+        if not self.at:
+            self.thread.start()
+            self.inside.wait()
+        self.write(*args)
+
+    def stall(self) -> None:
+        with self.store.reading():
+            self.inside.set()
+            time.sleep(0.05)
+
+    def read(self) -> bool:
+        if began := self.inside.is_set():
+            self.thread.join()
+        return began
 
 
 def test_nothing_is_open_over_exec(tmp_path: Path) -> None:
