@@ -137,20 +137,22 @@ def child(
     """A sweep in a process of its own: what is bad, by its place and way, and how it ended if it crashed."""
     progress[: PLACE.size] = PLACE.pack(start, 0, 0, 0)
     ours, theirs = os.pipe()
-    with tempfile.TemporaryFile() as errors:
+    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with (
+        tempfile.TemporaryFile() as errors,
+        tempfile.TemporaryDirectory(dir=shm, prefix="gbcache-starve-") as root,
+    ):
         pid = os.fork()
         if pid == 0:
             Sweep.patience = patience
             os.close(ours)
             os.dup2(errors.fileno(), 2)
-            shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
             with os.fdopen(theirs, "w") as told:
                 try:
-                    with tempfile.TemporaryDirectory(dir=shm, prefix="gbcache-starve-") as root:
-                        gc.freeze()
-                        way = Python() if how == "python" else Ours()
-                        sweep = Sweep(case, way, Path(root), progress, told)
-                        sweep.run(start, options.step, options.most, resume)
+                    gc.freeze()
+                    way = Python() if how == "python" else Ours()
+                    sweep = Sweep(case, way, Path(root), progress, told)
+                    sweep.run(start, options.step, options.most, resume)
                 except BaseException as error:
                     told.write(json.dumps({"bad": [start, False, f"{error!r}"]}))
             os._exit(0)
@@ -251,6 +253,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name begins with one of these (|)")
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--step", type=int, default=1)
+    parser.add_argument(
+        "--each", default="-", help="of these, though, every place, as of the interpreter's own (|)"
+    )
     parser.add_argument("--most", type=int, default=5000)
     parser.add_argument(
         "--planted", action="store_true", help="with cases that are to be found out"
@@ -267,7 +272,7 @@ def main() -> int:
         Own(),
         argparse.Namespace(**{**vars(options), "step": 1, "start": 0}),
     )
-    wanted = tuple(options.only.split("|"))
+    wanted, each = tuple(options.only.split("|")), tuple(options.each.split("|"))
     chosen = [case for case in CASES if case.startswith(wanted)]
     if none := [name for name in wanted if not any(case.startswith(name) for case in chosen)]:
         parser.error(f"no case begins with {none}")
@@ -276,7 +281,9 @@ def main() -> int:
         control = case.startswith(ALONE)
         if case in chosen or (control and (loops or case != CROWD)):
             begun = time.monotonic()
-            told = swept(case, options.how, every if control else options, own)
+            told = swept(
+                case, options.how, every if case.startswith((ALONE, *each)) else options, own
+            )
             told["seconds"] = round(time.monotonic() - begun, 2)
             if control:
                 own.learn(told)

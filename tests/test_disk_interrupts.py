@@ -90,7 +90,7 @@ def test_it_goes_on(tmp_path: Path, name: str, sync: str) -> None:
 @pytest.mark.parametrize("name", ["put", "incr", "flush", "rotate", "put a large one"])
 def test_killed_after_it(tmp_path: Path, name: str) -> None:
     """Killed at the interrupt, or after one more write: it opens, and all that was acknowledged is there."""
-    n, step = 0, 13 if SHORT else 3
+    n, step = 0, 19 if SHORT else 7
     while True:
         n += step
         path, told = tmp_path / str(n), tmp_path / f"{n}.told"

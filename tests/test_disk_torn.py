@@ -140,7 +140,7 @@ def campaign(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-KILLS, STORES = ["--kills", "10" if SHORT else "25"], ["--stores", "25" if SHORT else "60"]
+KILLS, STORES = ["--kills", "6" if SHORT else "12"], ["--stores", "15" if SHORT else "30"]
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ class ObjectTold(Told):
 TestTold = Told.TestCase
 TestObjectTold = tells(ObjectTold.TestCase)
 Told.TestCase.settings = ObjectTold.TestCase.settings = settings(
-    max_examples={"short": 25, "long": 3000}.get(os.environ.get("GB_SLICE", ""), 100),
+    max_examples={"short": 25, "long": 3000}.get(os.environ.get("GB_SLICE", ""), 60),
     stateful_step_count=60,
     deadline=None,
 )

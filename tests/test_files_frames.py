@@ -196,7 +196,7 @@ def test_bit_flips_of_late_and_long_frames(mode: str, folder: Path, late: bytes)
     def bits(at: int) -> Iterator[int]:
         if at in heads:
             yield from range(8)
-        elif at % (29 if SHORT else 3) == 0:
+        elif at % (29 if SHORT else 9) == 0:
             yield dice.randrange(8)
 
     assert flip_all(path, late, mode, bits) > 2000

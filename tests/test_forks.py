@@ -98,7 +98,7 @@ def test_a_verb_within_a_fork_while_others_read_and_save(
     """They cannot go on before the fork is over, so nobody may wait for them."""
     code = """
 path = sys.argv[4]
-for turn in range(3 if os.environ.get("GB_SLICE") == "short" else 15):
+for turn in range(3 if os.environ.get("GB_SLICE") == "short" else 8):
     c = eval(make)
     c["k"] = bytes(10 << 20)
     c.update((i, bytes(100)) for i in range(2000))

@@ -278,7 +278,7 @@ class ObjectTwin(Twin):
 TestTwin = Twin.TestCase
 TestObjectTwin = ObjectTwin.TestCase
 TestTwin.settings = TestObjectTwin.settings = settings(
-    max_examples={"short": 25, "long": 3000}.get(os.environ.get("GB_SLICE", ""), 100),
+    max_examples={"short": 25, "long": 3000}.get(os.environ.get("GB_SLICE", ""), 60),
     stateful_step_count=60,
     deadline=None,
 )

@@ -16,7 +16,6 @@ from gbcache import Cache, files
 sys.path.insert(0, str(Path(__file__).parent / "proof"))
 import power
 
-SHORT = os.environ.get("GB_SLICE") == "short"
 recorded = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not shutil.which("gcc"),
     reason="what is written is recorded by a preloaded library: Linux, and gcc (Debian: apt-get install gcc)",
@@ -25,14 +24,14 @@ recorded = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[power.Bench]:
-    made = power.Bench(int(os.environ.get("SEED", "1")), 2 if SHORT else 4)
+    made = power.Bench(int(os.environ.get("SEED", "1")), 2)
     yield made
     made.close()
 
 
 @recorded
 def test_old_or_new_and_nothing_else(bench: power.Bench) -> None:
-    done = bench.run(1500 if SHORT else 4000)
+    done = bench.run(1500)
     assert not done.bad, done.keep()
     assert done.refused > 20
     assert {
@@ -51,7 +50,7 @@ def test_old_or_new_and_nothing_else(bench: power.Bench) -> None:
 @pytest.mark.parametrize("plant", ["sync", "directory", "close", "open"])
 def test_what_is_left_out_is_found(plant: str, bench: power.Bench) -> None:
     """The proof can fail: without a sync that matters there are states that are neither."""
-    assert bench.run(1000, plant).bad > 10
+    assert bench.run(300, plant).bad > 10
 
 
 def test_a_torn_live_image_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_two_that_overlap(near: str, begin: str) -> None:
 @pytest.mark.parametrize("write", ["through", "behind"])
 def test_nobody_sees_the_past(near: str, write: str) -> None:
     """One writer a key, who counts: a reader never sees less than was written before it began, nor what is not yet."""
-    seconds = 1.0 if SHORT else 2.5
+    seconds = 0.8 if SHORT else 1.5
     tier = Tiered(
         NEARS[near](), Full(), write=write, negative_ttl=5, behind_seconds=0.02, behind_bytes=65536
     )

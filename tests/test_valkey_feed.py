@@ -200,7 +200,7 @@ def proof(*options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(SHORT, reason="the proofs count in seconds")
 def test_no_copy_outlives_what_is_stated() -> None:
-    ran = proof("--writes", "8000", "--cuts", "8", "--down", "0.8")
+    ran = proof("--writes", "4000", "--cuts", "4", "--down", "0.8")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "all as stated" in ran.stdout
 
@@ -209,7 +209,7 @@ def test_no_copy_outlives_what_is_stated() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ("--plant", "deaf", "--writes", "5000", "--cuts", "0", "--down", "0"),
+        ("--plant", "deaf", "--writes", "3000", "--cuts", "0", "--down", "0"),
         ("--plant", "heartless", "--writes", "0", "--cuts", "8", "--down", "0"),
     ],
 )
