@@ -11,6 +11,7 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,7 @@ def test_hostile_files_with_right_sums(
     another exception than of a value that cannot be decoded."""
     path, seen = folder / "hostile.gbs", {"refused": 0, "read": 0, "undecodable": 0}
     path.touch(0o600)
-    for what, forged in mutations(sound[0]):
+    for what, forged in islice(mutations(sound[0]), 0, None, 3 if SHORT else 1):
         path.write_bytes(forged.sealed())
         try:
             with Cache.open(path, mode) as found:
@@ -257,7 +258,7 @@ def test_hostile_files_with_right_sums(
             seen["refused"] += 1
         except (ValueError, TypeError, KeyError, OverflowError, EOFError):
             seen["undecodable"] += 1
-    assert seen["refused"] > 100, seen
+    assert seen["refused"] > (30 if SHORT else 100), seen
 
 
 @pytest.mark.parametrize("mode", MODES)
