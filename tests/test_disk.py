@@ -180,7 +180,7 @@ def test_max_bytes(tmp_path: Path, size: int) -> None:
     most, many = 8_000_000, 20 if size < 1000 else 1
     with Disk(tmp_path / "d", sync="never", max_bytes=most) as disk:
         stored: list[int] = []
-        for turn in range(2 if SHORT else 4):
+        for turn in range(2 if SHORT else 3):
             with pytest.raises(FarError, match="max_bytes") as failed:
                 for at in range(turn * 1_000_000, turn * 1_000_000 + 200_000, many):
                     disk.put_many([(i, bytes(size), None) for i in range(at, at + many)])

@@ -31,7 +31,7 @@ def bench() -> Iterator[power.Bench]:
 
 @recorded
 def test_old_or_new_and_nothing_else(bench: power.Bench) -> None:
-    done = bench.run(1500)
+    done = bench.run(300, each=10)
     assert not done.bad, done.keep()
     assert done.refused > 20
     assert {
@@ -50,7 +50,7 @@ def test_old_or_new_and_nothing_else(bench: power.Bench) -> None:
 @pytest.mark.parametrize("plant", ["sync", "directory", "close", "open"])
 def test_what_is_left_out_is_found(plant: str, bench: power.Bench) -> None:
     """The proof can fail: without a sync that matters there are states that are neither."""
-    assert bench.run(300, plant).bad > 10
+    assert bench.run(100, plant, each=10).bad > 10
 
 
 def test_a_torn_live_image_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

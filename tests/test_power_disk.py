@@ -32,7 +32,7 @@ def bench() -> Iterator[power_disk.Bench]:
 
 @recorded
 def test_what_was_promised_is_there(bench: power_disk.Bench) -> None:
-    done = bench.run(50, each=1)
+    done = bench.run(300, each=0.2)
     assert not done.bad, done.bad[0][0]
     assert len(done.ends) == 3
 

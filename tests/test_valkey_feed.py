@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -210,14 +211,14 @@ def test_no_copy_outlives_what_is_stated() -> None:
     "options",
     [
         ("--plant", "deaf", "--writes", "3000", "--cuts", "0", "--down", "0"),
-        ("--plant", "heartless", "--writes", "0", "--cuts", "8", "--down", "0"),
+        ("--plant", "heartless", "--writes", "0", "--cuts", "3", "--down", "0"),
     ],
 )
 def test_a_planted_fault_is_found(options: tuple[str, ...]) -> None:
     """Changes that are not heard; heartbeats that do not come. Sought again where the machine is late itself."""
     for seed in "123":
         ran = proof(*options, "--seed", seed)
-        found = "reads were stale" in ran.stdout or "behind, the bound" in ran.stdout
+        found = re.search("reads were stale|were not noticed|behind, the bound", ran.stdout)
         if found:
             break
     assert found and ran.returncode == 1, ran.stdout + ran.stderr

@@ -91,7 +91,7 @@ def kill(_: str, build: str, out: Path) -> str:
         objects.append(made)
     program = str(out / f"kill-{build}")
     call(["gcc", *objects, "-lpthread", "-o", program])
-    return call([program, SEED, os.environ.get("KILL_ROUNDS", "3")], 600)
+    return call([program, SEED, os.environ.get("KILL_ROUNDS", "2")], 600)
 
 
 def one(what: str, out: Path, wrong: str) -> None:

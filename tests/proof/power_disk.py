@@ -175,8 +175,9 @@ class Campaign:
         self.bad: list[tuple[str, power.Files]] = []
 
     def cut(
-        self, recording: power.Recording, wanted: list[dict[Any, Any]], each: int, plant: str
+        self, recording: power.Recording, wanted: list[dict[Any, Any]], each: float, plant: str
     ) -> None:
+        """After each call, some `each` disks; if that is below one, after so many of the calls one."""
         player = Player(recording, sectors=True)
         for event in recording.events:
             if plant and event.what in ("fsync", "msync") and self.of(event) == plant:
@@ -185,7 +186,8 @@ class Campaign:
                 return
             if not player.play(event):
                 continue
-            for _ in range(player.worth(each)):
+            few = each < 1
+            for _ in range(self.dice.random() < each if few else player.worth(int(each))):
                 self.drawn += 1
                 state = player.after_cut(self.dice)
                 key = hash((player.may, tuple(sorted(state.items()))))
@@ -257,7 +259,7 @@ class Bench:
         self.kept = files.boot_id
         files.boot_id = lambda: THIRD
 
-    def run(self, states: int, plant: str = "", each: int = 3) -> Campaign:
+    def run(self, states: int, plant: str = "", each: float = 3) -> Campaign:
         campaign = Campaign(self.seed, self.folder)
         while len(campaign.seen) < states and not (campaign.bad and plant):
             for recording, wanted in self.recordings:

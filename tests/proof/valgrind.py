@@ -36,7 +36,7 @@ SLICE = [
 ]
 MORE = ["test_memoize.py", "test_object_misbehaving.py", "test_events_subscribers.py"]
 """With --all; and then the C tests are run in the normal build too, and test_oom, which runs through each allocation."""
-LEFT_OUT = {"test_max_bytes": "fills a disk: a minute", "fork": "as slow, and forks are proof-fork's",
+LEFT_OUT = {"test_max_bytes": "fills a disk: a minute", "full_of_what": "as long", "fork": "as slow, and forks are proof-fork's",
             "twice_as_deep": "uses tracemalloc, which leaks its own records"}  # fmt: skip
 PLANT = """
 #include <stdlib.h>
