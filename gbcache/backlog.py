@@ -56,6 +56,10 @@ class Backlog:
             self._change.tell()  # the thread waits for a first one
             self._since = write[3]
         self._bytes = total
+        if newest is not self._newest and not any(newest is one for one in self._generations):
+            self._weigh()  # a handler forked, and this is the child: those were its parent's
+            self._add(key, write)
+            return
         newest[key] = write  # last: if that is cut off, a generation without it is as good
         if aside:
             self._bytes -= self.aside.pop(key)

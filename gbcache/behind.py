@@ -78,8 +78,8 @@ class Behind(Backlog):
                 or self._bytes + size > self._ample
                 or self._thread is None
                 or self._over
-            ):
-                self._make_room(size, write[3], (key,), write[0] is pending.REMOVED)
+            ) and self._make_room(size, write[3], (key,), write[0] is pending.REMOVED):
+                write = pending.young(write)
             self._add(key, write)
             return self._mark
 
@@ -91,22 +91,26 @@ class Behind(Backlog):
         if self._thread is None and not self._over:
             self._start()
         with self._change:
-            self._make_room(size, time.monotonic(), writes)
+            waited = self._make_room(size, time.monotonic(), writes)
             for key, write in writes.items():
-                self._add(key, write)
+                self._add(key, pending.young(write) if waited else write)
             return self._mark
 
-    def _make_room(self, size: int, now: float, keys: Iterable[Any], gone: bool = False) -> None:
-        if self.aside.writes:  # what it takes the place of goes
-            size -= self.aside.size_of(keys)
-        if self._is_crowded(size, now, gone):
-            self._wait_for_room(size, gone)
+    def _make_room(self, size: int, now: float, keys: Collection[Any], gone: bool = False) -> bool:
+        """Whether it waited: what is put then is young again, or all who wait would find the oldest late anew."""
+        if crowded := self._is_crowded(self._more(size, keys), now, gone):
+            self._wait_for_room(size, keys, gone)
         if self._over:
             raise ClosedError("the tier is closed")
         if self._thread is None:
             self._start()
         elif self._bytes - self.aside.bytes > self._ample:
             self._change.tell()
+        return crowded
+
+    def _more(self, size: int, keys: Iterable[Any]) -> int:
+        """Bytes: what it takes the place of goes."""
+        return size - self.aside.size_of(keys) if self.aside.writes else size
 
     def _most(self, gone: bool) -> int:
         """Bytes. A removal makes room: what has none (up to so much again) does not keep it out."""
@@ -130,25 +134,29 @@ class Behind(Backlog):
         inside = self._change._depth > 1 or self._starter == threading.get_ident()
         return inside or self.aside.sparing.mine
 
-    def _wait_for_room(self, size: int, gone: bool) -> None:
-        self._hurried += 1
-        failed, aside = self._failed, self.aside
+    def _wait_for_room(self, size: int, keys: Collection[Any], gone: bool) -> None:
+        begun, aside = (self._failed, self._stuck), self.aside
         tried = aside.tried
-        if self._bytes + size > self._most(gone):
-            aside.again = 0.0
+        self._hurried += 1
         try:
-            while self._is_crowded(size, time.monotonic(), gone):
+            if self._bytes + self._more(size, keys) > self._most(gone):
+                aside.again = 0.0
+            while self._is_crowded(more := self._more(size, keys), time.monotonic(), gone):
                 if self._over or self._own or self._nested:  # a little too much, rather
                     return
-                error = self.error if self._failed > failed else None
-                if aside.tried > tried and aside.bytes + size > self._most(gone):
+                error = self.error if self._fails(begun) else None
+                if aside.tried > tried and aside.bytes + more > self._most(gone):
                     error = aside.error
                 if error is not None:
                     pending.again(error, "the write-behind buffer is full")
                 self._wake()
                 self._change.wait(0.1)
         finally:
-            self._hurried -= 1
+            self._hurried = max(self._hurried - 1, 0)  # this may be a child of who waited
+
+    def _fails(self, begun: tuple[int, int]) -> bool:
+        """Whether the far side took nothing since then, or some failed for long while it took others."""
+        return self._stuck > begun[1] or self._failed > begun[0] + _PATIENCE
 
     def _wake(self) -> None:
         if self._thread is None:
@@ -178,7 +186,7 @@ class Behind(Backlog):
                 self._drain_until(time.monotonic(), begun)
                 left = self.aside.of(keys)
         finally:
-            self._hurried -= 1
+            self._hurried = max(self._hurried - 1, 0)
         if left:
             raise self.aside.told(left) from self.aside.error
 
@@ -187,8 +195,7 @@ class Behind(Backlog):
             self._wait_on(begun)
 
     def _wait_on(self, begun: tuple[int, int]) -> None:
-        failed = self._stuck > begun[1] or self._failed > begun[0] + _PATIENCE
-        if failed and self.error is not None:
+        if self._fails(begun) and self.error is not None:
             pending.again(self.error, f"{self._count():,} writes wait for the far side")
         self._wake()
         self._change.wait(0.1)
@@ -249,7 +256,8 @@ class Behind(Backlog):
                 self._start()  # for what others put meanwhile
             raise
         finally:
-            self._starter = 0
+            if self._starter == threading.get_ident():  # or it is another's, who came first
+                self._starter = 0
 
     def _turn(self) -> bool | None:
         """One wait, or one generation. True: there may be more; False: nothing is pending; None: it is over."""
@@ -299,7 +307,7 @@ class Behind(Backlog):
     def _write(self, batch: dict[Any, Pending]) -> None:
         """The first of the generations."""
         try:
-            given = self._send(batch, self._doubted, self._row > 0, _SLICE)
+            given = self._send(batch, self._doubted, self._row, _SLICE)
         except MemoryError:  # all is as it was
             self._rest(pending.SHORT)
             return
@@ -325,11 +333,11 @@ class Behind(Backlog):
         began = time.monotonic()
         try:
             aside, seconds = self.aside, _HURRIED if self._hurried else _BRIEF
-            given = self._send(batch, aside.doubted, aside.failed, seconds)
+            given = self._send(batch, aside.doubted, int(aside.failed), seconds)
             left = given.left
             if len(left) == len(batch) > 1:  # the smallest has no room; another each time
                 left, first = dict(batch), next(iter(batch))
-                one = self._send({first: left.pop(first)}, aside.doubted, True, 0.0)
+                one = self._send({first: left.pop(first)}, aside.doubted, 1, 0.0)
                 left.update({**one.rest, **one.left})
         except MemoryError:
             return True
@@ -361,9 +369,9 @@ class Behind(Backlog):
                 self._change.wait(rest)
 
     def _send(
-        self, batch: dict[Any, Pending], doubted: set[Any], apart: bool, seconds: float
+        self, batch: dict[Any, Pending], doubted: set[Any], failed: int, seconds: float
     ) -> trial.Given:
-        given = trial.give(self.far, self.codec, batch, doubted, apart, seconds)
+        given = trial.give(self.far, self.codec, batch, doubted, failed, seconds)
         if given.why is not None:
             self.aside.error = given.why
             self.errors += 1
@@ -383,7 +391,7 @@ class Behind(Backlog):
         self._newest, self.aside, self._thread = {}, pending.Aside(), None
         self._generations, self._bytes, self._hurried = deque([self._newest]), 0, 0
         self._since, self._over = NEVER, False  # who was closing it is not here
-        self._row, self._doubted = 0, set()
+        self._row, self._doubted, self._starter = 0, set(), 0
 
 
 def _run(ref: weakref.ref[Behind]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import sys
+import time
 import weakref
 from typing import Any
 
@@ -48,12 +49,25 @@ def watch(far: Far) -> None:
     _watched = True
 
 
+def _close(behind: Any, end: float) -> None:
+    """Until then what passes, as a server that begins anew, loses nothing."""
+    while True:
+        try:
+            behind.close()
+            return
+        except FarError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(pending.FIRST)
+
+
 def _at_exit() -> None:
     raised: BaseException | None = None
+    end = time.monotonic() + pending.LONGEST
     for behind in list(buffers):
         try:
             try:
-                behind.close()
+                _close(behind, end)
             except RuntimeError:  # of `Thread.start`
                 behind.empty()
         except Exception as error:

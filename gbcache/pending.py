@@ -26,6 +26,7 @@ __all__ = [
     "TierStats",
     "again",
     "are_plain",
+    "bare",
     "check",
     "frozen",
     "merge",
@@ -33,6 +34,7 @@ __all__ = [
     "size_of",
     "tell",
     "value_of",
+    "young",
 ]
 
 _ATOMS = frozenset({bytes, str, int, float, bool, type(None)})
@@ -113,6 +115,21 @@ def are_plain(keys: Collection[Any]) -> bool:
 
 def _weight(key: Any) -> int:
     return getsizeof(key) + (sum(map(_weight, key)) if isinstance(key, tuple) else 0)
+
+
+def young(write: Pending) -> Pending:
+    """The same, come now."""
+    return (*write[:3], time.monotonic(), write[4])
+
+
+def bare(error: FarError | None) -> FarError | None:
+    """Without tracebacks: their frames keep all that the far side was given."""
+    todo: list[BaseException | None] = [error]
+    for one in todo:
+        if one is not None and one.__traceback__ is not None:
+            one.__traceback__ = None
+            todo += [one.__cause__, one.__context__]
+    return error
 
 
 def size_of(writes: dict[Any, Pending]) -> int:

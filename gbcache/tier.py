@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections.abc import (
@@ -297,7 +298,10 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         self._drained(keys)
         with self._asking():
             done = verb(*args)
-        self._drained(keys)
+        with contextlib.suppress(
+            FarError
+        ):  # what it did is done: that is of who put the other one, and syncs
+            self._drained(keys)
         return done
 
     def delete_many(self, keys: Iterable[Any]) -> int:

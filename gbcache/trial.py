@@ -9,12 +9,17 @@ from typing import Any, NamedTuple
 from .codec import Codec
 from .errors import ClosedError, FarError, ImageError
 from .far import Far
-from .pending import REMOVED, Pending, value_of
+from .pending import REMOVED, Pending, bare, value_of
 
 __all__ = ["Given", "give"]
 
 _IN_A_ROW = 8
-"""Writes that fail one after the other, each alone, before it is taken for the far side's fault."""
+"""Writes that fail one after the other, each alone, before it is taken for the far side's fault; twice as many with
+each attempt that failed before, if nothing is taken: as many may be at fault themselves."""
+_DOUBLED = 7
+_PIECE = 1 << 20
+"""Encoded bytes that are decoded for one call, but for one write that is longer: a value may take many times its
+bytes."""
 _Item = tuple[Any, Any, "float | None"]
 """Key, value (or REMOVED), deadline."""
 
@@ -44,21 +49,21 @@ def give(
     codec: Codec | None,
     batch: dict[Any, Pending],
     doubted: set[Any],
-    apart: bool,
+    failed: int,
     seconds: float,
 ) -> Given:
-    """Has the far side do these: one call at least, and more for so long. `apart`: together they failed before;
-    `doubted`: alone, so these come last."""
-    trial = _Trial(far, batch, doubted)
-    items = trial.begin(codec)
-    todo = trial.run(items, 1 if apart else len(items), time.monotonic() + seconds)
-    rest = {item[0] for item in todo}.union(trial.failed).difference(trial.left)
+    """Has the far side do these: one call at least, and more for so long. `failed`: so many times they did before,
+    together; `doubted`: alone, so these come last."""
+    trial = _Trial(far, codec, batch, doubted, _IN_A_ROW << min(failed, _DOUBLED))
+    items = trial.begin()
+    todo = trial.run(items, 1 if failed else len(items), time.monotonic() + seconds)
+    rest = {item[0] for item in todo}.union(trial.failed).difference(trial.left, trial.never)
     return Given(
         {key: write for key, write in batch.items() if key in rest} if rest else {},
         {key: batch[key] for key in trial.left},
         trial.never,
-        trial.why,
-        trial.error,
+        bare(trial.why),
+        bare(trial.error),
         rest.intersection(doubted.union(trial.failed)),
         trial.taken,
     )
@@ -78,8 +83,11 @@ def _of_one(error: FarError) -> int:
 class _Trial:
     """One `give`."""
 
-    def __init__(self, far: Far, batch: dict[Any, Pending], doubted: set[Any]) -> None:
-        self._far, self._batch, self._doubted = far, batch, doubted
+    def __init__(
+        self, far: Far, codec: Codec | None, batch: dict[Any, Pending], doubted: set[Any], row: int
+    ) -> None:
+        self._far, self._codec, self._batch = far, codec, batch
+        self._doubted, self._row = doubted, row
         self.left: list[Any] = []
         self.failed: list[Any] = []
         """Alone, since the last that was taken."""
@@ -88,25 +96,18 @@ class _Trial:
         self.error: FarError | None = None
         self.taken = False
         self._plain = False  # nothing is removed, or ever over
+        self._encoded = False  # something is
 
-    def begin(self, codec: Codec | None) -> list[_Item]:
+    def begin(self) -> list[_Item]:
         """In the order in which they are tried: those that failed alone last, removals first, which make room."""
         items: list[_Item] = []
-        plain = True
-        for key, write in self._batch.items():
-            value, until = write[0], write[2]
-            if write[1]:
-                try:
-                    value = value_of(codec, write)
-                except MemoryError:
-                    raise
-                except BaseException as error:
-                    self.never[key] = error
-                    continue
+        plain, encoded = True, False
+        for key, (value, is_encoded, until, _, _) in self._batch.items():
             if until is not None or value is REMOVED:
                 plain = False
+            encoded |= is_encoded
             items.append((key, value, until))
-        self._plain = plain
+        self._plain, self._encoded = plain, encoded
         if self._doubted or not plain:
             items.sort(key=lambda item: (item[0] in self._doubted, item[1] is not REMOVED))
         return items
@@ -117,8 +118,10 @@ class _Trial:
         sized = begun = False
         while at < len(items) and not (begun and time.monotonic() > end):
             some, begun = items[at : at + step], True
+            if self._encoded:
+                del some[self._piece(some) :]
             try:
-                self._call(some)
+                self._call(self._decoded(some) if self._encoded else some)
             except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
                 self.error = FarError(str(error))
                 break
@@ -128,6 +131,9 @@ class _Trial:
                     at, row = at + 1, row + 1
                     self._fails(some[0][0], kind, error)
                 step = 1
+                begun = (
+                    len(some) == 1 or not kind
+                )  # else one is tried alone, however late it is: or all come again
                 if kind == errno.ENOSPC:
                     items = items[at:]
                     if sized and len(some) == 1:  # smaller ones have been tried
@@ -137,7 +143,7 @@ class _Trial:
                     at, sized = 0, True
                 elif not kind:
                     self.error = error
-                    if row > _IN_A_ROW:
+                    if row > (_IN_A_ROW if self.taken else self._row):
                         break
             except MemoryError:
                 raise
@@ -145,7 +151,7 @@ class _Trial:
                 if len(some) == 1:
                     self.never[some[0][0]] = error
                     at += 1
-                step = 1
+                begun, step = len(some) == 1, 1
             else:
                 self.taken = True
                 at, row = at + len(some), 0
@@ -156,8 +162,33 @@ class _Trial:
             self._sets_aside()
         return items[at:]
 
+    def _piece(self, items: list[_Item]) -> int:
+        """How many are decoded at once."""
+        size = 0
+        for n, item in enumerate(items):
+            write = self._batch[item[0]]
+            size += write[4] if write[1] else 0
+            if size > _PIECE and n:
+                return n
+        return len(items)
+
+    def _decoded(self, items: list[_Item]) -> list[_Item]:
+        """What cannot be is never stored."""
+        out: list[_Item] = []
+        for item in items:
+            write = self._batch[item[0]]
+            try:
+                out.append((item[0], value_of(self._codec, write), item[2]) if write[1] else item)
+            except MemoryError:
+                raise
+            except BaseException as error:
+                self.never[item[0]] = error
+        return out
+
     def _call(self, items: list[_Item]) -> None:
         """What is over by now goes, too."""
+        if not items:
+            return
         if self._plain:
             self._far.put_many(items)
             return
@@ -175,7 +206,9 @@ class _Trial:
             self._far.put_many(puts)
 
     def _size_of(self, item: _Item) -> int:
-        return 0 if item[1] is REMOVED else self._batch[item[0]][4]
+        """What is removed, or is over by now, makes room."""
+        over = item[1] is REMOVED or (item[2] is not None and item[2] <= time.monotonic())
+        return 0 if over else self._batch[item[0]][4]
 
     def _fails(self, key: Any, kind: int, error: FarError) -> None:
         if kind == errno.EFBIG:
