@@ -121,7 +121,9 @@ class _Trial:
             if self._encoded:
                 del some[self._piece(some) :]
             try:
-                self._call(self._decoded(some) if self._encoded else some)
+                given = self._decoded(some) if self._encoded else some
+                if given:
+                    self._call(given)
             except (ClosedError, ImageError) as error:  # not of one write: none is to be given up
                 self.error = FarError(str(error))
                 break
@@ -131,9 +133,8 @@ class _Trial:
                     at, row = at + 1, row + 1
                     self._fails(some[0][0], kind, error)
                 step = 1
-                begun = (
-                    len(some) == 1 or not kind
-                )  # else one is tried alone, however late it is: or all come again
+                # Of many that have no room one is tried alone, however late it is: else all would come again.
+                begun = len(some) == 1 or not kind
                 if kind == errno.ENOSPC:
                     items = items[at:]
                     if sized and len(some) == 1:  # smaller ones have been tried
@@ -153,10 +154,10 @@ class _Trial:
                     at += 1
                 begun, step = len(some) == 1, 1
             else:
-                self.taken = True
-                at, row = at + len(some), 0
-                step = min(step * 2, len(items))
-                self._sets_aside()
+                at, step = at + len(some), min(step * 2, len(items))
+                if given:
+                    row, self.taken = 0, True
+                    self._sets_aside()
         # The last few, too: where it stopped answering just now they go wrongly, and come again.
         if self.taken:
             self._sets_aside()
@@ -187,8 +188,6 @@ class _Trial:
 
     def _call(self, items: list[_Item]) -> None:
         """What is over by now goes, too."""
-        if not items:
-            return
         if self._plain:
             self._far.put_many(items)
             return
