@@ -57,7 +57,8 @@ def count(place: Path, layout: str = "") -> dict[str, float]:
         sums = Path(folder, "sums")
         ran = subprocess.run(
             ["valgrind", "--tool=callgrind", f"--callgrind-out-file={sums}", "--dump-before=getppid",
-             sys.executable, str(ROOT / "bench" / "counted.py"), str(TIMES)],
+             sys.executable, "-X", f"pycache_prefix={folder}",  # what was kept of a module is not as it was compiled
+             str(ROOT / "bench" / "counted.py"), str(TIMES)],
             capture_output=True, text=True, cwd=folder,
             env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{place}{layout}", "PYTHONHASHSEED": "0", "LC_ALL": "C",
                  "PYTHONDONTWRITEBYTECODE": "1"},
