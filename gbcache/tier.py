@@ -298,9 +298,8 @@ class Tiered(ReadThrough, MutableMapping[Any, Any]):
         self._drained(keys)
         with self._asking():
             done = verb(*args)
-        with contextlib.suppress(
-            FarError
-        ):  # what it did is done: that is of who put the other one, and syncs
+        # What it did is done. That another's write is not taken is told to who syncs.
+        with contextlib.suppress(FarError):
             self._drained(keys)
         return done
 

@@ -237,12 +237,8 @@ class Stalls:
     """A thread that reads, from a transaction on, for a while."""
 
     def __init__(self, store: Store, at: int) -> None:
-        self.store, self.at, self.write, self.inside = (
-            store,
-            at,
-            store._transaction,
-            threading.Event(),
-        )
+        self.store, self.at, self.write = store, at, store._transaction
+        self.inside = threading.Event()
         self.thread = threading.Thread(target=self.stall)
 
     def transaction(self, *args: Any) -> None:

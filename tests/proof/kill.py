@@ -180,9 +180,8 @@ class Campaign:
         time.sleep(self.rng.uniform(*self.wait))
         if not self.problems:
             self.until_all_go_on(arena, pid)
-        if (
-            plan.aside in ASIDES and not self.asides[plan.aside]
-        ):  # the first comes to its end, also on a slow disk
+        # The first of each comes to its end, also on a slow disk.
+        if plan.aside in ASIDES and not self.asides[plan.aside]:
             ended = f"{plan.aside} does not come to its end"
             self.until(arena, pid, lambda: arena.ledger.get("asides"), ended)
         time.sleep(self.rng.uniform(0, 0.005))  # not always as the last of them has returned
